@@ -1,0 +1,355 @@
+//! Conversations to text, with the template the model came with.
+//!
+//! The templates are Jinja as Hugging Face transformers runs it: blocks trimmed, Python's string methods, `tojson` that
+//! writes as Python's `json.dumps` does, `raise_exception`, `strftime_now`, loop controls, and `{% generation %}` marks
+//! (which are read over).
+
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::{Environment, ErrorKind, Value as Jinja};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sharp_model::tokenizer::Tokenizer;
+
+use crate::clock;
+use crate::document::{Document, Turn};
+use crate::error::{Error, Result};
+use crate::python_json::{self, Style};
+use crate::read::kind;
+
+/// Work a template may do before it is stopped: far more than any real one needs, little enough that a hostile one
+/// ends within seconds.
+const FUEL: u64 = 50_000_000;
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Message { role: role.into(), content: content.into() }
+    }
+}
+
+/// A model's chat template.
+pub struct Chat {
+    env: Environment<'static>,
+    /// `bos_token`, `eos_token` and their like, by name.
+    tokens: Map<String, Value>,
+}
+
+impl std::fmt::Debug for Chat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chat").field("tokens", &self.tokens).finish_non_exhaustive()
+    }
+}
+
+fn template_error(e: &minijinja::Error) -> Error {
+    // The message a template raises itself is the best account of what was wrong.
+    let what = match (e.detail(), e.line()) {
+        (Some(detail), _) if e.kind() == ErrorKind::InvalidOperation && detail.starts_with(RAISED) => {
+            detail.trim_start_matches(RAISED).to_owned()
+        }
+        (_, _) => e.to_string(),
+    };
+    Error::Template { what }
+}
+
+const RAISED: &str = "raised: ";
+
+impl Chat {
+    /// A template with the special tokens it may name (`bos_token`, `eos_token`, ...).
+    ///
+    /// # Errors
+    /// [`Error::Template`] if it does not compile, with the line.
+    pub fn new(template: &str, tokens: Map<String, Value>) -> Result<Self> {
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| template_error(&e))?);
+        env.set_fuel(Some(FUEL));
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_formatter(|out, state, value| match value.kind() {
+            ValueKind::Bool => {
+                out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Into::into)
+            }
+            ValueKind::None => out.write_str("None").map_err(Into::into),
+            _ => minijinja::escape_formatter(out, state, value),
+        });
+        env.add_filter("tojson", tojson);
+        env.add_function(
+            "raise_exception",
+            |what: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{what}")))
+            },
+        );
+        env.add_template_owned("chat template", without_generation_marks(template))
+            .map_err(|e| template_error(&e))?;
+        Ok(Chat { env, tokens }.with_now(None))
+    }
+
+    /// The same template with the clock of `strftime_now` set to `now` (seconds since 1970, UTC); `None` is the
+    /// real time. Training data should set it, so that the same input gives the same bytes.
+    #[must_use]
+    pub fn with_now(mut self, now: Option<i64>) -> Self {
+        self.env.add_function(
+            "strftime_now",
+            move |format: String| -> std::result::Result<String, minijinja::Error> {
+                clock::strftime(&format, now.unwrap_or_else(clock::now))
+                    .map_err(|what| minijinja::Error::new(ErrorKind::InvalidOperation, what))
+            },
+        );
+        self
+    }
+
+    /// The template in the text of a `tokenizer_config.json`, or `None` if it has none. Of several named templates the
+    /// one named `default` is taken.
+    ///
+    /// # Errors
+    /// If the text is not such a file, or the template does not compile.
+    pub fn from_tokenizer_config(json: &str) -> Result<Option<Self>> {
+        let config: Map<String, Value> = serde_json::from_str(json)
+            .map_err(|e| Error::Template { what: format!("tokenizer_config.json: {e}") })?;
+        let template = match config.get("chat_template") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(s)) => s,
+            Some(Value::Array(named)) => named
+                .iter()
+                .find(|t| t.get("name").and_then(Value::as_str) == Some("default"))
+                .or_else(|| named.first())
+                .and_then(|t| t.get("template"))
+                .and_then(Value::as_str)
+                .ok_or_else(|| Error::Template {
+                    what: "none of the named templates is \"default\"".into(),
+                })?,
+            Some(other) => {
+                return Err(Error::Template { what: format!("\"chat_template\" is {}", kind(other)) });
+            }
+        };
+        Chat::new(template, special_tokens(&config)).map(Some)
+    }
+
+    /// The template a tokenizer came with, or `None` if it has none.
+    ///
+    /// # Errors
+    /// If the template does not compile.
+    pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let tokens = special_tokens(tokenizer.config());
+        tokenizer.chat_template().map(|template| Chat::new(template, tokens)).transpose()
+    }
+
+    /// The template of a model's folder: `chat_template.jinja`, else the one in `tokenizer_config.json`; `None` if
+    /// there is neither.
+    ///
+    /// # Errors
+    /// If a file cannot be read or the template does not compile.
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
+        let read = |name: &str| -> Result<Option<String>> {
+            let path = folder.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some(text)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(Error::io(&path, e)),
+            }
+        };
+        let config = read("tokenizer_config.json")?;
+        if let Some(template) = read("chat_template.jinja")? {
+            let config: Map<String, Value> = match &config {
+                None => Map::new(),
+                Some(json) => serde_json::from_str(json)
+                    .map_err(|e| Error::file(&folder.join("tokenizer_config.json"), e.to_string()))?,
+            };
+            return Chat::new(&template, special_tokens(&config)).map(Some);
+        }
+        config.map_or(Ok(None), |json| Chat::from_tokenizer_config(&json))
+    }
+
+    /// Writes a conversation; with `add_generation_prompt`, up to where the assistant begins to speak.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the template refuses the messages.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, &Map::new())
+    }
+
+    /// As [`Chat::render`], for messages as JSON (content in parts, tool calls and so on), with further variables
+    /// for the template (`tools`, `enable_thinking`, ...).
+    ///
+    /// # Errors
+    /// [`Error::Template`] if the template refuses the messages.
+    pub fn render_json(
+        &self,
+        messages: &Value,
+        add_generation_prompt: bool,
+        more: &Map<String, Value>,
+    ) -> Result<String> {
+        self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, more)
+    }
+
+    fn render_with(&self, messages: Jinja, generate: bool, more: &Map<String, Value>) -> Result<String> {
+        let mut context: Vec<(String, Jinja)> =
+            self.tokens.iter().chain(more).map(|(k, v)| (k.clone(), Jinja::from(Serde(v)))).collect();
+        context.push(("messages".into(), messages));
+        context.push(("add_generation_prompt".into(), Jinja::from(generate)));
+        let context: Jinja = context.into_iter().collect();
+        self.env.get_template("chat template").and_then(|t| t.render(context)).map_err(|e| template_error(&e))
+    }
+
+    /// A conversation (a JSON list of messages) as a document: what the assistant says is its completions, all else its
+    /// prompts.
+    ///
+    /// Where one message ends and the next begins follows from writing ever longer beginnings of the conversation.
+    /// Some templates write an earlier answer differently once another follows it; with those only the last
+    /// answer is a completion.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if it is not a list of messages with roles, none is the assistant's, the template
+    /// refuses them, or it does not write the last answer after what came before it.
+    pub fn document(&self, messages: &Value) -> Result<Document> {
+        let list = self.messages(messages)?;
+        let answers: Vec<usize> =
+            (0..list.len()).filter(|&i| list.get(i).and_then(role) == Some("assistant")).collect();
+        let Some(&last) = answers.last() else {
+            return Err(Error::Template { what: "no message has the role \"assistant\"".into() });
+        };
+        // What a user says after the last answer is no part of the document: nothing comes of it.
+        let list = list.get(..=last).unwrap_or(list);
+        match self.turns(list, &answers)? {
+            Some(doc) => Ok(doc),
+            None => self.pair(&Value::Array(list.to_vec()), last),
+        }
+    }
+
+    /// A conversation whose messages from number `first` on are the completion.
+    ///
+    /// # Errors
+    /// As [`Chat::document`].
+    pub fn pair(&self, messages: &Value, first: usize) -> Result<Document> {
+        let list = self.messages(messages)?;
+        let head: Vec<Value> = list.iter().take(first).cloned().collect();
+        let whole = self.render_json(messages, false, &Map::new())?;
+        let prompt = self.render_json(&Value::Array(head), true, &Map::new())?;
+        match whole.strip_prefix(prompt.as_str()) {
+            Some("") | None => Err(Error::Template {
+                what: "the conversation as written does not begin with its prompt as written".into(),
+            }),
+            Some(rest) => Ok(Document { chat: true, ..Document::pair(prompt.as_str(), rest) }),
+        }
+    }
+
+    /// The document with every answer counted, or `None` if the template rewrites what came before.
+    fn turns(&self, list: &[Value], answers: &[usize]) -> Result<Option<Document>> {
+        let whole = self.render_json(&Value::Array(list.to_vec()), false, &Map::new())?;
+        let mut turns = Vec::new();
+        let mut at = 0;
+        for &answer in answers {
+            let before = Value::Array(list.get(..answer).unwrap_or_default().to_vec());
+            let after = Value::Array(list.get(..=answer).unwrap_or_default().to_vec());
+            let begin = self.render_json(&before, true, &Map::new())?;
+            let end = self.render_json(&after, false, &Map::new())?;
+            if !(whole.starts_with(&begin)
+                && whole.starts_with(&end)
+                && at <= begin.len()
+                && begin.len() < end.len())
+            {
+                return Ok(None);
+            }
+            let (Some(prompt), Some(completion)) =
+                (whole.get(at..begin.len()), whole.get(begin.len()..end.len()))
+            else {
+                return Ok(None);
+            };
+            turns.push(Turn { prompt: prompt.to_owned(), completion: completion.to_owned() });
+            at = end.len();
+        }
+        let mut turns = turns.into_iter();
+        let Some(first) = turns.next() else { return Ok(None) };
+        Ok(Some(Document {
+            prompt: first.prompt,
+            completion: first.completion,
+            turns: turns.collect(),
+            chat: true,
+            group: None,
+        }))
+    }
+
+    fn messages<'v>(&self, messages: &'v Value) -> Result<&'v [Value]> {
+        let bad = |what: String| Error::Template { what };
+        let list = messages
+            .as_array()
+            .ok_or_else(|| bad(format!("\"messages\" is {}, not a list", kind(messages))))?;
+        if list.is_empty() {
+            return Err(bad("the list of messages is empty".into()));
+        }
+        for (i, message) in list.iter().enumerate() {
+            if role(message).is_none() {
+                return Err(bad(format!("message {} has no \"role\"", i + 1)));
+            }
+        }
+        Ok(list)
+    }
+}
+
+fn role(message: &Value) -> Option<&str> {
+    message.get("role")?.as_str()
+}
+
+/// The tokens a template may name: every `*_token` of the configuration, a string or an object with `content`.
+fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
+    config
+        .iter()
+        .filter(|(name, _)| name.ends_with("_token"))
+        .filter_map(|(name, value)| {
+            let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str))?;
+            Some((name.clone(), Value::String(text.to_owned())))
+        })
+        .collect()
+}
+
+/// Transformers marks the assistant's words with `{% generation %}`; what lies within is plain template text.
+fn without_generation_marks(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        out.push_str(before);
+        let Some((inside, after)) = tag.split_once("%}") else {
+            out.push_str("{%");
+            rest = tag;
+            continue;
+        };
+        out.push_str("{%");
+        match inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()) {
+            name @ ("generation" | "endgeneration") => {
+                let with = if name == "generation" { "if true" } else { "endif" };
+                out.push_str(&inside.replacen(name, with, 1));
+            }
+            _ => out.push_str(inside),
+        }
+        out.push_str("%}");
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// `tojson` as transformers defines it: Python's `json.dumps` with `ensure_ascii=False`.
+fn tojson(value: &Jinja, options: Kwargs) -> std::result::Result<Jinja, minijinja::Error> {
+    let json = serde_json::to_value(value)
+        .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let style = Style {
+        indent: options.get::<Option<usize>>("indent")?,
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        separators: separators.and_then(|s| <[String; 2]>::try_from(s).ok()),
+    };
+    options.assert_all_used()?;
+    Ok(Jinja::from_safe_string(python_json::write(&json, &style)))
+}

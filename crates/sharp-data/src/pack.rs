@@ -1,0 +1,260 @@
+//! Documents to rows of tokens, with a mask that says which of them are counted.
+
+use sharp_model::tokenizer::Tokenizer;
+
+use crate::document::Document;
+use crate::error::{Error, Result};
+use crate::seed::shuffle;
+
+/// Turns text into token numbers; adds no begin or end tokens of its own.
+///
+/// The model's [`Tokenizer`] does, and so does any `Fn(&str) -> Vec<u32>`, for tests.
+pub trait Encode {
+    /// The tokens of a text; special tokens written out in it count as such.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer refuses the text.
+    fn tokens(&self, text: &str) -> Result<Vec<u32>>;
+}
+
+impl Encode for Tokenizer {
+    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(text, false).map_err(|e| Error::Tokenizer { what: e.to_string() })
+    }
+}
+
+impl<F: Fn(&str) -> Vec<u32>> Encode for F {
+    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self(text))
+    }
+}
+
+/// The tokens of a context and of what continues it, so that together they are the tokens of the whole text.
+///
+/// As lm-evaluation-harness does: spaces at the context's end go to the continuation, the whole is tokenised, and the
+/// continuation is what lies beyond as many tokens as the context has alone. Where a token reaches across the seam,
+/// it belongs to the continuation's side.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+pub fn encode_pair(
+    tokenizer: &dyn Encode,
+    context: &str,
+    continuation: &str,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let kept = context.trim_end();
+    let moved = context.get(kept.len()..).unwrap_or_default();
+    if kept.is_empty() {
+        return Ok((Vec::new(), tokenizer.tokens(&format!("{moved}{continuation}"))?));
+    }
+    let head = tokenizer.tokens(kept)?;
+    let mut whole = tokenizer.tokens(&format!("{kept}{moved}{continuation}"))?;
+    if whole.len() <= head.len() {
+        // The seam merged so much that nothing would be left to score.
+        return Ok((head, tokenizer.tokens(&format!("{moved}{continuation}"))?));
+    }
+    let tail = whole.split_off(head.len());
+    Ok((whole, tail))
+}
+
+/// How [`pack`] works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PackOptions {
+    /// Tokens a row, at least 2.
+    pub seq_len: usize,
+    /// Put before each document, unless it is there already.
+    pub bos: Option<u32>,
+    /// Put after each document (except conversations, which end as their template says), unless it is there already.
+    pub eos: Option<u32>,
+    /// Stop when the rows hold this many tokens; `None` takes everything.
+    pub budget: Option<usize>,
+    /// Shuffle the documents first, and the rows after; `None` keeps the order.
+    pub seed: Option<u64>,
+    /// Fill the last row up with `eos` (or 0), not counted, instead of dropping it.
+    pub pad_last: bool,
+}
+
+impl PackOptions {
+    /// Rows of `seq_len` tokens from everything, in order, without begin and end tokens.
+    pub fn new(seq_len: usize) -> Self {
+        PackOptions { seq_len, bos: None, eos: None, budget: None, seed: None, pad_last: false }
+    }
+
+    /// With the begin and end tokens of a model.
+    #[must_use]
+    pub fn with_ends(mut self, bos: Option<u32>, eos: Option<u32>) -> Self {
+        (self.bos, self.eos) = (bos, eos);
+        self
+    }
+
+    /// With at most about this many tokens (whole rows: the last one that begins within it).
+    #[must_use]
+    pub fn with_budget(mut self, tokens: Option<usize>) -> Self {
+        self.budget = tokens;
+        self
+    }
+
+    /// In a random order that follows from `seed`.
+    #[must_use]
+    pub fn shuffled(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// With the last row filled up instead of dropped.
+    #[must_use]
+    pub fn padded(mut self) -> Self {
+        self.pad_last = true;
+        self
+    }
+}
+
+/// Rows of tokens, all of one length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenBlocks {
+    /// Tokens a row.
+    pub seq_len: usize,
+    /// The tokens, (rows, seq_len), row after row.
+    pub tokens: Vec<u32>,
+    /// For each token whether it is counted when it is what should be predicted, (rows, seq_len). The first token of
+    /// a row is predicted by nothing in that row, whatever the mask says.
+    pub mask: Vec<bool>,
+}
+
+impl TokenBlocks {
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.tokens.len().checked_div(self.seq_len).unwrap_or(0)
+    }
+
+    /// A row's tokens and mask, each (seq_len); empty beyond the last row.
+    pub fn row(&self, i: usize) -> (&[u32], &[bool]) {
+        let range = i.saturating_mul(self.seq_len)..i.saturating_add(1).saturating_mul(self.seq_len);
+        (self.tokens.get(range.clone()).unwrap_or_default(), self.mask.get(range).unwrap_or_default())
+    }
+
+    /// The rows in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u32], &[bool])> {
+        let n = self.seq_len.max(1);
+        self.tokens.chunks_exact(n).zip(self.mask.chunks_exact(n))
+    }
+
+    /// How many tokens are counted in the loss: those the mask marks, without each row's first.
+    pub fn counted(&self) -> usize {
+        self.iter().map(|(_, mask)| mask.iter().skip(1).filter(|m| **m).count()).sum()
+    }
+
+    /// Takes the rows apart at `row`: those before it, and the rest.
+    #[must_use]
+    pub fn split_at(mut self, row: usize) -> (TokenBlocks, TokenBlocks) {
+        let at = row.min(self.rows()) * self.seq_len;
+        let rest = TokenBlocks {
+            seq_len: self.seq_len,
+            tokens: self.tokens.split_off(at),
+            mask: self.mask.split_off(at),
+        };
+        (self, rest)
+    }
+}
+
+/// The tokens of one document with their mask, begin and end tokens included.
+///
+/// Texts are tokenised piece by piece at the seams that [`encode_pair`] finds. Counted are the completions and the end
+/// token after one, so that the model learns to stop; the begin token is not.
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the text.
+pub fn encode_document(
+    doc: &Document,
+    tokenizer: &dyn Encode,
+    bos: Option<u32>,
+    eos: Option<u32>,
+) -> Result<(Vec<u32>, Vec<bool>)> {
+    let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+    let mut put = |ids: Vec<u32>, counted: bool| {
+        mask.extend(std::iter::repeat_n(counted, ids.len()));
+        tokens.extend(ids);
+    };
+    if doc.turns.is_empty() && !doc.chat && !doc.prompt.is_empty() {
+        let (head, tail) = encode_pair(tokenizer, &doc.prompt, &doc.completion)?;
+        put(head, false);
+        put(tail, true);
+    } else {
+        // A template's pieces begin and end in special tokens or line ends, where no token reaches across.
+        for (text, counted) in doc.pieces() {
+            put(tokenizer.tokens(text)?, counted);
+        }
+    }
+    if let Some(bos) = bos
+        && tokens.first() != Some(&bos)
+    {
+        tokens.insert(0, bos);
+        mask.insert(0, false);
+    }
+    if let Some(eos) = eos
+        && !doc.chat
+        && tokens.last() != Some(&eos)
+    {
+        tokens.push(eos);
+        mask.push(true);
+    }
+    Ok((tokens, mask))
+}
+
+/// Documents end to end, cut into rows of `seq_len` tokens. A document may begin in one row and end in the next;
+/// rows are not separated from each other within by attention masks, as is usual in pretraining.
+///
+/// # Errors
+/// [`Error::Argument`] if a row would be shorter than 2 tokens, or the documents do not fill one row (and the last is not to
+/// be padded); [`Error::Tokenizer`] if the tokenizer refuses a text.
+pub fn pack(docs: &[Document], tokenizer: &dyn Encode, options: &PackOptions) -> Result<TokenBlocks> {
+    let n = options.seq_len;
+    if n < 2 {
+        return Err(Error::argument(format!("a row needs at least 2 tokens, not {n}")));
+    }
+    let rows = options.budget.map_or(usize::MAX, |b| b.div_ceil(n));
+    if rows == 0 {
+        return Err(Error::argument("a budget of 0 tokens asks for nothing"));
+    }
+    let mut order: Vec<usize> = (0..docs.len()).collect();
+    if let Some(seed) = options.seed {
+        shuffle(&mut order, seed);
+    }
+    let enough = rows.saturating_mul(n);
+    let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+    for doc in order.iter().filter_map(|&i| docs.get(i)) {
+        if tokens.len() >= enough {
+            break;
+        }
+        let (ids, counted) = encode_document(doc, tokenizer, options.bos, options.eos)?;
+        tokens.extend(ids);
+        mask.extend(counted);
+    }
+    let have = tokens.len();
+    let mut keep = (have / n * n).min(enough);
+    if options.pad_last && keep < have && keep < enough {
+        keep += n;
+        tokens.resize(keep, options.eos.unwrap_or(0));
+        mask.resize(keep, false);
+    }
+    tokens.truncate(keep);
+    mask.truncate(keep);
+    if keep == 0 {
+        return Err(Error::argument(format!("the data holds {have} tokens, fewer than one row of {n}")));
+    }
+    if let Some(seed) = options.seed {
+        // Documents longer than a row would otherwise lie in neighbouring rows.
+        let mut order: Vec<usize> = (0..keep / n).collect();
+        shuffle(&mut order, seed ^ 0x726f_7773);
+        let ordered = TokenBlocks { seq_len: n, tokens, mask };
+        let mut out = TokenBlocks { seq_len: n, ..TokenBlocks::default() };
+        for i in order {
+            let (t, m) = ordered.row(i);
+            out.tokens.extend_from_slice(t);
+            out.mask.extend_from_slice(m);
+        }
+        return Ok(out);
+    }
+    Ok(TokenBlocks { seq_len: n, tokens, mask })
+}

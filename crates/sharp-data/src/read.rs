@@ -1,0 +1,353 @@
+//! Files to documents.
+//!
+//! - `.txt`, `.md` and anything that is not named otherwise: a document is a paragraph, that is the lines between
+//!   blank lines.
+//! - `.tokens` (WikiText's way): a document is an article, which begins at a line ` = Title = ` with one `=` each side.
+//! - `.jsonl`, `.json`, `.ndjson`: one JSON object a line, with `messages`, `prompt` and `completion`, or `text`; or
+//!   evaluation requests (`request`, `doc`, `doc_id`).
+//!
+//! Any of them may be gzipped, with `.gz` after its name. Text is taken as it is, line ends become `\n`.
+
+use std::collections::{HashSet, VecDeque};
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::chat::Chat;
+use crate::document::{Document, text_key};
+use crate::error::{Error, Result};
+use crate::lines::{Lines, MAX_LINE_BYTES};
+use crate::olmo;
+use crate::spec::{DataSpec, View};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Paragraphs,
+    Articles,
+    Json,
+}
+
+impl Format {
+    /// By the name, without a `.gz` at its end.
+    fn of(path: &Path) -> Format {
+        let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        let name = name.strip_suffix(".gz").unwrap_or(&name);
+        match name.rsplit_once('.').map(|(_, e)| e) {
+            Some("jsonl" | "json" | "ndjson") => Format::Json,
+            Some("tokens") => Format::Articles,
+            _ => Format::Paragraphs,
+        }
+    }
+}
+
+/// The documents of one file, one after another: memory holds one at a time.
+///
+/// After an error nothing more comes.
+pub struct Documents<'a> {
+    lines: Lines,
+    format: Format,
+    view: View,
+    chat: Option<&'a Chat>,
+    left: usize,
+    block: String,
+    ready: VecDeque<Document>,
+    seen: HashSet<u64>,
+    yielded: bool,
+    done: bool,
+}
+
+impl<'a> Documents<'a> {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened, is empty, is a folder, or is a text file of which a view of rows is asked.
+    pub fn open(spec: &DataSpec, chat: Option<&'a Chat>) -> Result<Self> {
+        let format = Format::of(&spec.path);
+        if format != Format::Json && !matches!(spec.view, View::Auto | View::Text) {
+            return Err(Error::file(
+                &spec.path,
+                format!("is plain text, which has no view \"{}\"; only JSON lines do", spec.view),
+            ));
+        }
+        Ok(Documents {
+            lines: Lines::open(&spec.path)?,
+            format,
+            view: spec.view,
+            chat,
+            left: spec.limit.unwrap_or(usize::MAX),
+            block: String::new(),
+            ready: VecDeque::new(),
+            seen: HashSet::new(),
+            yielded: false,
+            done: false,
+        })
+    }
+
+    fn step(&mut self) -> Result<Option<Document>> {
+        loop {
+            if let Some(doc) = self.ready.pop_front() {
+                return Ok(Some(doc));
+            }
+            if self.done {
+                return Ok(None);
+            }
+            match self.format {
+                Format::Json => self.json_line()?,
+                _ => self.text_line()?,
+            }
+        }
+    }
+
+    fn text_line(&mut self) -> Result<()> {
+        let Some(line) = self.lines.next_line() else {
+            self.done = true;
+            self.end_block();
+            return Ok(());
+        };
+        let line = line?.trim_end();
+        let (blank, title) = (line.is_empty(), is_title(line));
+        let articles = self.format == Format::Articles;
+        if if articles { title } else { blank } {
+            let line = line.to_owned();
+            self.end_block();
+            if articles {
+                self.block.push_str(&line);
+                self.block.push('\n');
+            }
+            return Ok(());
+        }
+        if self.block.len() + line.len() >= MAX_LINE_BYTES {
+            return Err(self.lines.error(format!("the document is longer than {MAX_LINE_BYTES} bytes")));
+        }
+        self.block.push_str(line);
+        self.block.push('\n');
+        Ok(())
+    }
+
+    fn end_block(&mut self) {
+        let text = self.block.trim_matches('\n');
+        if !text.trim().is_empty() {
+            self.ready.push_back(Document::text(text));
+        }
+        self.block.clear();
+    }
+
+    fn json_line(&mut self) -> Result<()> {
+        let value: Value = loop {
+            let Some(line) = self.lines.next_line() else {
+                self.done = true;
+                return Ok(());
+            };
+            let line = line?;
+            if !line.trim().is_empty() {
+                match serde_json::from_str(line) {
+                    Ok(value) => break value,
+                    Err(e) => {
+                        return Err(self.lines.error(format!(
+                            "not JSON at column {}: {}",
+                            e.column(),
+                            bare(&e)
+                        )));
+                    }
+                }
+            }
+        };
+        if !value.is_object() {
+            return Err(self.lines.error(format!("expected a JSON object, found {}", kind(&value))));
+        }
+        let doc = if olmo::is_row(&value) { self.request(value) } else { self.object(&value) };
+        match doc {
+            Ok(Some(doc)) => self.ready.push_back(doc),
+            Ok(None) => {}
+            Err(what) => return Err(self.lines.error(what)),
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, value: Value) -> std::result::Result<Option<Document>, String> {
+        let row = olmo::Row::new(value)?;
+        if row.unconditional() || !self.seen.insert(row.doc_id) {
+            return Ok(None);
+        }
+        match self.view {
+            View::Auto | View::Completion => row.completion().map(Some),
+            View::Text => {
+                let doc = row.completion()?;
+                Ok(Some(Document { group: doc.group, ..Document::text(doc.full_text()) }))
+            }
+            View::Passage => {
+                let passage = row.passage().ok_or("the query has no passage before a \"\\nQuestion:\"")?;
+                // Passages and document numbers share the set: a clash of a hash with a small number is as good as
+                // impossible, and would only lose one document.
+                Ok(self.seen.insert(text_key([passage].into_iter())).then(|| Document::text(passage)))
+            }
+            View::Messages => Err("an evaluation request holds no messages".into()),
+        }
+    }
+
+    fn object(&mut self, value: &Value) -> std::result::Result<Option<Document>, String> {
+        let has = |name: &str| value.get(name).is_some_and(|v| !v.is_null());
+        let view = match self.view {
+            View::Auto if has("messages") => View::Messages,
+            View::Auto if has("prompt") && has("completion") => View::Completion,
+            View::Auto if has("text") => View::Text,
+            View::Auto => {
+                return Err(format!(
+                    "expected \"text\", \"prompt\" and \"completion\", or \"messages\"; found {}",
+                    keys(value)
+                ));
+            }
+            view => view,
+        };
+        match view {
+            View::Messages => {
+                let messages = value.get("messages").ok_or_else(|| missing("messages", value))?;
+                self.chat()?.document(messages).map(Some).map_err(|e| e.to_string())
+            }
+            View::Completion => {
+                let field = |name: &str| value.get(name).ok_or_else(|| missing(name, value));
+                match (field("prompt")?, field("completion")?) {
+                    (Value::String(p), Value::String(c)) if c.is_empty() => Err(format!(
+                        "\"completion\" is empty{}",
+                        if p.is_empty() { ", and so is \"prompt\"" } else { "" }
+                    )),
+                    (Value::String(p), Value::String(c)) => Ok(Some(Document::pair(p, c))),
+                    (Value::Array(p), Value::Array(c)) => {
+                        let all: Vec<Value> = p.iter().chain(c).cloned().collect();
+                        self.chat()?.pair(&Value::Array(all), p.len()).map(Some).map_err(|e| e.to_string())
+                    }
+                    (p, c) => Err(format!(
+                        "\"prompt\" and \"completion\" must both be strings or both lists of messages; found {} and {}",
+                        kind(p),
+                        kind(c)
+                    )),
+                }
+            }
+            View::Passage => match value.get("passage") {
+                Some(Value::String(p)) => {
+                    Ok(self.seen.insert(text_key([p.as_str()].into_iter())).then(|| Document::text(p.trim())))
+                }
+                Some(other) => Err(format!("\"passage\" is {}, not a string", kind(other))),
+                None => Err(missing("passage", value)),
+            },
+            View::Text | View::Auto => {
+                match (value.get("text"), value.get("prompt"), value.get("completion")) {
+                    // An empty text is no mistake, only no document.
+                    (Some(Value::String(t)), _, _) => Ok((!t.trim().is_empty()).then(|| Document::text(t))),
+                    (Some(other), _, _) => Err(format!("\"text\" is {}, not a string", kind(other))),
+                    (None, Some(Value::String(p)), Some(Value::String(c))) => {
+                        Ok(Some(Document::text(format!("{p}{c}"))))
+                    }
+                    _ => Err(missing("text", value)),
+                }
+            }
+        }
+    }
+
+    fn chat(&self) -> std::result::Result<&'a Chat, String> {
+        self.chat.ok_or_else(|| {
+            "the row holds messages, but the model's tokenizer_config.json has no chat template to write them with"
+                .to_owned()
+        })
+    }
+}
+
+impl Iterator for Documents<'_> {
+    type Item = Result<Document>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        match self.step() {
+            Ok(Some(doc)) => {
+                self.left -= 1;
+                self.yielded = true;
+                Some(Ok(doc))
+            }
+            Ok(None) => {
+                self.left = 0;
+                (!self.yielded).then(|| Err(Error::file(self.lines.path(), "holds no documents")))
+            }
+            Err(e) => {
+                self.left = 0;
+                Some(Err(e))
+            }
+        }
+    }
+}
+
+/// All documents of a file, in its order. Conversations need the model's chat template.
+///
+/// # Errors
+/// If the file cannot be read, holds no documents, or one of its lines is malformed (with its number and what was
+/// wrong).
+pub fn read(spec: &DataSpec, chat: Option<&Chat>) -> Result<Vec<Document>> {
+    let docs: Vec<Document> = Documents::open(spec, chat)?.collect::<Result<_>>()?;
+    tracing::debug!(data = %spec, documents = docs.len(), "read");
+    Ok(docs)
+}
+
+/// One long text to measure perplexity on: a text file as it stands (line ends become `\n`), of other files the
+/// documents with a blank line between them.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_text(spec: &DataSpec, chat: Option<&Chat>) -> Result<String> {
+    if Format::of(&spec.path) != Format::Json && spec.limit.is_none() && spec.view != View::Passage {
+        let mut lines = Lines::open(&spec.path)?;
+        let mut text = String::new();
+        while let Some(line) = lines.next_line() {
+            let line = line?;
+            let bare = line.strip_suffix('\n').unwrap_or(line);
+            text.push_str(bare.strip_suffix('\r').unwrap_or(bare));
+            if bare.len() < line.len() {
+                text.push('\n');
+            }
+        }
+        return Ok(text);
+    }
+    let mut text = String::new();
+    for doc in Documents::open(spec, chat)? {
+        if !text.is_empty() {
+            text.push_str("\n\n");
+        }
+        for (piece, _) in doc?.pieces() {
+            text.push_str(piece);
+        }
+    }
+    Ok(text)
+}
+
+/// ` = Title = `, but not ` = = Section = = `.
+fn is_title(line: &str) -> bool {
+    let inner = line.trim().strip_prefix("= ").and_then(|l| l.strip_suffix(" ="));
+    inner.is_some_and(|t| !t.is_empty() && !t.starts_with('=') && !t.ends_with('='))
+}
+
+/// serde_json's message without its "at line 1 column 5": the line would be that of the row.
+fn bare(e: &serde_json::Error) -> String {
+    let text = e.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
+}
+
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn keys(value: &Value) -> String {
+    let names: Vec<String> =
+        value.as_object().into_iter().flat_map(|o| o.keys()).take(8).map(|k| format!("{k:?}")).collect();
+    if names.is_empty() { "an empty object".to_owned() } else { names.join(", ") }
+}
+
+fn missing(name: &str, value: &Value) -> String {
+    format!("{name:?} is missing; found {}", keys(value))
+}
