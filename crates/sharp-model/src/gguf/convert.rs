@@ -1,0 +1,363 @@
+//! A GGUF file seen as a Hugging Face checkpoint: names, configuration, row order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json, json};
+use sharp_quant::DType;
+
+use super::Gguf;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::family::{FAMILIES, Family, Heads, Presence, tensors_of};
+use crate::source::{TensorBytes, TensorInfo, TensorSource};
+
+/// Rotary frequency factors: they become `rope_scaling`, not a tensor.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// A GGUF file under Hugging Face names, with q and k rows in Hugging Face's order.
+///
+/// Tensors keep their block format; only whole rows are moved, which never crosses a block.
+#[derive(Debug)]
+pub struct HfView {
+    gguf: Arc<Gguf>,
+    json: Map<String, Json>,
+    config: ModelConfig,
+    tensors: BTreeMap<String, Mapped>,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    source: String,
+    info: TensorInfo,
+    /// Number of heads whose rows have to be reordered.
+    heads: Option<usize>,
+}
+
+impl HfView {
+    /// Maps the file's tensors and metadata; every tensor of the model must be there in its shape, and no other.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an architecture, RoPE form or tensor this crate has no Hugging Face name for;
+    /// [`Error::NoTensor`] and [`Error::Shape`] for a tensor that is absent or of another shape;
+    /// [`Error::Missing`], [`Error::Config`] or [`Error::Malformed`] for metadata that is absent or contradicts itself.
+    pub fn new(gguf: Arc<Gguf>) -> Result<Self> {
+        let architecture = gguf.architecture()?;
+        let family = Family::by_gguf(architecture).ok_or_else(|| {
+            let known: Vec<_> = FAMILIES.iter().filter_map(|f| f.gguf_architecture).collect();
+            let what = format!("architecture `{architecture}` (known: {})", known.join(", "));
+            Error::unsupported(gguf.path(), what)
+        })?;
+        let json = config(&gguf, architecture, family)?;
+        let config = ModelConfig::from_map(gguf.path(), json.clone())?;
+        let mut unused: BTreeSet<String> = gguf.tensors().into_iter().map(|t| t.name).collect();
+        unused.remove(ROPE_FREQS);
+        let mut tensors = BTreeMap::new();
+        for (rule, layer, mut info) in tensors_of(&config, DType::F32) {
+            let source = rule.gguf_of(layer.unwrap_or_default());
+            let found = gguf.info(&source).ok_or_else(|| Error::no_tensor(gguf.path(), source.as_str()))?;
+            if found.shape != info.shape {
+                return Err(Error::shape(gguf.path(), source, &info.shape, &found.shape));
+            }
+            unused.remove(&source);
+            info.dtype = found.dtype;
+            let heads = match rule.heads {
+                _ if !family.gguf_interleaved_rope => None,
+                Heads::None => None,
+                Heads::Query => Some(config.num_attention_heads),
+                Heads::Key => Some(config.num_key_value_heads),
+            };
+            tensors.insert(info.name.clone(), Mapped { source, info, heads });
+        }
+        if let Some(name) = unused.first() {
+            let what = format!("tensor `{name}` has no counterpart in a {} model", family.architecture);
+            return Err(Error::unsupported(gguf.path(), what));
+        }
+        Ok(Self { gguf, json, config, tensors })
+    }
+
+    /// The `config.json` this file stands for, without `torch_dtype`.
+    pub fn config_json(&self) -> &Map<String, Json> {
+        &self.json
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The file behind this view.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    fn find(&self, name: &str) -> Result<&Mapped> {
+        self.tensors.get(name).ok_or_else(|| Error::no_tensor(self.gguf.path(), name))
+    }
+}
+
+impl TensorSource for HfView {
+    fn path(&self) -> &Path {
+        self.gguf.path()
+    }
+
+    fn tensors(&self) -> Vec<TensorInfo> {
+        self.tensors.values().map(|m| m.info.clone()).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.get(name).map(|m| m.info.clone())
+    }
+
+    fn bytes(&self, name: &str) -> Result<TensorBytes> {
+        let mapped = self.find(name)?;
+        let bytes = self.gguf.bytes(&mapped.source)?;
+        let Some(heads) = mapped.heads else { return Ok(bytes) };
+        let rows = mapped.info.shape.first().copied().unwrap_or(1);
+        Ok(TensorBytes::owned(halves_from_pairs(&bytes, rows, heads)))
+    }
+}
+
+/// Moves rows from interleaved rotary pairs to halves: within a head of `2n` rows, row `2j + s` goes to `s * n + j`.
+/// `rows` is a multiple of `2 * heads`, and `bytes` has `rows` rows of equal length.
+fn halves_from_pairs(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let row_bytes = bytes.len() / rows;
+    let half = rows / heads / 2;
+    let mut out = Vec::with_capacity(bytes.len());
+    for head in bytes.chunks_exact(row_bytes * 2 * half) {
+        for s in 0..2 {
+            for pair in head.chunks_exact(2 * row_bytes) {
+                out.extend(pair.iter().skip(s * row_bytes).take(row_bytes));
+            }
+        }
+    }
+    out
+}
+
+fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The file behind this view.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    fn find(&self, name: &str) -> Result<&Mapped> {
+        self.tensors.get(name).ok_or_else(|| Error::no_tensor(self.gguf.path(), name))
+    }
+}
+
+impl TensorSource for HfView {
+    fn path(&self) -> &Path {
+        self.gguf.path()
+    }
+
+    fn tensors(&self) -> Vec<TensorInfo> {
+        self.tensors.values().map(|m| m.info.clone()).collect()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.tensors.get(name).map(|m| m.info.clone())
+    }
+
+    fn bytes(&self, name: &str) -> Result<TensorBytes> {
+        let mapped = self.find(name)?;
+        let bytes = self.gguf.bytes(&mapped.source)?;
+        let Some(heads) = mapped.heads else { return Ok(bytes) };
+        let rows = mapped.info.shape.first().copied().unwrap_or(1);
+        Ok(TensorBytes::owned(halves_from_pairs(&bytes, rows, heads)))
+    }
+}
+
+/// Moves rows from interleaved rotary pairs to halves: within a head of `2n` rows, row `2j + s` goes to `s * n + j`.
+/// `rows` is a multiple of `2 * heads`, and `bytes` has `rows` rows of equal length.
+fn halves_from_pairs(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let row_bytes = bytes.len() / rows;
+    let half = rows / heads / 2;
+    let mut out = Vec::with_capacity(bytes.len());
+    for head in bytes.chunks_exact(row_bytes * 2 * half) {
+        for s in 0..2 {
+            for pair in head.chunks_exact(2 * row_bytes) {
+                out.extend(pair.iter().skip(s * row_bytes).take(row_bytes));
+            }
+        }
+    }
+    out
+}
+
+fn hf_name(name: &str) -> Option<String> {
+    if let Some((_, hf)) = GLOBAL.iter().find(|(g, _)| *g == name) {
+        return Some((*hf).to_owned());
+    }
+    let mut parts = name.split('.');
+    let (Some("blk"), Some(layer), Some(part), Some(kind), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    let layer: usize = layer.parse().ok()?;
+    let (_, hf) = BLOCK_PARTS.iter().find(|(g, _)| *g == part)?;
+    let norm = part.ends_with("_norm");
+    (kind == "weight" || (kind == "bias" && !norm)).then(|| format!("model.layers.{layer}.{hf}.{kind}"))
+}
+
+fn family(gguf: &Gguf) -> Result<&'static Family> {
+    let architecture = gguf.architecture()?;
+    FAMILIES.iter().find(|f| f.gguf == architecture).ok_or_else(|| {
+        let known: Vec<_> = FAMILIES.iter().map(|f| f.gguf).collect();
+        Error::unsupported(gguf.path(), format!("architecture `{architecture}` (known: {})", known.join(", ")))
+    })
+}
+
+fn usize_key(config: &Map<String, Json>, key: &str) -> usize {
+    config.get(key).and_then(Json::as_u64).and_then(|v| usize::try_from(v).ok()).unwrap_or(0)
+}
+
+fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>> {
+    let integer = |key: &str| gguf.integer(&format!("{arch}.{key}"));
+    let required = |key: &str| -> Result<u64> {
+        let full = format!("{arch}.{key}");
+        gguf.require(gguf.integer(&full)?, &full)
+    };
+    let unsupported = |what: String| Error::unsupported(gguf.path(), what);
+
+    if let Some(experts) = integer("expert_count")?.filter(|&n| n > 0) {
+        return Err(unsupported(format!("a mixture of {experts} experts")));
+    }
+    let hidden = required("embedding_length")?;
+    let heads = required("attention.head_count")?;
+    if heads == 0 || hidden == 0 {
+        return Err(Error::malformed(gguf.path(), format!("{heads} heads over a hidden size of {hidden}")));
+    }
+    let kv_heads = integer("attention.head_count_kv")?.unwrap_or(heads);
+    let head_dim = match integer("attention.key_length")? {
+        Some(n) => n,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => {
+            let what = format!("a hidden size of {hidden} does not divide into {heads} heads");
+            return Err(Error::malformed(gguf.path(), what));
+        }
+    };
+    if let Some(v) = integer("attention.value_length")?.filter(|&v| v != head_dim) {
+        return Err(unsupported(format!("keys of {head_dim} and values of {v}")));
+    }
+    if let Some(r) = integer("rope.dimension_count")?.filter(|&r| r != head_dim) {
+        return Err(unsupported(format!("rotary embedding of {r} of {head_dim} dimensions")));
+    }
+    let eps_key = format!("{arch}.attention.layer_norm_rms_epsilon");
+    let eps = gguf.require(gguf.float(&eps_key)?, &eps_key)?;
+    let theta = gguf.float(&format!("{arch}.rope.freq_base"))?.unwrap_or(10_000.0);
+
+    let embed = gguf
+        .info("token_embd.weight")
+        .ok_or_else(|| Error::no_tensor(gguf.path(), "token_embd.weight"))?;
+    let vocab = embed.shape.first().copied().unwrap_or(0);
+
+    let mut c = Map::new();
+    let mut put = |key: &str, value: Json| c.insert(key.to_owned(), value);
+    put("architectures", json!([family.architecture]));
+    put("model_type", json!(family.model_type));
+    put("hidden_size", json!(hidden));
+    put("intermediate_size", json!(required("feed_forward_length")?));
+    put("num_hidden_layers", json!(required("block_count")?));
+    put("num_attention_heads", json!(heads));
+    put("num_key_value_heads", json!(kv_heads));
+    put("head_dim", json!(head_dim));
+    put("hidden_act", json!("silu"));
+    put("vocab_size", json!(vocab));
+    put("max_position_embeddings", json!(required("context_length")?));
+    put("rms_norm_eps", json!(eps));
+    put("rope_theta", json!(theta));
+    put("rope_scaling", rope_scaling(gguf, arch, head_dim, theta)?);
+    put("tie_word_embeddings", json!(gguf.info("output.weight").is_none()));
+    for (presence, tensor) in [(family.qkv_bias, "blk.0.attn_q.bias"), (family.mlp_bias, "blk.0.ffn_gate.bias")] {
+        if let Presence::Key(key) = presence {
+            put(key, json!(gguf.info(tensor).is_some()));
+        }
+    }
+    let id = |name: &str| gguf.integer(&format!("tokenizer.ggml.{name}_token_id"));
+    if let Some(bos) = id("bos")? {
+        put("bos_token_id", json!(bos));
+    }
+    if let Some(eos) = id("eos")? {
+        // A chat model may end its turn with another token than its text.
+        match id("eot")?.filter(|&eot| eot != eos) {
+            Some(eot) => put("eos_token_id", json!([eos, eot])),
+            None => put("eos_token_id", json!(eos)),
+        };
+    }
+    if let Some(pad) = id("padding")? {
+        put("pad_token_id", json!(pad));
+    }
+    put("use_cache", json!(true));
+    Ok(c)
+}
+
+fn rope_scaling(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Json> {
+    let kind = gguf.string(&format!("{arch}.rope.scaling.type"))?.unwrap_or("none");
+    let factor = match gguf.float(&format!("{arch}.rope.scaling.factor"))? {
+        Some(f) => Some(f),
+        None => gguf.float(&format!("{arch}.rope.scale_linear"))?.filter(|&f| f != 1.0),
+    };
+    let factors = match gguf.info(ROPE_FREQS) {
+        Some(info) if info.dtype == DType::F32 => Some(gguf.f32(ROPE_FREQS)?),
+        Some(info) => {
+            return Err(Error::tensor(gguf.path(), ROPE_FREQS, format!("type {}, expected F32", info.dtype.name())));
+        }
+        None => None,
+    };
+    match (kind, factor, factors) {
+        ("none", None, None) | ("none" | "linear", Some(1.0), None) | ("linear", None, None) => Ok(Json::Null),
+        ("none" | "linear", Some(f), None) => Ok(json!({ "rope_type": "linear", "factor": f })),
+        ("none", None, Some(factors)) => llama3_scaling(gguf, head_dim, theta, &factors),
+        (kind, ..) => Err(Error::unsupported(gguf.path(), format!("rotary scaling `{kind}` as this file has it"))),
+    }
+}
+
+/// Recovers Llama 3's scaling from the per-frequency factors it was turned into. Every published Llama 3.x uses
+/// low 1, high 4 and 8192 original positions; the factor is the largest entry. Anything these four numbers do not
+/// reproduce is refused rather than approximated.
+fn llama3_scaling(gguf: &Gguf, head_dim: u64, theta: f64, factors: &[f32]) -> Result<Json> {
+    const LOW: f64 = 1.0;
+    const HIGH: f64 = 4.0;
+    const ORIGINAL: f64 = 8192.0;
+    let factor = f64::from(factors.iter().copied().fold(1.0f32, f32::max));
+    let expected = (0..head_dim / 2).map(|i| {
+        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / head_dim as f64);
+        if wavelength < ORIGINAL / HIGH {
+            1.0
+        } else if wavelength > ORIGINAL / LOW {
+            factor
+        } else {
+            let smooth = (ORIGINAL / wavelength - LOW) / (HIGH - LOW);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    });
+    let same = factors.len() as u64 == head_dim / 2
+        && expected.zip(factors).all(|(e, &f)| (e - f64::from(f)).abs() <= 1e-3 * e);
+    if !same {
+        let what = format!("`{ROPE_FREQS}` holds frequency factors that are not Llama 3's");
+        return Err(Error::unsupported(gguf.path(), what));
+    }
+    Ok(json!({
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LOW,
+        "high_freq_factor": HIGH,
+        "original_max_position_embeddings": ORIGINAL as u64,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_return_from_pairs_to_halves() {
+        // Two heads of four rows, one byte a row. Halves order 0 1 | 2 3 is stored as pairs 0 2 1 3.
+        let stored = [0, 2, 1, 3, 10, 12, 11, 13];
+        assert_eq!(halves_from_pairs(&stored, 8, 2), [0, 1, 2, 3, 10, 11, 12, 13]);
+    }
+}

@@ -1,0 +1,283 @@
+//! Text to token ids and back.
+//!
+//! A thin layer over Hugging Face's `tokenizers`: it adds what belongs to the checkpoint around `tokenizer.json`
+//! (special tokens, end-of-text ids, chat template), typed errors, and decoding of a stream that never cuts a
+//! character in two.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value as Json};
+
+use crate::error::{Error, Result};
+
+/// Tokens a stream may hold back waiting for the rest of a character before it gives up on it. A character has at
+/// most four bytes, so only text that is no UTF-8 at all gets here.
+const MAX_PENDING: usize = 32;
+
+/// A checkpoint's tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    config: Map<String, Json>,
+    chat_template: Option<String>,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("path", &self.path).field("vocab_size", &self.vocab_size()).finish()
+    }
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json` from the folder `dir`, with `tokenizer_config.json`, `chat_template.jinja`,
+    /// `generation_config.json` and `config.json` where they are there (they name the end-of-text ids and the chat
+    /// template).
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without `tokenizer.json`; [`Error::Json`] and [`Error::Tokenizer`] for files that are not
+    /// what they should be.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let path = dir.join("tokenizer.json");
+        if !path.is_file() {
+            let hint = if dir.join("tokenizer.model").is_file() {
+                "no `tokenizer.json` (a SentencePiece `tokenizer.model` alone is not read; save the tokenizer with \
+                 transformers' fast tokenizer first)"
+            } else {
+                "no `tokenizer.json`"
+            };
+            return Err(Error::missing(dir, hint));
+        }
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let mut config = optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let jinja = dir.join("chat_template.jinja");
+        if jinja.is_file() {
+            let template = fs::read_to_string(&jinja).map_err(Error::io(&jinja))?;
+            config.insert("chat_template".into(), Json::String(template));
+        }
+        let mut eos = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            if let Some(file) = optional_json(&dir.join(name))? {
+                eos.extend(eos_ids(&file));
+            }
+        }
+        Self::from_parts(&path, &text, config, &eos)
+    }
+
+    /// Builds a tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json`. `eos` are end-of-text
+    /// ids the model's own configuration adds; `path` is only for messages.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if `json` is no tokenizer, or if the configuration's special tokens are not in it.
+    pub fn from_parts(path: &Path, json: &[u8], config: Map<String, Json>, eos: &[u32]) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(path, e))?;
+        let id = |key: &str| -> Result<Option<u32>> {
+            let Some(text) = config.get(key).and_then(token_text) else { return Ok(None) };
+            match inner.token_to_id(text) {
+                Some(id) => Ok(Some(id)),
+                None => Err(failed(path, format!("`{key}` is {text:?}, which is no token"))),
+            }
+        };
+        let bos = id("bos_token")?;
+        let mut all: Vec<u32> = id("eos_token")?.into_iter().collect();
+        for &id in eos {
+            if !all.contains(&id) {
+                all.push(id);
+            }
+        }
+        let chat_template = config.get("chat_template").and_then(default_template).map(str::to_owned);
+        Ok(Self { inner, path: path.to_path_buf(), config, chat_template, bos, eos: all })
+    }
+
+    /// Number of tokens, added ones included. The model's `vocab_size` may be larger (padding).
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Token ids of `text`. Special tokens written out in the text (`<|im_end|>`) become their ids. With
+    /// `add_special` the tokenizer also puts its begin- or end-of-text tokens around it, if it has that habit.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer cannot represent the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| failed(&self.path, e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`Tokenizer::encode`] of many texts, in parallel; the order is kept.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_batch(&self, texts: &[&str], add_special: bool) -> Result<Vec<Vec<u32>>> {
+        let all = self.inner.encode_batch_fast(texts.to_vec(), add_special).map_err(|e| failed(&self.path, e))?;
+        Ok(all.into_iter().map(|e| e.get_ids().to_vec()).collect())
+    }
+
+    /// The text of `ids`, special tokens written out. Bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|e| failed(&self.path, e))
+    }
+
+    /// The text of `ids` without special tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_text(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| failed(&self.path, e))
+    }
+
+    /// Starts decoding tokens one by one. `context` is what came before (the prompt); only its last tokens matter,
+    /// for tokenizers whose text depends on whether it begins a document.
+    pub fn stream(&self, context: &[u32], skip_special: bool) -> DecodeStream<'_> {
+        let ids = context.get(context.len().saturating_sub(8)..).unwrap_or_default().to_vec();
+        DecodeStream { tokenizer: self, emitted: ids.len(), ids, skip_special }
+    }
+
+    /// The id of a token given by its text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary spells it (`Ġthe`), `None` past the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The special tokens, by id.
+    pub fn special_tokens(&self) -> Vec<(u32, String)> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut all: Vec<_> = added.into_iter().filter(|(_, t)| t.special).map(|(i, t)| (i, t.content)).collect();
+        all.sort();
+        all
+    }
+
+    /// The begin-of-text token, if the tokenizer names one (whether texts begin with it is another matter).
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The ids that end a text or a turn: the tokenizer's own first, then the model configuration's.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// Whether `id` ends a text or a turn.
+    pub fn is_eos(&self, id: u32) -> bool {
+        self.eos.contains(&id)
+    }
+
+    /// The chat template (Jinja), if there is one; of several named ones the one called `default`.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// `tokenizer_config.json` as loaded.
+    pub fn config(&self) -> &Map<String, Json> {
+        &self.config
+    }
+
+    /// The content of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if it cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|e| failed(&self.path, e))
+    }
+}
+
+/// Decodes a growing sequence of tokens, giving out text only once it is final.
+///
+/// The pieces put together equal the decoding of the whole sequence, and no piece ends within a character.
+#[derive(Debug)]
+pub struct DecodeStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The last tokens whose text was given out, then those that wait.
+    ids: Vec<u32>,
+    /// How many of `ids` were given out.
+    emitted: usize,
+    skip_special: bool,
+}
+
+impl DecodeStream<'_> {
+    /// Adds a token and returns the text that became final, which may be empty.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let (before, after) = self.texts()?;
+        let waiting = after.len() <= before.len() || after.ends_with(char::REPLACEMENT_CHARACTER);
+        if waiting && self.ids.len() - self.emitted < MAX_PENDING {
+            return Ok(String::new());
+        }
+        Ok(self.advance(&before, &after))
+    }
+
+    /// Ends the stream and returns what was held back: an unfinished character becomes U+FFFD.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn finish(mut self) -> Result<String> {
+        let (before, after) = self.texts()?;
+        Ok(self.advance(&before, &after))
+    }
+
+    fn texts(&self) -> Result<(String, String)> {
+        let decode = |ids: &[u32]| {
+            if self.skip_special { self.tokenizer.decode_text(ids) } else { self.tokenizer.decode(ids) }
+        };
+        Ok((decode(self.ids.get(..self.emitted).unwrap_or_default())?, decode(&self.ids)?))
+    }
+
+    fn advance(&mut self, before: &str, after: &str) -> String {
+        self.ids.drain(..self.emitted);
+        self.emitted = self.ids.len();
+        // Where the last text changed in hindsight (bytes that turned out to be no character) keep what agrees.
+        let same = before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        after.get(same..).unwrap_or_default().to_owned()
+    }
+}
+
+fn failed(path: &Path, what: impl fmt::Display) -> Error {
+    Error::Tokenizer { path: path.to_path_buf(), what: what.to_string() }
+}
+
+fn optional_json(path: &Path) -> Result<Option<Map<String, Json>>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map(Some).map_err(Error::json(path))
+}
+
+/// A token in `tokenizer_config.json`: its text, or an object with a `content`.
+fn token_text(value: &Json) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content").and_then(Json::as_str))
+}
+
+/// `chat_template` is a text, or a list of `{name, template}`.
+fn default_template(value: &Json) -> Option<&str> {
+    if let Some(text) = value.as_str() {
+        return Some(text);
+    }
+    let list = value.as_array()?;
+    let named = |n: &str| list.iter().find(|t| t.get("name").and_then(Json::as_str) == Some(n));
+    named("default").or_else(|| list.first()).and_then(|t| t.get("template")).and_then(Json::as_str)
+}
+
+/// `eos_token_id` of a model or generation configuration: one id or a list.
+pub(crate) fn eos_ids(config: &Map<String, Json>) -> Vec<u32> {
+    let id = |v: &Json| v.as_u64().and_then(|v| u32::try_from(v).ok());
+    match config.get("eos_token_id") {
+        Some(Json::Array(all)) => all.iter().filter_map(id).collect(),
+        Some(one) => id(one).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
