@@ -1,1 +1,27 @@
+#![doc = include_str!("../README.md")]
 
+mod activations;
+mod blocks;
+mod dtype;
+mod error;
+mod isa;
+mod kernels;
+mod math;
+mod matmul;
+mod packed;
+mod raw;
+mod search;
+mod team;
+
+pub use activations::Activations;
+pub use blocks::{BLOCK, ScaleRule, dequantize, quantize, quantize_weighted};
+pub use dtype::DType;
+pub use error::{QuantError, Result};
+pub use isa::Isa;
+pub use math::silu_mul;
+pub use matmul::{Linear, LowRank, MatOp, Scratch, gate_up_silu, matmul};
+pub use packed::{
+    GROUP, PackedFormat, PackedRef, pack_f32, pack_f32_into, pack_f32_parallel, pack_q4_0, pack_q8_0, unpack,
+    unpack_rows,
+};
+pub use team::{Team, physical_cores};

@@ -1,0 +1,293 @@
+//! Activations quantised to 8 bits for the integer kernels.
+
+use crate::{
+    blocks::BLOCK,
+    error::{QuantError, Result, check_len},
+    raw::Shared,
+    team::Team,
+};
+
+/// A preallocated buffer of `n` tokens of `cols` activations, quantised for every run of 32 columns.
+///
+/// The rule, the same on every instruction set: `scale = m / 127` where `m` is the largest magnitude of the 32,
+/// `q = round_half_to_even(x * (127 / m))`, so `q` lies in -127..=127; where `m < 1e-30` the scale and all `q` are zero. If one of the 32 is
+/// NaN or infinite, the scale is NaN, so that every output that depends on it is NaN. Columns are padded to a multiple
+/// of 32 with zeros.
+///
+/// The f32 values are kept beside the bytes for the matrices stored as 16-bit floats.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    max_tokens: usize,
+    max_cols: usize,
+    n: usize,
+    cols: usize,
+    /// (n, padded cols)
+    pub(crate) q: Vec<i8>,
+    /// (n, padded cols)
+    pub(crate) x: Vec<f32>,
+    /// (n, blocks)
+    pub(crate) scale: Vec<f32>,
+    /// (n, blocks): the sum of the block's `q`.
+    pub(crate) sum: Vec<i32>,
+    /// (n, blocks): -8 times the sums of the `q` at even and at odd pairs of columns (0, 1, 4, 5, .. and 2, 3, 6, 7, ..), as two
+    /// 16-bit halves, low and high: the correction that turns `q + 8` nibbles into `q` in 16-bit accumulators.
+    pub(crate) pair: Vec<i32>,
+}
+
+/// One token's activations, as the kernels take them; all slices cover the same blocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Token<'a> {
+    pub(crate) q: &'a [i8],
+    pub(crate) x: &'a [f32],
+    pub(crate) scale: &'a [f32],
+    pub(crate) sum: &'a [i32],
+    pub(crate) pair: &'a [i32],
+}
+
+impl Activations {
+    /// Room for `max_tokens` tokens of `max_cols` columns.
+    ///
+    /// # Errors
+    /// [`QuantError::Empty`] and [`QuantError::Overflow`].
+    pub fn new(max_tokens: usize, max_cols: usize) -> Result<Self> {
+        if max_tokens == 0 || max_cols == 0 {
+            return Err(QuantError::Empty { rows: max_tokens, cols: max_cols });
+        }
+        let overflow =
+            || QuantError::Overflow { what: "activations in elements", rows: max_tokens, cols: max_cols };
+        let blocks = max_tokens.checked_mul(max_cols.div_ceil(BLOCK)).ok_or_else(overflow)?;
+        let padded =
+            blocks.checked_mul(BLOCK).filter(|p| *p < isize::MAX as usize / 4).ok_or_else(overflow)?;
+        Ok(Activations {
+            max_tokens,
+            max_cols,
+            n: 0,
+            cols: max_cols,
+            q: vec![0; padded],
+            x: vec![0.0; padded],
+            scale: vec![0.0; blocks],
+            sum: vec![0; blocks],
+            pair: vec![0; blocks],
+        })
+    }
+
+    /// Tokens held.
+    pub fn tokens(&self) -> usize {
+        self.n
+    }
+
+    /// Columns of a token, without padding.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Tokens there is room for at the full width.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Columns there is room for.
+    pub fn max_cols(&self) -> usize {
+        self.max_cols
+    }
+
+    /// Takes `x` (n, cols), `n = x.len() / cols` tokens, replacing what was held.
+    ///
+    /// # Errors
+    /// [`QuantError::Capacity`] if there is no room, [`QuantError::Length`] if `x` is not n x cols elements.
+    pub fn quantize(&mut self, x: &[f32], n: usize, cols: usize) -> Result<()> {
+        self.begin(n, cols)?;
+        check_len("activations in elements", n * cols, x.len())?;
+        let isa = crate::Isa::best();
+        let parts = self.parts();
+        for (t, x) in x.chunks_exact(cols).enumerate() {
+            // SAFETY: `t < n`, and nothing else uses the buffers.
+            unsafe { parts.store_row(isa, t, 0, x) };
+        }
+        Ok(())
+    }
+
+    /// [`Activations::quantize`] on all threads of a team.
+    ///
+    /// # Errors
+    /// Those of [`Activations::quantize`].
+    pub fn quantize_parallel(&mut self, team: &Team, x: &[f32], n: usize, cols: usize) -> Result<()> {
+        if n < 8 {
+            return self.quantize(x, n, cols);
+        }
+        self.begin(n, cols)?;
+        check_len("activations in elements", n * cols, x.len())?;
+        let isa = team.isa();
+        let parts = self.parts();
+        team.run(n.div_ceil(8), &|item| {
+            for t in item * 8..n.min(item * 8 + 8) {
+                // SAFETY: every token belongs to one item, and `t < n`.
+                unsafe { parts.store_row(isa, t, 0, &x[t * cols..(t + 1) * cols]) };
+            }
+        });
+        Ok(())
+    }
+
+    /// Sets the shape; contents are undefined (but initialised) until stored.
+    pub(crate) fn begin(&mut self, n: usize, cols: usize) -> Result<()> {
+        if cols == 0 || cols > self.max_cols {
+            return Err(QuantError::Capacity {
+                what: "columns of the activations",
+                capacity: self.max_cols,
+                wanted: cols,
+            });
+        }
+        if n > self.max_tokens {
+            return Err(QuantError::Capacity {
+                what: "tokens of the activations",
+                capacity: self.max_tokens,
+                wanted: n,
+            });
+        }
+        (self.n, self.cols) = (n, cols);
+        Ok(())
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+
+    /// Token `t`, which must be held.
+    pub(crate) fn token(&self, t: usize) -> Token<'_> {
+        let blocks = self.blocks();
+        let (bytes, scales) = (t * blocks * BLOCK..(t + 1) * blocks * BLOCK, t * blocks..(t + 1) * blocks);
+        Token {
+            q: &self.q[bytes.clone()],
+            x: &self.x[bytes],
+            scale: &self.scale[scales.clone()],
+            sum: &self.sum[scales.clone()],
+            pair: &self.pair[scales],
+        }
+    }
+
+    /// Token `t` (which must be held) to f32, as the integer kernels see it: `scale * q`.
+    pub fn dequantized(&self, t: usize) -> Option<Vec<f32>> {
+        if t >= self.n {
+            return None;
+        }
+        let token = self.token(t);
+        let all = token.q.iter().enumerate().map(|(i, &q)| token.scale[i / BLOCK] * f32::from(q));
+        Some(all.take(self.cols).collect())
+    }
+
+    /// The buffers, to be filled by several threads at once.
+    pub(crate) fn parts(&mut self) -> Parts {
+        Parts {
+            blocks: self.blocks(),
+            q: Shared::new(&mut self.q),
+            x: Shared::new(&mut self.x),
+            scale: Shared::new(&mut self.scale),
+            sum: Shared::new(&mut self.sum),
+            pair: Shared::new(&mut self.pair),
+        }
+    }
+}
+
+/// The buffers of an [`Activations`] for writing from several threads.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    blocks: usize,
+    q: Shared<i8>,
+    x: Shared<f32>,
+    scale: Shared<f32>,
+    sum: Shared<i32>,
+    pair: Shared<i32>,
+}
+
+impl Parts {
+    /// Quantises `x` into token `t` from block `block` on. The last block is padded with zeros.
+    ///
+    /// # Safety
+    /// The blocks must exist (`t` below the tokens of `begin`), the `Activations` must outlive the call, and no other thread may touch the
+    /// same blocks meanwhile.
+    pub(crate) unsafe fn store_row(&self, isa: crate::Isa, t: usize, block: usize, x: &[f32]) {
+        let count = x.len().div_ceil(BLOCK);
+        let first = t * self.blocks + block;
+        // SAFETY: the caller vouches for the blocks; the vectors are as long as `begin` checked.
+        let (q, f, scale, sum, pair) = unsafe {
+            (
+                self.q.slice(first * BLOCK, count * BLOCK),
+                self.x.slice(first * BLOCK, count * BLOCK),
+                self.scale.slice(first, count),
+                self.sum.slice(first, count),
+                self.pair.slice(first, count),
+            )
+        };
+        f[..x.len()].copy_from_slice(x);
+        f[x.len()..].fill(0.0);
+        quantize_blocks(isa, f, q, scale, sum, pair);
+    }
+}
+
+fn quantize_blocks(
+    isa: crate::Isa,
+    x: &[f32],
+    q: &mut [i8],
+    scale: &mut [f32],
+    sum: &mut [i32],
+    pair: &mut [i32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn wide(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
+            quantize_blocks_body(x, q, scale, sum, pair);
+        }
+        if isa != crate::Isa::scalar() {
+            // SAFETY: on this processor family every instruction set but the scalar one has AVX2 and FMA.
+            unsafe { wide(x, q, scale, sum, pair) };
+            return;
+        }
+    }
+    let _ = isa;
+    quantize_blocks_body(x, q, scale, sum, pair);
+}
+
+/// Written without branches in its loops, so that the compiler vectorises it for each instruction set; every
+/// operation is exact or correctly rounded, so all give the same bits.
+#[inline(always)]
+fn quantize_blocks_body(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
+    /// 1.5 * 2^23: adding it rounds to an integer, half to even, and leaves that integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let blocks = x.as_chunks::<BLOCK>().0.iter().zip(q.as_chunks_mut::<BLOCK>().0);
+    for ((((x, q), scale), sum), pair) in blocks.zip(scale).zip(sum).zip(pair) {
+        // The bits of magnitudes order as the magnitudes do, with NaN above infinity.
+        let mut top = 0u32;
+        for v in x {
+            top = top.max(v.to_bits() & 0x7fff_ffff);
+        }
+        let m = f32::from_bits(top);
+        let (d, inverse) = if !m.is_finite() {
+            (f32::NAN, 0.0)
+        } else if m < 1e-30 {
+            (0.0, 0.0)
+        } else {
+            (m / 127.0, 127.0 / m)
+        };
+        let mut wide = [0i32; BLOCK];
+        for (w, v) in wide.iter_mut().zip(x) {
+            *w = ((v * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        }
+        if !m.is_finite() {
+            wide = [0; BLOCK];
+        }
+        let mut sums = [0i32; 4];
+        for c in wide.as_chunks::<4>().0 {
+            for (s, v) in sums.iter_mut().zip(c) {
+                *s += v;
+            }
+        }
+        for (q, w) in q.iter_mut().zip(wide) {
+            *q = w as i8;
+        }
+        let (even, odd) = (sums[0] + sums[1], sums[2] + sums[3]);
+        *scale = d;
+        *sum = even + odd;
+        *pair = ((-8 * even) & 0xffff) | ((-8 * odd) << 16);
+    }
+}

@@ -1,0 +1,106 @@
+//! Names and sizes of the stored number formats.
+
+use crate::error::{QuantError, Result};
+use std::{fmt, str::FromStr};
+
+/// A stored number format. The three block formats are ggml's to the byte.
+///
+/// | format | elements a block | bytes a block | layout |
+/// |---|---|---|---|
+/// | `F32`, `F16`, `BF16` | 1 | 4, 2, 2 | little endian |
+/// | `Q8_0` | 32 | 34 | f16 scale `d`, 32 signed bytes; weight = `d * q` |
+/// | `Q4_0` | 32 | 18 | f16 scale `d`, 16 bytes; low nibble = element `j`, high = `16 + j`; weight = `d * (q - 8)` |
+/// | `Q4_1` | 32 | 20 | f16 scale `d`, f16 minimum `m`, 16 bytes as in `Q4_0`; weight = `d * q + m` |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(non_camel_case_types)]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// The upper half of a binary32.
+    BF16,
+    /// 8 bits a weight and a scale for every 32.
+    Q8_0,
+    /// 4 bits a weight and a scale for every 32.
+    Q4_0,
+    /// 4 bits a weight, a scale and a minimum for every 32.
+    Q4_1,
+}
+
+impl DType {
+    /// Every format, for tables and messages.
+    pub const ALL: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
+
+    /// Elements in a block: 1 or 32.
+    pub const fn block_len(self) -> usize {
+        match self {
+            DType::F32 | DType::F16 | DType::BF16 => 1,
+            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => 32,
+        }
+    }
+
+    /// Bytes in a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::Q8_0 => 34,
+            DType::Q4_0 => 18,
+            DType::Q4_1 => 20,
+        }
+    }
+
+    /// Bytes that `elements` elements take.
+    ///
+    /// # Errors
+    /// [`QuantError::NotWholeBlocks`] and [`QuantError::Overflow`].
+    pub fn nbytes(self, elements: usize) -> Result<usize> {
+        let block = self.block_len();
+        if !elements.is_multiple_of(block) {
+            return Err(QuantError::NotWholeBlocks { dtype: self.name(), block, elements });
+        }
+        (elements / block).checked_mul(self.block_bytes()).ok_or(QuantError::Overflow {
+            what: "size in bytes",
+            rows: 1,
+            cols: elements,
+        })
+    }
+
+    /// The name as ggml and safetensors write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::Q8_0 => "Q8_0",
+            DType::Q4_0 => "Q4_0",
+            DType::Q4_1 => "Q4_1",
+        }
+    }
+
+    /// Whether several elements share a scale.
+    pub const fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = QuantError;
+
+    /// Reads a name without regard to case; `f32`, `Q4_0`, `bf16`.
+    fn from_str(s: &str) -> Result<Self> {
+        DType::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(s)).ok_or_else(|| QuantError::Unknown {
+            what: "number format",
+            name: s.to_owned(),
+            known: DType::ALL.map(DType::name).join(", "),
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! Which instruction set the kernels use.
+
+use crate::error::{QuantError, Result};
+use std::fmt;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(dead_code)] // each build has the scalar kernels and those of its own processor family
+pub(crate) enum Kind {
+    Scalar,
+    Neon,
+    Avx2,
+    Avx512Vnni,
+}
+
+const ALL: [Kind; 4] = [Kind::Avx512Vnni, Kind::Avx2, Kind::Neon, Kind::Scalar];
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Scalar => "scalar",
+            Kind::Neon => "neon",
+            Kind::Avx2 => "avx2",
+            Kind::Avx512Vnni => "avx512vnni",
+        }
+    }
+
+    fn detected(self) -> bool {
+        match self {
+            Kind::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => {
+                Kind::Avx2.detected()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => {
+                std::arch::is_aarch64_feature_detected!("neon")
+                    && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+            #[allow(unreachable_patterns)] // the arms above depend on the processor family
+            _ => false,
+        }
+    }
+}
+
+/// An instruction set that this processor has: a value exists only where its kernels can run.
+///
+/// Names: `scalar`, `neon` (with dot product), `avx2` (with FMA and F16C), `avx512vnni`. Results are bit-equal on all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Isa(Kind);
+
+impl Isa {
+    /// The environment variable that [`Isa::from_env`] reads.
+    pub const ENV: &'static str = "SHARP_ISA";
+
+    /// The portable reference.
+    pub fn scalar() -> Self {
+        Isa(Kind::Scalar)
+    }
+
+    /// The fastest this processor has.
+    pub fn best() -> Self {
+        ALL.into_iter().find(|k| k.detected()).map_or(Isa(Kind::Scalar), Isa)
+    }
+
+    /// Everything this processor has, fastest first.
+    pub fn available() -> Vec<Self> {
+        ALL.into_iter().filter(|k| k.detected()).map(Isa).collect()
+    }
+
+    /// The one called `name`.
+    ///
+    /// # Errors
+    /// [`QuantError::Unknown`] and [`QuantError::IsaUnavailable`].
+    pub fn named(name: &str) -> Result<Self> {
+        let kind = ALL.into_iter().find(|k| k.name() == name).ok_or_else(|| QuantError::Unknown {
+            what: "instruction set",
+            name: name.to_owned(),
+            known: ALL.map(Kind::name).join(", "),
+        })?;
+        if kind.detected() {
+            Ok(Isa(kind))
+        } else {
+            let available: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+            Err(QuantError::IsaUnavailable { name: kind.name(), available: available.join(", ") })
+        }
+    }
+
+    /// The one that the environment variable `SHARP_ISA` names, or the best if it is unset or empty.
+    ///
+    /// # Errors
+    /// Those of [`Isa::named`].
+    pub fn from_env() -> Result<Self> {
+        match std::env::var_os(Isa::ENV) {
+            Some(name) if !name.is_empty() => Isa::named(&name.to_string_lossy()),
+            _ => Ok(Isa::best()),
+        }
+    }
+
+    /// The name: `scalar`, `neon`, `avx2` or `avx512vnni`.
+    pub fn name(self) -> &'static str {
+        self.0.name()
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

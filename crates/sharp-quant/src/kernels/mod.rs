@@ -1,0 +1,102 @@
+//! The kernels: one file for each instruction set, all with the structure and the bits of [`scalar`].
+//!
+//! The contract, for row `r` and token `t`, starting from the `acc` given:
+//!
+//! - `q4x16`, `q8x16`: for each block of 32 columns in ascending order, `s` = the exact integer sum of `q_w * q_x`, then
+//!   `acc = fma(scale_w * scale_x, s as f32, acc)`. `s` fits 24 bits, so its conversion is exact.
+//! - `f16x16`: for each column in ascending order, `acc = fma(w, x, acc)`.
+//!
+//! So a result depends neither on the instruction set, nor on the number of threads, nor on how tokens are batched.
+
+mod scalar;
+
+use crate::{
+    activations::{Activations, Token},
+    blocks::BLOCK,
+    isa::{Isa, Kind},
+    packed::{GROUP, PackedFormat, PackedRef},
+};
+
+/// Sums of one group of rows (for one token), or of one token (for one group).
+pub(crate) type Acc = [f32; GROUP];
+
+/// Tokens `from..from + n` of some activations.
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens<'a> {
+    acts: &'a Activations,
+    from: usize,
+    n: usize,
+}
+
+impl<'a> Tokens<'a> {
+    /// Panics if the tokens are not held.
+    pub(crate) fn new(acts: &'a Activations, from: usize, n: usize) -> Self {
+        assert!(n > 0 && from + n <= acts.tokens(), "tokens outside the activations");
+        Tokens { acts, from, n }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.n
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.acts.blocks()
+    }
+
+    pub(crate) fn get(&self, t: usize) -> Token<'a> {
+        self.acts.token(self.from + t)
+    }
+}
+
+/// Signature of every kernel. `w` holds whole groups of 16 rows, each as many blocks wide as the tokens are.
+///
+/// A `gemv` multiplies `acc.len()` groups with one token; a `gemm` one group with `acc.len()` tokens. Both add to `acc`.
+///
+/// # Safety
+/// The processor must have the kernel's instruction set, and the lengths must agree; [`Kernels`] sees to both.
+type Kernel = unsafe fn(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]);
+
+/// The kernels of one instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    gemv: [Kernel; 3],
+    gemm: [Kernel; 3],
+}
+
+impl Kernels {
+    pub(crate) fn of(isa: Isa) -> &'static Kernels {
+        match isa.kind() {
+            Kind::Avx2 | Kind::Avx512Vnni | Kind::Neon | Kind::Scalar => &scalar::KERNELS,
+        }
+    }
+
+    /// Adds the products of groups `from..from + acc.len()` with one token.
+    pub(crate) fn gemv(&self, w: PackedRef<'_>, from: usize, x: Tokens<'_>, acc: &mut [Acc]) {
+        assert!(x.len() == 1 && x.blocks() == w.blocks(), "gemv of another shape");
+        let data = w.group_data(from, from + acc.len());
+        // SAFETY: the instruction set exists here because an `Isa` of it does; `data` has `acc.len()` groups of
+        // `x.blocks()` blocks.
+        unsafe { self.gemv[index(w.format())](data, x, acc) }
+    }
+
+    /// Adds the products of group `group` with `acc.len()` tokens.
+    pub(crate) fn gemm(&self, w: PackedRef<'_>, group: usize, x: Tokens<'_>, acc: &mut [Acc]) {
+        assert!(x.len() == acc.len() && x.blocks() == w.blocks(), "gemm of another shape");
+        let data = w.group_data(group, group + 1);
+        // SAFETY: as above; `data` has one group, and `x` as many tokens as `acc`.
+        unsafe { self.gemm[index(w.format())](data, x, acc) }
+    }
+}
+
+fn index(format: PackedFormat) -> usize {
+    match format {
+        PackedFormat::Q4 => 0,
+        PackedFormat::Q8 => 1,
+        PackedFormat::F16 => 2,
+    }
+}
+
+const Q4_BYTES: usize = PackedFormat::Q4.block_bytes();
+const Q8_BYTES: usize = PackedFormat::Q8.block_bytes();
+const F16_BYTES: usize = PackedFormat::F16.block_bytes();
+const _: () = assert!(BLOCK == 32 && GROUP == 16);

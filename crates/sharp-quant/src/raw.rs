@@ -1,0 +1,45 @@
+//! A slice that several threads write at disjoint places.
+
+use std::marker::PhantomData;
+
+/// A mutable slice without its borrow, so that threads can take disjoint parts of it.
+pub(crate) struct Shared<T> {
+    start: *mut T,
+    len: usize,
+    marker: PhantomData<T>,
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+// SAFETY: a `Shared` only hands out parts through `slice`, whose contract forbids overlapping use.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        Shared { start: slice.as_mut_ptr(), len: slice.len(), marker: PhantomData }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Elements `from..from + count`; panics if they do not exist.
+    ///
+    /// # Safety
+    /// The slice given to `new` must still be borrowed by whoever holds this, and no other reference to any of these elements
+    /// may exist while the result lives.
+    #[allow(clippy::mut_from_ref)] // that is its purpose; the contract stands above
+    pub(crate) unsafe fn slice<'a>(&self, from: usize, count: usize) -> &'a mut [T] {
+        assert!(from <= self.len && count <= self.len - from, "part outside its slice");
+        // SAFETY: inside the slice, as just checked; the caller vouches for the rest.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(from), count) }
+    }
+}
