@@ -1,1 +1,35 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
 
+pub mod atomic;
+pub mod config;
+pub mod error;
+pub mod export;
+pub mod family;
+pub mod gguf;
+pub mod hf;
+pub mod import;
+mod mmap;
+pub mod model;
+pub mod names;
+pub mod packed;
+pub mod plan;
+pub mod recovery;
+pub mod source;
+pub mod suggest;
+pub mod tokenizer;
+pub mod writer;
+
+pub use atomic::write_atomic;
+pub use config::{ModelConfig, RopeScaling};
+pub use error::{Error, Result};
+pub use export::{ExportOptions, ExportSummary, export_compact, export_dense};
+pub use family::Family;
+pub use hf::HfCheckpoint;
+pub use model::{ModelSource, ProjectionSource};
+pub use names::Projection;
+pub use plan::{Estimate, Ranks, RecoveryForm, SharingPlan, Target};
+pub use recovery::{LayerRecovery, ProjectionRecovery, Recovery};
+pub use sharp_quant::DType;
+pub use source::{TensorBytes, TensorInfo, TensorRef, TensorSource};
+pub use writer::{SafetensorsWriter, WriteSummary};

@@ -1,0 +1,159 @@
+//! Writing a resolved model: compact (shared weights once) or dense (a plain checkpoint for any other tool).
+
+use std::path::Path;
+
+use serde_json::json;
+use sharp_progress::Progress;
+use sharp_quant::DType;
+
+use crate::error::{Error, Result};
+use crate::family;
+use crate::model::ModelSource;
+use crate::names;
+use crate::source::TensorInfo;
+use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
+
+/// Files of a checkpoint folder that are copied as they are, where they exist.
+const COMPANIONS: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// How to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// Type of the weights: F32, F16 or BF16. Row and column scales stay in float32.
+    pub dtype: DType,
+    /// Bytes a file holds at most.
+    pub max_shard_bytes: u64,
+}
+
+impl ExportOptions {
+    /// This type, in shards of [`DEFAULT_SHARD_BYTES`].
+    pub fn new(dtype: DType) -> Self {
+        Self { dtype, max_shard_bytes: DEFAULT_SHARD_BYTES }
+    }
+}
+
+/// What an export holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSummary {
+    /// Files, bytes and tensors.
+    pub written: WriteSummary,
+    /// MLP weights, recovery parameters included.
+    pub mlp_parameters: u64,
+}
+
+/// Writes a compact checkpoint: each shared MLP once, under its reference layer's names; target layers have only their
+/// recovery parameters; `config.json` carries the plan as `sharp_config`. Tokenizer files are copied. A model without
+/// a plan is written as the plain checkpoint it is.
+///
+/// # Errors
+/// [`Error::Unsupported`] for another type than F32, F16, BF16; [`Error::NotFinite`]; [`Error::Io`].
+pub fn export_compact(
+    source: &ModelSource,
+    out: impl AsRef<Path>,
+    options: &ExportOptions,
+    progress: &dyn Progress,
+) -> Result<ExportSummary> {
+    let mut config = match source.plan() {
+        Some(plan) => source.config().to_json_with_plan(plan),
+        None => source.config().to_json(),
+    };
+    set_dtype(&mut config, options.dtype);
+    let mut tensors = source.stored_tensors()?;
+    for tensor in &mut tensors {
+        tensor.dtype = if is_scale(&tensor.name) { DType::F32 } else { options.dtype };
+    }
+    let mut writer = begin(source, out.as_ref(), options, &tensors)?;
+    let task = progress.task("writing the compact checkpoint", tensors.len() as u64, "tensors");
+    for tensor in &tensors {
+        writer.copy(&tensor.name, &source.tensor(&tensor.name)?)?;
+        task.advance(1);
+    }
+    Ok(ExportSummary { written: writer.finish(&config)?, mlp_parameters: source.mlp_parameters() })
+}
+
+/// Writes a dense checkpoint: every layer with its effective MLP weights, a plain model of its family that any tool
+/// loads. It is as large as the original. An MLP that the plan drops becomes one whose down projection is zero.
+///
+/// # Errors
+/// As [`export_compact`].
+pub fn export_dense(
+    source: &ModelSource,
+    out: impl AsRef<Path>,
+    options: &ExportOptions,
+    progress: &dyn Progress,
+) -> Result<ExportSummary> {
+    let mut config = source.config().to_json();
+    set_dtype(&mut config, options.dtype);
+    let rules = family::tensors_of(source.config(), options.dtype);
+    let tensors: Vec<TensorInfo> = rules.iter().map(|(_, _, info)| info.clone()).collect();
+    let mut writer = begin(source, out.as_ref(), options, &tensors)?;
+    let task = progress.task("writing the dense checkpoint", tensors.len() as u64, "tensors");
+    for (_, layer, info) in &rules {
+        let target = layer.and_then(|l| source.target(l));
+        match (names::parse_mlp(&info.name), target) {
+            (Some((layer, projection, "weight")), Some(_)) => {
+                writer.append_f32(&info.name, &source.projection(layer, projection)?.effective_f32()?)?;
+            }
+            // A dropped MLP has no biases either.
+            (Some(_), Some(target)) if target.dropped => {
+                writer.append_f32(&info.name, &vec![0.0; info.elements()?])?;
+            }
+            _ => writer.copy(&info.name, &source.tensor(&info.name)?)?,
+        }
+        task.advance(1);
+    }
+    let layers = source.config().num_hidden_layers as u64;
+    let mlp_parameters = layers * source.config().mlp_parameters_per_layer();
+    Ok(ExportSummary { written: writer.finish(&config)?, mlp_parameters })
+}
+
+fn begin(
+    source: &ModelSource,
+    out: &Path,
+    options: &ExportOptions,
+    tensors: &[TensorInfo],
+) -> Result<SafetensorsWriter> {
+    if !matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Err(Error::unsupported(out, format!("a checkpoint in {}; F32, F16, BF16", options.dtype.name())));
+    }
+    // Written over itself, a mapped checkpoint would be read while it is replaced.
+    if let (Ok(a), Ok(b)) = (source.path().canonicalize(), out.canonicalize())
+        && a == b
+    {
+        return Err(Error::malformed(out, "an export cannot replace the checkpoint it is made from"));
+    }
+    let mut writer = SafetensorsWriter::create(out, tensors, options.max_shard_bytes)?;
+    for name in COMPANIONS {
+        let file = source.path().join(name);
+        if file.is_file() {
+            writer.copy_file(name, &file)?;
+        }
+    }
+    Ok(writer)
+}
+
+fn set_dtype(config: &mut serde_json::Map<String, serde_json::Value>, dtype: DType) {
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    // transformers 5 writes `dtype` and reads both.
+    config.remove("dtype");
+    config.insert("torch_dtype".into(), json!(name));
+}
+
+fn is_scale(name: &str) -> bool {
+    names::parse_mlp(name).is_some_and(|(_, _, part)| matches!(part, "row_scale" | "col_scale"))
+}
+

@@ -1,0 +1,419 @@
+//! A model as it is to be run: every tensor resolved to where it is stored.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sharp_quant::DType;
+
+use crate::config::{self, ModelConfig};
+use crate::error::{Error, Result};
+use crate::family;
+use crate::hf::HfCheckpoint;
+use crate::names::{self, Projection};
+use crate::plan::{RecoveryForm, SharingPlan, Target};
+use crate::recovery::Recovery;
+use crate::source::{TensorInfo, TensorRef, TensorSource};
+
+/// Low-rank factors of one projection.
+#[derive(Debug, Clone)]
+pub struct LoraSource {
+    /// `r`, at least 1.
+    pub rank: usize,
+    /// `A (r, in)`.
+    pub a: TensorRef,
+    /// `B (out, r)`.
+    pub b: TensorRef,
+}
+
+/// What one MLP projection of one layer is made of:
+/// `diag(row_scale) base diag(col_scale) + B A`, then the bias. What is absent counts as nothing (scales: as ones).
+#[derive(Debug, Clone)]
+pub struct ProjectionSource {
+    /// The layer that computes with it.
+    pub layer: usize,
+    /// Which of the three.
+    pub projection: Projection,
+    /// Rows of the effective weight.
+    pub out_features: usize,
+    /// Columns of the effective weight.
+    pub in_features: usize,
+    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank alone and for
+    /// dropped layers.
+    pub base: Option<TensorRef>,
+    /// Low-rank factors.
+    pub lora: Option<LoraSource>,
+    /// `(out)`.
+    pub row_scale: Option<TensorRef>,
+    /// `(in)`.
+    pub col_scale: Option<TensorRef>,
+    /// `(out)`: the layer's own; biases are never shared.
+    pub bias: Option<TensorRef>,
+}
+
+impl ProjectionSource {
+    /// Whether the output is zero whatever the input (a dropped layer).
+    pub fn is_zero(&self) -> bool {
+        self.base.is_none() && self.lora.is_none() && self.bias.is_none()
+    }
+
+    /// Whether the effective weight is the stored one as it lies.
+    pub fn is_plain(&self) -> bool {
+        self.base.is_some() && self.lora.is_none() && self.row_scale.is_none() && self.col_scale.is_none()
+    }
+
+    /// The effective weight `(out, in)`, row-major, computed in float32 (sums over the rank in ascending order).
+    ///
+    /// # Errors
+    /// [`Error::Quant`] if stored bytes cannot be converted.
+    pub fn effective_f32(&self) -> Result<Vec<f32>> {
+        let (out, input) = (self.out_features, self.in_features);
+        let mut weight = match &self.base {
+            Some(base) => base.f32()?,
+            None => vec![0.0; out * input],
+        };
+        if let Some(scale) = &self.row_scale {
+            for (row, s) in weight.chunks_exact_mut(input).zip(scale.f32()?) {
+                row.iter_mut().for_each(|w| *w *= s);
+            }
+        }
+        if let Some(scale) = &self.col_scale {
+            let scale = scale.f32()?;
+            for row in weight.chunks_exact_mut(input) {
+                row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
+            }
+        }
+        if let Some(lora) = &self.lora {
+            let (a, b) = (lora.a.f32()?, lora.b.f32()?);
+            let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16);
+            let rows = out.div_ceil(threads).max(1);
+            std::thread::scope(|scope| {
+                for (weight, b) in weight.chunks_mut(rows * input).zip(b.chunks(rows * lora.rank)) {
+                    let a = &a;
+                    scope.spawn(move || add_product(weight, input, b, lora.rank, a));
+                }
+            });
+        }
+        Ok(weight)
+    }
+}
+
+/// `weight (rows, input) += b (rows, rank) a (rank, input)`.
+fn add_product(weight: &mut [f32], input: usize, b: &[f32], rank: usize, a: &[f32]) {
+    for (row, b) in weight.chunks_exact_mut(input).zip(b.chunks_exact(rank)) {
+        for (&b, a) in b.iter().zip(a.chunks_exact(input)) {
+            row.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
+        }
+    }
+}
+
+/// A model to run, export or measure: a dense checkpoint, a compact one, or a dense one with a plan and recovery
+/// parameters laid over it. Cheap to clone; opening touches no weights.
+#[derive(Clone)]
+pub struct ModelSource {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    config: ModelConfig,
+    plan: Option<SharingPlan>,
+    base: Arc<dyn TensorSource>,
+    /// Recovery parameters and replacements laid over the base, by name.
+    over: BTreeMap<String, TensorRef>,
+    /// Whether the base stores what the plan gives up (an overlay), or not (a compact checkpoint).
+    overlaid: bool,
+}
+
+impl std::fmt::Debug for ModelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelSource")
+            .field("path", &self.inner.path)
+            .field("architecture", &self.inner.config.architecture)
+            .field("targets", &self.inner.plan.as_ref().map_or(0, |p| p.targets.len()))
+            .finish_non_exhaustive()
+    }
+}
+
+impl ModelSource {
+    /// Opens a checkpoint folder, dense or compact, and checks that every tensor of the model is there in its shape.
+    ///
+    /// # Errors
+    /// As [`config::parse_with_plan`] and [`HfCheckpoint::open`]; [`Error::NoTensor`] and [`Error::Shape`] for a
+    /// checkpoint that is not what its configuration says.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return Err(Error::missing(path, "not a checkpoint folder"));
+        }
+        let (config, plan) = config::load_with_plan(path)?;
+        let base = Arc::new(HfCheckpoint::open(path)?);
+        Self::build(path.to_path_buf(), config, plan, base, BTreeMap::new(), false)
+    }
+
+    /// A model whose tensors come from anywhere, under Hugging Face names. With a plan the source is taken to be
+    /// compact: it must not hold the weights that the plan gives up.
+    ///
+    /// # Errors
+    /// As [`ModelSource::open`].
+    pub fn new(config: ModelConfig, plan: Option<SharingPlan>, base: Arc<dyn TensorSource>) -> Result<Self> {
+        Self::build(base.path().to_path_buf(), config, plan, base, BTreeMap::new(), false)
+    }
+
+    /// Lays a plan and recovery parameters over a dense model; nothing of the base is copied.
+    ///
+    /// Without recovery parameters the targets share directly: the plan kept is [`SharingPlan::direct`].
+    ///
+    /// # Errors
+    /// [`Error::Plan`] if the base is itself compact, the plan does not fit the model or the recovery parameters do not
+    /// fit the plan.
+    pub fn overlay(base: &Self, plan: SharingPlan, recovery: Option<&Recovery>) -> Result<Self> {
+        if base.plan().is_some() {
+            return Err(Error::plan(None, format!("{} already has shared layers", base.path().display())));
+        }
+        plan.validate(base.config())?;
+        let mut over = base.inner.over.clone();
+        let plan = match recovery {
+            None => plan.direct(),
+            Some(recovery) => {
+                recovery.check(base.config(), &plan)?;
+                over.extend(recovery.tensors()?.into_iter().map(|t| (t.name().to_owned(), t)));
+                plan
+            }
+        };
+        let inner = &base.inner;
+        Self::build(inner.path.clone(), inner.config.clone(), Some(plan), inner.base.clone(), over, true)
+    }
+
+    fn build(
+        path: PathBuf,
+        config: ModelConfig,
+        plan: Option<SharingPlan>,
+        base: Arc<dyn TensorSource>,
+        over: BTreeMap<String, TensorRef>,
+        overlaid: bool,
+    ) -> Result<Self> {
+        if let Some(plan) = &plan {
+            plan.validate(&config)?;
+        }
+        let source = Self { inner: Arc::new(Inner { path, config, plan, base, over, overlaid }) };
+        source.check()?;
+        Ok(source)
+    }
+
+    /// Every tensor there, in its shape; and none stored that the plan gives up.
+    fn check(&self) -> Result<()> {
+        let path = self.path();
+        for expected in self.stored_tensors()? {
+            let found = self.info(&expected.name).ok_or_else(|| Error::no_tensor(path, &expected.name))?;
+            if found.shape != expected.shape {
+                return Err(Error::shape(path, &expected.name, &expected.shape, &found.shape));
+            }
+        }
+        if self.inner.overlaid {
+            return Ok(());
+        }
+        for target in self.plan().map_or(&[][..], |p| &p.targets) {
+            for projection in Projection::ALL {
+                let name = names::mlp_weight(target.layer, projection);
+                if self.info(&name).is_some() {
+                    let what = format!("is stored, though `sharp_config` gives layer {}'s MLP up", target.layer);
+                    return Err(Error::tensor(path, name, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The tensors this model is made of, each once, with the shapes they must have, in the order of the computation.
+    /// Types are those stored (F32 where a tensor is missing).
+    ///
+    /// # Errors
+    /// None at present; reserved for sources that must be read to know.
+    pub fn stored_tensors(&self) -> Result<Vec<TensorInfo>> {
+        let config = self.config();
+        let mut all = Vec::new();
+        let with_type = |name: String, shape: Vec<usize>| {
+            let dtype = self.info(&name).map_or(DType::F32, |i| i.dtype);
+            TensorInfo { name, dtype, shape }
+        };
+        for (_, layer, info) in family::tensors_of(config, DType::F32) {
+            let target = layer.and_then(|l| self.target(l));
+            if let Some(target) = target
+                && let Some((_, _, part)) = names::parse_mlp(&info.name)
+                && (part == "weight" || target.dropped)
+            {
+                continue;
+            }
+            all.push(with_type(info.name, info.shape));
+        }
+        for target in self.plan().map_or(&[][..], |p| &p.targets) {
+            for projection in Projection::ALL {
+                let (out, input) = projection.shape(config);
+                let (layer, rank) = (target.layer, target.ranks.of(projection));
+                if rank > 0 {
+                    all.push(with_type(names::lora_a(layer, projection), vec![rank, input]));
+                    all.push(with_type(names::lora_b(layer, projection), vec![out, rank]));
+                }
+                if target.form.row_scaled() {
+                    all.push(with_type(names::row_scale(layer, projection), vec![out]));
+                }
+                if target.form.column_scaled() {
+                    all.push(with_type(names::col_scale(layer, projection), vec![input]));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The checkpoint folder (of an overlay: the base's), where tokenizer files lie too.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.config
+    }
+
+    /// The plan; `None` for a model without shared layers.
+    pub fn plan(&self) -> Option<&SharingPlan> {
+        self.inner.plan.as_ref()
+    }
+
+    /// The plan's entry for a layer.
+    pub fn target(&self, layer: usize) -> Option<&Target> {
+        self.plan()?.target(layer)
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        match self.inner.over.get(name) {
+            Some(tensor) => Some(tensor.info.clone()),
+            None => self.inner.base.info(name),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<TensorRef> {
+        match self.inner.over.get(name) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => self.inner.base.tensor(name),
+        }
+    }
+
+    fn find_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorRef> {
+        let tensor = self.find(name)?;
+        if tensor.shape() != shape {
+            return Err(Error::shape(self.path(), name, shape, tensor.shape()));
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor by name: embeddings, attention, norms, and MLP weights of layers that keep theirs.
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`]; [`Error::Plan`] for an MLP weight that the plan gives up, which
+    /// [`ModelSource::projection`] resolves.
+    pub fn tensor(&self, name: &str) -> Result<TensorRef> {
+        if let Some((layer, _)) = names::parse_mlp_weight(name)
+            && self.target(layer).is_some()
+        {
+            return Err(Error::plan(Some(layer), format!("`{name}` is given up; ask for the projection")));
+        }
+        self.find(name)
+    }
+
+    /// The output head `(vocab_size, hidden_size)`: its own tensor, or the embedding where they are tied.
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`].
+    pub fn lm_head(&self) -> Result<TensorRef> {
+        self.find(if self.config().tie_word_embeddings { names::EMBED } else { names::LM_HEAD })
+    }
+
+    /// What a layer's projection is made of. Layers that share a weight get the same bytes (equal pointers).
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`], [`Error::Shape`]; [`Error::Plan`] for a layer the model has not.
+    pub fn projection(&self, layer: usize, projection: Projection) -> Result<ProjectionSource> {
+        let config = self.config();
+        if layer >= config.num_hidden_layers {
+            let what = format!("layer {layer} of a model with {}", config.num_hidden_layers);
+            return Err(Error::plan(Some(layer), what));
+        }
+        let (out, input) = projection.shape(config);
+        let mut source = ProjectionSource {
+            layer,
+            projection,
+            out_features: out,
+            in_features: input,
+            base: None,
+            lora: None,
+            row_scale: None,
+            col_scale: None,
+            bias: None,
+        };
+        let stored_by = match self.target(layer) {
+            None => Some(layer),
+            Some(target) if target.dropped => return Ok(source),
+            Some(target) => target.reference,
+        };
+        if let Some(owner) = stored_by {
+            source.base = Some(self.find_shaped(&names::mlp_weight(owner, projection), &[out, input])?);
+        }
+        if config.mlp_bias {
+            source.bias = Some(self.find_shaped(&names::mlp_bias(layer, projection), &[out])?);
+        }
+        if let Some(target) = self.target(layer) {
+            let rank = target.ranks.of(projection);
+            if rank > 0 {
+                source.lora = Some(LoraSource {
+                    rank,
+                    a: self.find_shaped(&names::lora_a(layer, projection), &[rank, input])?,
+                    b: self.find_shaped(&names::lora_b(layer, projection), &[out, rank])?,
+                });
+            }
+            if target.form.row_scaled() {
+                source.row_scale = Some(self.find_shaped(&names::row_scale(layer, projection), &[out])?);
+            }
+            if target.form.column_scaled() {
+                source.col_scale = Some(self.find_shaped(&names::col_scale(layer, projection), &[input])?);
+            }
+        }
+        Ok(source)
+    }
+
+    /// MLP weights stored: those kept and the recovery parameters.
+    pub fn mlp_parameters(&self) -> u64 {
+        let config = self.config();
+        match self.plan() {
+            Some(plan) => plan.stored_mlp_parameters(config),
+            None => config.num_hidden_layers as u64 * config.mlp_parameters_per_layer(),
+        }
+    }
+
+    /// Bytes of all stored tensors, each once, in the types they are stored in.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] if a size overflows.
+    pub fn stored_bytes(&self) -> Result<u64> {
+        let mut total = 0;
+        for info in self.stored_tensors()? {
+            total += info.dtype.nbytes(info.elements()?)? as u64;
+        }
+        Ok(total)
+    }
+}
+
+impl SharingPlan {
+    /// The same sharing without recovery parameters, the baseline: targets run with their reference's weights as they
+    /// are; targets of low rank alone have nothing left and are dropped.
+    #[must_use]
+    pub fn direct(mut self) -> Self {
+        for target in &mut self.targets {
+            target.form = RecoveryForm::None;
+            target.ranks = Default::default();
+            target.dropped = target.reference.is_none();
+        }
+        self
+    }
+}

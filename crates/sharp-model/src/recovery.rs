@@ -1,0 +1,333 @@
+//! Recovery parameters: the small tensors that repair a shared MLP, and the files they live in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorView;
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::family;
+use crate::hf::HfCheckpoint;
+use crate::names::{self, Projection};
+use crate::plan::{SharingPlan, Target};
+use crate::source::{TensorRef, TensorSource};
+
+/// File with every layer's recovery parameters.
+pub const RECOVERY_FILE: &str = "recovery.safetensors";
+
+/// Recovery of one projection: effective weight `diag(row_scale) W_ref diag(col_scale) + B A`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ProjectionRecovery {
+    /// `r`; 0 where there are only scales.
+    pub rank: usize,
+    /// `A (r, in)`, row-major.
+    pub a: Vec<f32>,
+    /// `B (out, r)`, row-major.
+    pub b: Vec<f32>,
+    /// `(out)`.
+    pub row_scale: Option<Vec<f32>>,
+    /// `(in)`.
+    pub col_scale: Option<Vec<f32>>,
+}
+
+/// Recovery of one layer's MLP.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LayerRecovery {
+    /// Of the gate projection.
+    pub gate: Option<ProjectionRecovery>,
+    /// Of the up projection.
+    pub up: Option<ProjectionRecovery>,
+    /// Of the down projection.
+    pub down: Option<ProjectionRecovery>,
+}
+
+impl LayerRecovery {
+    /// A projection's recovery.
+    pub fn get(&self, projection: Projection) -> Option<&ProjectionRecovery> {
+        match projection {
+            Projection::Gate => self.gate.as_ref(),
+            Projection::Up => self.up.as_ref(),
+            Projection::Down => self.down.as_ref(),
+        }
+    }
+
+    /// A projection's recovery, to be set.
+    pub fn get_mut(&mut self, projection: Projection) -> &mut Option<ProjectionRecovery> {
+        match projection {
+            Projection::Gate => &mut self.gate,
+            Projection::Up => &mut self.up,
+            Projection::Down => &mut self.down,
+        }
+    }
+}
+
+/// A trained tensor that takes the place of the original's: a norm, or a shared MLP weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Replacement {
+    /// Row-major shape, as the original's.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub values: Vec<f32>,
+}
+
+/// Recovery parameters of a plan's targets, by layer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Recovery {
+    /// By target layer.
+    pub layers: BTreeMap<usize, LayerRecovery>,
+    /// Trained replacements of base tensors, by name.
+    pub replacements: BTreeMap<String, Replacement>,
+}
+
+impl Recovery {
+    /// File name of one layer's recovery parameters, `layer-11.safetensors`.
+    pub fn layer_file(layer: usize) -> String {
+        format!("layer-{layer:02}.safetensors")
+    }
+
+    /// Loads a safetensors file, or a folder with `recovery.safetensors` or with `layer-NN.safetensors` files.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] for a folder without either, [`Error::Malformed`] for one with both or for a damaged file,
+    /// [`Error::Tensor`] for names that mean nothing here, factors that do not fit each other or a layer in two
+    /// files, [`Error::NotFinite`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let files = if path.is_dir() { files_in(path)? } else { vec![path.to_path_buf()] };
+        let mut all = Self::default();
+        for file in files {
+            all.read_file(&file)?;
+        }
+        for (layer, recovery) in &all.layers {
+            for projection in Projection::ALL {
+                if let Some(p) = recovery.get(projection) {
+                    check_factors(path, *layer, projection, p)?;
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn read_file(&mut self, file: &Path) -> Result<()> {
+        let source = HfCheckpoint::open(file)?;
+        for info in source.tensors() {
+            let tensor = source.tensor(&info.name)?;
+            tensor.require_finite(file)?;
+            self.insert(file, &tensor)?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, file: &Path, tensor: &TensorRef) -> Result<()> {
+        let name = tensor.name();
+        let twice = || Error::tensor(file, name, "given twice");
+        if !name.starts_with("model.") && name != names::LM_HEAD {
+            let what = "neither a recovery parameter nor a tensor of the model";
+            return Err(Error::tensor(file, name, what));
+        }
+        let parsed = names::parse_mlp(name);
+        let Some((layer, projection, part)) = parsed.filter(|(_, _, part)| is_recovery(part)) else {
+            let new = Replacement { shape: tensor.shape().to_vec(), values: tensor.f32()? };
+            return match self.replacements.insert(name.to_owned(), new) {
+                Some(_) => Err(twice()),
+                None => Ok(()),
+            };
+        };
+        let dims = tensor.shape();
+        let slot = self.layers.entry(layer).or_default().get_mut(projection).get_or_insert_default();
+        let wrong = || Error::tensor(file, name, format!("shape {dims:?} has the wrong number of dimensions"));
+        match (part, dims) {
+            ("lora_A.weight", &[rank, _]) | ("lora_B.weight", &[_, rank]) => {
+                if slot.rank != 0 && slot.rank != rank {
+                    let what = format!("shape {dims:?}, though the other factor has rank {}", slot.rank);
+                    return Err(Error::tensor(file, name, what));
+                }
+                slot.rank = rank;
+                let place = if part == "lora_A.weight" { &mut slot.a } else { &mut slot.b };
+                if !place.is_empty() {
+                    return Err(twice());
+                }
+                *place = tensor.f32()?;
+            }
+            ("row_scale" | "col_scale", &[_]) => {
+                let place = if part == "row_scale" { &mut slot.row_scale } else { &mut slot.col_scale };
+                if place.replace(tensor.f32()?).is_some() {
+                    return Err(twice());
+                }
+            }
+            _ => return Err(wrong()),
+        }
+        Ok(())
+    }
+
+    /// Checks against model and plan: every target that has recovery parameters has all of them, in the ranks and
+    /// shapes the plan says, and no other layer has any.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] naming the layer, [`Error::Shape`] naming the tensor.
+    pub fn check(&self, config: &ModelConfig, plan: &SharingPlan) -> Result<()> {
+        let here = Path::new("recovery parameters");
+        for &layer in self.layers.keys() {
+            if plan.target(layer).is_none() {
+                let what = format!("recovery parameters for layer {layer}, which the plan leaves alone");
+                return Err(Error::plan(None, what));
+            }
+        }
+        for target in &plan.targets {
+            for projection in Projection::ALL {
+                self.check_projection(config, target, projection)?;
+            }
+        }
+        let dense = family::tensors_of(config, sharp_quant::DType::F32);
+        for (name, new) in &self.replacements {
+            let Some((_, layer, info)) = dense.iter().find(|(_, _, info)| info.name == *name) else {
+                return Err(Error::tensor(here, name, "the model has no such tensor to replace"));
+            };
+            if info.shape != new.shape {
+                return Err(Error::shape(here, name, &info.shape, &new.shape));
+            }
+            if let Some(layer) = *layer
+                && names::parse_mlp_weight(name).is_some()
+                && plan.target(layer).is_some()
+            {
+                return Err(Error::tensor(here, name, "the plan gives this weight up; train its reference's instead"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_projection(&self, config: &ModelConfig, target: &Target, projection: Projection) -> Result<()> {
+        let layer = target.layer;
+        let fault = |what: String| Error::plan(Some(layer), format!("{}: {what}", projection.name()));
+        let found = self.layers.get(&layer).and_then(|l| l.get(projection));
+        let rank = target.ranks.of(projection);
+        let (rows, cols) = (target.form.row_scaled(), target.form.column_scaled());
+        let Some(found) = found else {
+            return match rank > 0 || rows || cols {
+                true => Err(fault("no recovery parameters for it".into())),
+                false => Ok(()),
+            };
+        };
+        if found.rank != rank {
+            return Err(fault(format!("recovery parameters of rank {}, the plan says {rank}", found.rank)));
+        }
+        let (out, input) = projection.shape(config);
+        let want = |what: &str, len: Option<usize>, expected: Option<usize>| match (len, expected) {
+            (a, b) if a == b => Ok(()),
+            (Some(len), Some(expected)) => Err(fault(format!("{what} has {len} values, expected {expected}"))),
+            (Some(_), None) => Err(fault(format!("has {what}, which form `{}` has not", target.form))),
+            (None, _) => Err(fault(format!("has no {what}, which form `{}` needs", target.form))),
+        };
+        want("lora_A", Some(found.a.len()), Some(rank * input))?;
+        want("lora_B", Some(found.b.len()), Some(out * rank))?;
+        want("row_scale", found.row_scale.as_ref().map(Vec::len), rows.then_some(out))?;
+        want("col_scale", found.col_scale.as_ref().map(Vec::len), cols.then_some(input))
+    }
+
+    /// All tensors, named and shaped as in files, in the order of layers.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if factors do not fit each other.
+    pub fn tensors(&self) -> Result<Vec<TensorRef>> {
+        let mut all = Vec::new();
+        for (&layer, recovery) in &self.layers {
+            all.extend(layer_tensors(layer, recovery)?);
+        }
+        for (name, new) in &self.replacements {
+            all.push(TensorRef::from_f32(name, &new.shape, &new.values)?);
+        }
+        Ok(all)
+    }
+
+    /// Writes one layer's recovery parameters; the file appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if factors do not fit each other, [`Error::Io`].
+    pub fn save_layer(path: impl AsRef<Path>, layer: usize, recovery: &LayerRecovery) -> Result<()> {
+        write_tensors(path.as_ref(), &layer_tensors(layer, recovery)?)
+    }
+
+    /// Writes everything to one file, which appears whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if factors do not fit each other, [`Error::Io`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_tensors(path.as_ref(), &self.tensors()?)
+    }
+}
+
+/// Writes small float32 tensors as one safetensors file, atomically.
+fn write_tensors(path: &Path, tensors: &[TensorRef]) -> Result<()> {
+    let fault = |e: safetensors::SafeTensorError| Error::malformed(path, e);
+    let mut views = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), &tensor.bytes).map_err(fault)?;
+        views.push((tensor.name(), view));
+    }
+    let bytes = safetensors::serialize(views, None).map_err(fault)?;
+    crate::atomic::write_atomic(path, |w| w.write_all(&bytes))
+}
+
+fn is_recovery(part: &str) -> bool {
+    matches!(part, "lora_A.weight" | "lora_B.weight" | "row_scale" | "col_scale")
+}
+
+fn check_factors(path: &Path, layer: usize, projection: Projection, p: &ProjectionRecovery) -> Result<()> {
+    let fits = if p.rank == 0 {
+        p.a.is_empty() && p.b.is_empty()
+    } else {
+        !p.a.is_empty() && !p.b.is_empty() && p.a.len() % p.rank == 0 && p.b.len() % p.rank == 0
+    };
+    match fits {
+        true => Ok(()),
+        false => {
+            let what = format!("rank {}, lora_A of {} and lora_B of {} values", p.rank, p.a.len(), p.b.len());
+            Err(Error::tensor(path, names::lora_a(layer, projection), what))
+        }
+    }
+}
+
+fn layer_tensors(layer: usize, recovery: &LayerRecovery) -> Result<Vec<TensorRef>> {
+    let mut all = Vec::new();
+    for projection in Projection::ALL {
+        let Some(p) = recovery.get(projection) else { continue };
+        check_factors(Path::new("(memory)"), layer, projection, p)?;
+        if p.rank > 0 {
+            let (a, b) = (names::lora_a(layer, projection), names::lora_b(layer, projection));
+            all.push(TensorRef::from_f32(a, &[p.rank, p.a.len() / p.rank], &p.a)?);
+            all.push(TensorRef::from_f32(b, &[p.b.len() / p.rank, p.rank], &p.b)?);
+        }
+        if let Some(scale) = &p.row_scale {
+            all.push(TensorRef::from_f32(names::row_scale(layer, projection), &[scale.len()], scale)?);
+        }
+        if let Some(scale) = &p.col_scale {
+            all.push(TensorRef::from_f32(names::col_scale(layer, projection), &[scale.len()], scale)?);
+        }
+    }
+    Ok(all)
+}
+
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let whole = folder.join(RECOVERY_FILE);
+    let mut layers = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("layer-")).and_then(|n| n.strip_suffix(".safetensors"));
+        if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
+            layers.push(entry.path());
+        }
+    }
+    layers.sort();
+    match (whole.exists(), layers.is_empty()) {
+        (true, true) => Ok(vec![whole]),
+        (false, false) => Ok(layers),
+        (true, false) => {
+            let what = format!("has {RECOVERY_FILE} and layer files; name the one that is meant");
+            Err(Error::malformed(folder, what))
+        }
+        (false, true) => Err(Error::missing(folder, format!("neither {RECOVERY_FILE} nor layer-NN.safetensors"))),
+    }
+}
