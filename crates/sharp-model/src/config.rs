@@ -172,7 +172,8 @@ impl ModelConfig {
         let max_position_embeddings =
             keys.optional_size("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(2048);
         let (rope_theta, rope_scaling) = rope(&keys, family, max_position_embeddings)?;
-        let flag = |presence: crate::family::Presence| presence.resolve(|k| raw.get(k).and_then(Value::as_bool));
+        let flag =
+            |presence: crate::family::Presence| presence.resolve(|k| raw.get(k).and_then(Value::as_bool));
 
         let config = Self {
             architecture: family.architecture.to_owned(),
@@ -349,11 +350,13 @@ impl ModelConfig {
         // 2^44 parameters are 70 TB in float32: past that it is not a model.
         let layers = self.num_hidden_layers as u128;
         let (d, f) = (self.hidden_size as u128, self.intermediate_size as u128);
-        let total = layers * (3 * d * f + 4 * d * self.query_size() as u128) + 2 * d * self.vocab_size as u128;
+        let total =
+            layers * (3 * d * f + 4 * d * self.query_size() as u128) + 2 * d * self.vocab_size as u128;
         if total > 1 << 44 {
             return fault("hidden_size", format!("the model would have {total} parameters"));
         }
-        if let Some(token) = self.eos_token_ids.iter().chain(&self.bos_token_id).find(|&&t| t as usize >= self.vocab_size)
+        if let Some(token) =
+            self.eos_token_ids.iter().chain(&self.bos_token_id).find(|&&t| t as usize >= self.vocab_size)
         {
             return fault("eos_token_id", format!("token {token} in a vocabulary of {}", self.vocab_size));
         }
@@ -380,11 +383,16 @@ pub fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<SharingPlan>)>
 pub fn parse_with_plan(path: &Path, text: &str) -> Result<(ModelConfig, Option<SharingPlan>)> {
     let mut raw: Map<String, Value> = serde_json::from_str(text).map_err(Error::json(path))?;
     let sharp = raw.remove("sharp_config");
-    let named_compact = raw.get("model_type").and_then(Value::as_str).is_some_and(|t| t.starts_with("sharp_"));
+    let named_compact =
+        raw.get("model_type").and_then(Value::as_str).is_some_and(|t| t.starts_with("sharp_"));
     let config = ModelConfig::from_map(path, raw)?;
     let plan = match sharp {
         None if named_compact => {
-            return Err(Error::config(path, "sharp_config", "missing, though model_type says the MLPs are shared"));
+            return Err(Error::config(
+                path,
+                "sharp_config",
+                "missing, though model_type says the MLPs are shared",
+            ));
         }
         None => None,
         Some(mut value) => {
@@ -523,7 +531,8 @@ fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<(f64, Rope
     };
     let inner = Keys { path: keys.path, raw: map };
     let theta = inner.positive("rope_theta", Some(theta))?;
-    let kind = inner.get("rope_type").or_else(|| inner.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let kind =
+        inner.get("rope_type").or_else(|| inner.get("type")).and_then(Value::as_str).unwrap_or("default");
     let stretch = |key: &str| match inner.positive(key, None) {
         Ok(x) if x >= 1.0 => Ok(x),
         Ok(x) => Err(keys.fault(field, format!("`{key}` is {x}, below 1"))),
@@ -538,7 +547,9 @@ fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<(f64, Rope
             if high_freq_factor <= low_freq_factor {
                 return Err(keys.fault(
                     field,
-                    format!("high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"),
+                    format!(
+                        "high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
+                    ),
                 ));
             }
             RopeScaling::Llama3 {

@@ -161,7 +161,12 @@ impl Error {
     }
 
     /// A tensor of the wrong shape.
-    pub fn shape(path: impl AsRef<Path>, tensor: impl Into<String>, expected: &[usize], found: &[usize]) -> Self {
+    pub fn shape(
+        path: impl AsRef<Path>,
+        tensor: impl Into<String>,
+        expected: &[usize],
+        found: &[usize],
+    ) -> Self {
         Self::Shape {
             path: path.as_ref().to_path_buf(),
             tensor: tensor.into(),

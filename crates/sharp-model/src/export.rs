@@ -124,7 +124,10 @@ fn begin(
     tensors: &[TensorInfo],
 ) -> Result<SafetensorsWriter> {
     if !matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16) {
-        return Err(Error::unsupported(out, format!("a checkpoint in {}; F32, F16, BF16", options.dtype.name())));
+        return Err(Error::unsupported(
+            out,
+            format!("a checkpoint in {}; F32, F16, BF16", options.dtype.name()),
+        ));
     }
     // Written over itself, a mapped checkpoint would be read while it is replaced.
     if let (Ok(a), Ok(b)) = (source.path().canonicalize(), out.canonicalize())
@@ -156,4 +159,3 @@ fn set_dtype(config: &mut serde_json::Map<String, serde_json::Value>, dtype: DTy
 fn is_scale(name: &str) -> bool {
     names::parse_mlp(name).is_some_and(|(_, _, part)| matches!(part, "row_scale" | "col_scale"))
 }
-

@@ -28,7 +28,7 @@ impl Presence {
 }
 
 /// What makes a family of Llama-like models its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Family {
     /// `architectures[0]` of `config.json`.
     pub architecture: &'static str,

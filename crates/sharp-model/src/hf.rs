@@ -54,7 +54,9 @@ impl HfCheckpoint {
         if index.exists() {
             return Self::sharded(path, &index);
         }
-        let hint = if path.join("pytorch_model.bin").exists() || path.join("pytorch_model.bin.index.json").exists() {
+        let hint = if path.join("pytorch_model.bin").exists()
+            || path.join("pytorch_model.bin.index.json").exists()
+        {
             "; it has a pickled pytorch_model.bin, which this project does not load: save it as safetensors"
         } else {
             ""
@@ -86,7 +88,10 @@ impl HfCheckpoint {
                 None => {
                     let plain = Path::new(&file).components().collect::<Vec<_>>();
                     if !matches!(plain.as_slice(), [Component::Normal(_)]) {
-                        return Err(Error::malformed(index, format!("shard `{file}` is not a plain file name")));
+                        return Err(Error::malformed(
+                            index,
+                            format!("shard `{file}` is not a plain file name"),
+                        ));
                     }
                     let path = folder.join(&file);
                     if !path.exists() {
@@ -129,7 +134,11 @@ impl TensorSource for HfCheckpoint {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         let (_, entry) = self.find(name)?;
-        Some(TensorInfo { name: name.to_owned(), dtype: float_type(entry.dtype)?, shape: entry.shape.clone() })
+        Some(TensorInfo {
+            name: name.to_owned(),
+            dtype: float_type(entry.dtype)?,
+            shape: entry.shape.clone(),
+        })
     }
 
     fn bytes(&self, name: &str) -> Result<TensorBytes> {
@@ -198,7 +207,10 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
     // The limit holds for what is read, whatever the file system says the length is.
     file.take(most + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
     if bytes.len() as u64 > most {
-        return Err(Error::malformed(path, format!("more than {most} bytes, too large for what it should be")));
+        return Err(Error::malformed(
+            path,
+            format!("more than {most} bytes, too large for what it should be"),
+        ));
     }
     String::from_utf8(bytes).map_err(|e| Error::malformed(path, format!("not UTF-8: {e}")))
 }

@@ -217,7 +217,8 @@ impl ModelSource {
             for projection in Projection::ALL {
                 let name = names::mlp_weight(target.layer, projection);
                 if self.info(&name).is_some() {
-                    let what = format!("is stored, though `sharp_config` gives layer {}'s MLP up", target.layer);
+                    let what =
+                        format!("is stored, though `sharp_config` gives layer {}'s MLP up", target.layer);
                     return Err(Error::tensor(path, name, what));
                 }
             }

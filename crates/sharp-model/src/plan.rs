@@ -297,12 +297,16 @@ impl SharingPlan {
             if let Some(reference) = target.reference
                 && seen.contains(&reference)
             {
-                let what = format!("its reference {reference} is a target too; a reference must keep its own MLP");
+                let what =
+                    format!("its reference {reference} is a target too; a reference must keep its own MLP");
                 return Err(Error::plan(Some(target.layer), what));
             }
         }
         if seen.len() >= layers {
-            return Err(Error::plan(None, format!("all {layers} layers give up their MLP; one at least must keep it")));
+            return Err(Error::plan(
+                None,
+                format!("all {layers} layers give up their MLP; one at least must keep it"),
+            ));
         }
         Ok(())
     }
@@ -352,9 +356,11 @@ impl SharingPlan {
         }
         for target in &self.targets {
             let all = target.recovery_parameters(config);
-            let factors = Target { form: RecoveryForm::LowRank, ..target.clone() }.recovery_parameters(config);
+            let factors =
+                Target { form: RecoveryForm::LowRank, ..target.clone() }.recovery_parameters(config);
             stored += all;
-            stored_bytes += factors * dtype.block_bytes() as u64 / dtype.block_len() as u64 + 4 * (all - factors);
+            stored_bytes +=
+                factors * dtype.block_bytes() as u64 / dtype.block_len() as u64 + 4 * (all - factors);
         }
         Ok(Estimate {
             original_mlp_parameters: self.original_mlp_parameters(config),
@@ -461,11 +467,15 @@ fn validate_target(target: &Target, config: &ModelConfig) -> std::result::Result
         _ => {}
     }
     match form {
-        RecoveryForm::None if ranks != [0; 3] => Err("form `none` has no ranks; did you mean `low_rank`?".into()),
+        RecoveryForm::None if ranks != [0; 3] => {
+            Err("form `none` has no ranks; did you mean `low_rank`?".into())
+        }
         RecoveryForm::LowRank if ranks == [0; 3] => {
             Err("form `low_rank` with all ranks 0; use `none` for direct sharing".into())
         }
-        RecoveryForm::LowRankOnly if ranks.contains(&0) => Err("form `low_rank_only` needs a rank for each projection".into()),
+        RecoveryForm::LowRankOnly if ranks.contains(&0) => {
+            Err("form `low_rank_only` needs a rank for each projection".into())
+        }
         _ => Ok(()),
     }
 }

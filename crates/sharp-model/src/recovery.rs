@@ -137,7 +137,8 @@ impl Recovery {
         };
         let dims = tensor.shape();
         let slot = self.layers.entry(layer).or_default().get_mut(projection).get_or_insert_default();
-        let wrong = || Error::tensor(file, name, format!("shape {dims:?} has the wrong number of dimensions"));
+        let wrong =
+            || Error::tensor(file, name, format!("shape {dims:?} has the wrong number of dimensions"));
         match (part, dims) {
             ("lora_A.weight", &[rank, _]) | ("lora_B.weight", &[_, rank]) => {
                 if slot.rank != 0 && slot.rank != rank {
@@ -192,7 +193,11 @@ impl Recovery {
                 && names::parse_mlp_weight(name).is_some()
                 && plan.target(layer).is_some()
             {
-                return Err(Error::tensor(here, name, "the plan gives this weight up; train its reference's instead"));
+                return Err(Error::tensor(
+                    here,
+                    name,
+                    "the plan gives this weight up; train its reference's instead",
+                ));
             }
         }
         Ok(())
@@ -216,7 +221,9 @@ impl Recovery {
         let (out, input) = projection.shape(config);
         let want = |what: &str, len: Option<usize>, expected: Option<usize>| match (len, expected) {
             (a, b) if a == b => Ok(()),
-            (Some(len), Some(expected)) => Err(fault(format!("{what} has {len} values, expected {expected}"))),
+            (Some(len), Some(expected)) => {
+                Err(fault(format!("{what} has {len} values, expected {expected}")))
+            }
             (Some(_), None) => Err(fault(format!("has {what}, which form `{}` has not", target.form))),
             (None, _) => Err(fault(format!("has no {what}, which form `{}` needs", target.form))),
         };
@@ -263,7 +270,8 @@ fn write_tensors(path: &Path, tensors: &[TensorRef]) -> Result<()> {
     let fault = |e: safetensors::SafeTensorError| Error::malformed(path, e);
     let mut views = Vec::with_capacity(tensors.len());
     for tensor in tensors {
-        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), &tensor.bytes).map_err(fault)?;
+        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), &tensor.bytes)
+            .map_err(fault)?;
         views.push((tensor.name(), view));
     }
     let bytes = safetensors::serialize(views, None).map_err(fault)?;
@@ -315,7 +323,8 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
         let name = entry.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix("layer-")).and_then(|n| n.strip_suffix(".safetensors"));
+        let number =
+            name.to_str().and_then(|n| n.strip_prefix("layer-")).and_then(|n| n.strip_suffix(".safetensors"));
         if number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
             layers.push(entry.path());
         }
@@ -328,6 +337,8 @@ fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
             let what = format!("has {RECOVERY_FILE} and layer files; name the one that is meant");
             Err(Error::malformed(folder, what))
         }
-        (false, true) => Err(Error::missing(folder, format!("neither {RECOVERY_FILE} nor layer-NN.safetensors"))),
+        (false, true) => {
+            Err(Error::missing(folder, format!("neither {RECOVERY_FILE} nor layer-NN.safetensors")))
+        }
     }
 }

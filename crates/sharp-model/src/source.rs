@@ -27,8 +27,9 @@ impl TensorInfo {
     /// # Errors
     /// [`Error::Malformed`] if the product overflows.
     pub fn elements(&self) -> Result<usize> {
-        elements(&self.shape)
-            .ok_or_else(|| Error::malformed("", format!("tensor `{}`: shape {:?} overflows", self.name, self.shape)))
+        elements(&self.shape).ok_or_else(|| {
+            Error::malformed("", format!("tensor `{}`: shape {:?} overflows", self.name, self.shape))
+        })
     }
 }
 
@@ -225,9 +226,12 @@ impl TensorRef {
     pub fn require_finite(&self, path: &Path) -> Result<()> {
         match self.first_not_finite()? {
             None => Ok(()),
-            Some((index, value)) => {
-                Err(Error::NotFinite { path: path.to_path_buf(), tensor: self.name().to_owned(), index, value })
-            }
+            Some((index, value)) => Err(Error::NotFinite {
+                path: path.to_path_buf(),
+                tensor: self.name().to_owned(),
+                index,
+                value,
+            }),
         }
     }
 }

@@ -216,10 +216,12 @@ impl SafetensorsWriter {
 
     fn write(&mut self, name: &str, count: usize, bytes: &[u8]) -> Result<()> {
         let folder = self.staging.folder().to_path_buf();
-        let slot = self.slots.get_mut(name).ok_or_else(|| Error::tensor(&folder, name, "was not declared"))?;
+        let slot =
+            self.slots.get_mut(name).ok_or_else(|| Error::tensor(&folder, name, "was not declared"))?;
         let position = slot.start + (slot.done * slot.dtype.block_bytes()) as u64;
         slot.done += count;
-        let file = self.shards.get_mut(slot.shard).ok_or_else(|| Error::tensor(&folder, name, "has no shard"))?;
+        let file =
+            self.shards.get_mut(slot.shard).ok_or_else(|| Error::tensor(&folder, name, "has no shard"))?;
         file.seek(SeekFrom::Start(position)).map_err(Error::io(&folder))?;
         file.write_all(bytes).map_err(Error::io(&folder))
     }
@@ -272,12 +274,7 @@ impl SafetensorsWriter {
         let old = earlier_weights(&folder);
         let stale: Vec<&str> = std::iter::once("config.json").chain(old.iter().map(String::as_str)).collect();
         self.staging.commit(&stale)?;
-        Ok(WriteSummary {
-            files,
-            bytes: self.bytes,
-            tensors: self.slots.len(),
-            parameters: self.parameters,
-        })
+        Ok(WriteSummary { files, bytes: self.bytes, tensors: self.slots.len(), parameters: self.parameters })
     }
 }
 
