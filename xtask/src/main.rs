@@ -1,1 +1,94 @@
-fn main() {}
+//! The driver: `cargo xtask pipeline` runs the whole way from a checkpoint to a report. It provisions, orders
+//! the stages, skips what is done and starts programs; it computes nothing and links nothing of the project.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
+
+mod build;
+mod child;
+mod commands;
+mod config;
+mod engine;
+mod manifest;
+mod paths;
+mod provision;
+mod run_folder;
+mod stages;
+mod suggest;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::run::{PipelineArgs, StageArgs};
+use commands::{doctor, generate, run, setup, test};
+use stages::Stage;
+
+/// Provision, compress, measure, report: the whole way of SHARP.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every stage whose outputs do not stand: from a checkpoint to a report
+    Pipeline(PipelineArgs),
+    /// Bring the checkpoint into one form
+    Import(StageArgs),
+    /// Measure how alike the layers are
+    Analyze(StageArgs),
+    /// Choose which layer uses whose MLP
+    Plan(StageArgs),
+    /// Fit the recovery parameters of each replaced layer alone (SLW)
+    Warmup(StageArgs),
+    /// Train all recovery parameters together (SFT)
+    Finetune(StageArgs),
+    /// Write the compressed checkpoint
+    Export(StageArgs),
+    /// Write the files that the engine runs
+    Quantize(StageArgs),
+    /// Measure perplexity and task accuracy
+    Evaluate(StageArgs),
+    /// Measure speed and memory
+    Benchmark(StageArgs),
+    /// Write the page that a person reads
+    Report(StageArgs),
+    /// Fetch libtorch, models and data into the cache and check them
+    Setup(setup::Args),
+    /// Generate text with the compressed model of a run
+    Generate(generate::Args),
+    /// Run every check that continuous integration runs
+    Test(test::Args),
+    /// Say what this machine has and what is missing
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    build::remember_environment();
+    let result = match Cli::parse().command {
+        Command::Pipeline(args) => run::pipeline(&args),
+        Command::Import(args) => run::stage(Stage::Import, &args),
+        Command::Analyze(args) => run::stage(Stage::Analyze, &args),
+        Command::Plan(args) => run::stage(Stage::Plan, &args),
+        Command::Warmup(args) => run::stage(Stage::Warmup, &args),
+        Command::Finetune(args) => run::stage(Stage::Finetune, &args),
+        Command::Export(args) => run::stage(Stage::Export, &args),
+        Command::Quantize(args) => run::stage(Stage::Quantize, &args),
+        Command::Evaluate(args) => run::stage(Stage::Evaluate, &args),
+        Command::Benchmark(args) => run::stage(Stage::Benchmark, &args),
+        Command::Report(args) => run::stage(Stage::Report, &args),
+        Command::Setup(args) => setup::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<child::Stopped>() { 130 } else { 1 })
+        }
+    }
+}

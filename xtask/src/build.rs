@@ -1,0 +1,100 @@
+//! Builds the programs, or takes those that somebody else has built.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail};
+
+use crate::paths;
+use crate::provision::libtorch;
+use crate::stages::Program;
+
+/// Where the programs are.
+#[derive(Debug, Default)]
+pub(crate) struct Programs(BTreeMap<Program, PathBuf>);
+
+impl Programs {
+    /// Builds the programs with cargo; or, where `SHARP_BIN_DIR` is set, finds them in that folder.
+    pub(crate) fn provide(programs: &[Program]) -> Result<Self> {
+        if let Some(folder) = std::env::var_os("SHARP_BIN_DIR").filter(|value| !value.is_empty()) {
+            return Self::in_folder(Path::new(&folder), programs);
+        }
+        if programs.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut command = cargo()?;
+        command.args(["build", "--release", "--message-format=json-render-diagnostics"]);
+        for program in programs {
+            command.args(["--package", program.names().1]);
+        }
+        let output =
+            command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
+        if !output.status.success() {
+            bail!("cargo could not build the programs; its message is above");
+        }
+        let mut found = BTreeMap::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            let Some(executable) = message.get("executable").and_then(serde_json::Value::as_str) else {
+                continue;
+            };
+            let name = message.pointer("/target/name").and_then(serde_json::Value::as_str);
+            if let Some(program) = programs.iter().find(|program| Some(program.names().0) == name) {
+                found.insert(*program, PathBuf::from(executable));
+            }
+        }
+        match programs.iter().find(|program| !found.contains_key(program)) {
+            Some(missing) => bail!("cargo built no program named {}", missing.names().0),
+            None => Ok(Self(found)),
+        }
+    }
+
+    fn in_folder(folder: &Path, programs: &[Program]) -> Result<Self> {
+        let mut found = BTreeMap::new();
+        for program in programs {
+            let path = folder.join(program.names().0);
+            if !path.is_file() {
+                bail!("SHARP_BIN_DIR: {} is not there", path.display());
+            }
+            found.insert(*program, path);
+        }
+        Ok(Self(found))
+    }
+
+    /// The path of a program.
+    pub(crate) fn path(&self, program: Program) -> Result<&Path> {
+        self.0
+            .get(&program)
+            .map(PathBuf::as_path)
+            .with_context(|| format!("{} was not built", program.names().0))
+    }
+}
+
+/// True where LIBTORCH came from the file that setup writes, by way of the cargo that started this process.
+static PASSED_ON: OnceLock<bool> = OnceLock::new();
+
+/// Looks at the environment before anything changes the file that cargo took a part of it from.
+pub(crate) fn remember_environment() {
+    PASSED_ON.get_or_init(|| libtorch::told_by_cargo().unwrap_or(false));
+}
+
+/// cargo, in the repository, with the environment that a person's own cargo command would have. What `cargo
+/// run` set for this process is taken out: build scripts would run again because of it, libtorch's bindings
+/// among them, and an address of libtorch from before a `setup` would hide the new one.
+pub(crate) fn cargo() -> Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::repository()?);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_CRATE_NAME"
+        {
+            command.env_remove(&name);
+        }
+    }
+    if PASSED_ON.get().copied().unwrap_or(false) {
+        command.env_remove("LIBTORCH").env_remove("LIBTORCH_USE_PYTORCH");
+    }
+    Ok(command)
+}

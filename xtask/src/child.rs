@@ -1,0 +1,117 @@
+//! Runs a stage's program: its messages pass through, its memory is watched, and Ctrl-C reaches it.
+
+use std::fs::File;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// How long a program may take to end by itself after Ctrl-C.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The person stopped the run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped; the same command goes on from here")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// Makes Ctrl-C and SIGTERM stop between steps instead of killing this process under its child.
+pub(crate) fn catch_signals() -> Result<()> {
+    ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).context("installing the Ctrl-C handler")
+}
+
+/// What a program used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Usage {
+    /// Wall time in seconds.
+    pub(crate) wall_s: f64,
+    /// Largest resident memory in bytes, where the system tells (Linux).
+    pub(crate) peak_memory_bytes: Option<u64>,
+}
+
+/// Runs a program to its end. Its standard input is `lock`, an empty file: the child so holds the lock of the
+/// run's folder as long as it lives, even if this process is killed first.
+pub(crate) fn run(command: &mut Command, lock: &File) -> Result<(ExitStatus, Usage)> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let started = Instant::now();
+    let stdin = lock.try_clone().context("sharing the lock with the program")?;
+    let mut child = command
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::from(std::io::stderr()))
+        .spawn()
+        .with_context(|| format!("starting {program}"))?;
+    let status_file = format!("/proc/{}/status", child.id());
+    let mut peak = None;
+    let mut pause = Duration::from_millis(2);
+    let mut stop_by: Option<Instant> = None;
+    loop {
+        // The mark is of the whole life of the process, so the last look is all that counts.
+        peak = peak_of(&status_file).or(peak);
+        if let Some(status) = child.try_wait().with_context(|| format!("waiting for {program}"))? {
+            if STOP.load(Ordering::SeqCst) {
+                return Err(Stopped.into());
+            }
+            let usage = Usage { wall_s: started.elapsed().as_secs_f64(), peak_memory_bytes: peak };
+            return Ok((status, usage));
+        }
+        if STOP.load(Ordering::SeqCst) {
+            let by = *stop_by.get_or_insert_with(|| Instant::now() + GRACE);
+            if Instant::now() >= by {
+                // Everything is written to the side and renamed, so a hard end leaves nothing half done.
+                child.kill().with_context(|| format!("ending {program}"))?;
+            }
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// True where the person asked to stop.
+pub(crate) fn stop_requested() -> bool {
+    STOP.load(Ordering::SeqCst)
+}
+
+/// The high-water mark of a process's resident memory, in bytes.
+fn peak_of(status_file: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(status_file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn time_memory_and_the_lock_of_a_child() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let lock = File::create(&path).unwrap();
+        lock.lock().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 0.2; cat"]);
+        let (status, usage) = run(&mut command, &lock).unwrap();
+        assert!(status.success());
+        assert!(usage.wall_s >= 0.2 && usage.wall_s < 5.0, "{usage:?}");
+        assert!(usage.peak_memory_bytes.is_some_and(|bytes| bytes > 100_000), "{usage:?}");
+
+        // A child that outlives its parent's handle keeps the lock.
+        let mut child =
+            Command::new("sleep").arg("5").stdin(Stdio::from(lock.try_clone().unwrap())).spawn().unwrap();
+        drop(lock);
+        assert!(File::open(&path).unwrap().try_lock().is_err());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(File::open(&path).unwrap().try_lock().is_ok());
+    }
+}

@@ -1,0 +1,50 @@
+//! `cargo xtask generate`: text from the compressed model of a run.
+
+use std::ffi::OsString;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::run::RunArgs;
+use crate::build::Programs;
+use crate::paths;
+use crate::stages::{COMPRESSED, Program, QUANTIZE};
+
+/// Options of `generate`; what follows `--` goes to `sharp generate` as it is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    run: RunArgs,
+    /// The text to go on from, or the question to answer
+    #[arg(long, default_value = "Once upon a time")]
+    prompt: String,
+    /// Further options of `sharp generate`, after --
+    #[arg(last = true, value_name = "OPTIONS")]
+    more: Vec<OsString>,
+}
+
+/// Builds `sharp` and hands over to it.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let run = args.run.resolve()?;
+    let model = run.path(QUANTIZE).join(COMPRESSED);
+    if !model.is_file() {
+        bail!(
+            "{} is not made yet: run `cargo xtask pipeline --config {}` first",
+            paths::shown(&model),
+            args.run.config.display()
+        );
+    }
+    let programs = Programs::provide(&[Program::Sharp])?;
+    let status = Command::new(programs.path(Program::Sharp)?)
+        .args(["generate", "--model"])
+        .arg(&model)
+        .arg("--prompt")
+        .arg(&args.prompt)
+        .args(&args.more)
+        .status()
+        .context("starting sharp")?;
+    if !status.success() {
+        bail!("sharp generate failed ({status})");
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! One file for each command.
+
+pub(crate) mod doctor;
+pub(crate) mod generate;
+pub(crate) mod run;
+pub(crate) mod setup;
+pub(crate) mod test;

@@ -1,0 +1,134 @@
+//! `cargo xtask pipeline`, and each stage by its own name.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::engine::{self, Outcome, Span};
+use crate::run_folder::Run;
+use crate::stages::{self, Stage};
+use crate::{child, paths};
+
+/// The run that is meant.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RunArgs {
+    /// The configuration of the run
+    #[arg(long, value_name = "FILE", default_value = "configs/smollm2-135m.toml")]
+    pub(crate) config: PathBuf,
+    /// Replace one value of the configuration, as in --set remove=0.4; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// The folder of the run; runs/<name of the configuration> by default
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+impl RunArgs {
+    pub(crate) fn resolve(&self) -> Result<Run> {
+        Run::resolve(&self.config, &self.overrides, self.out.as_deref())
+    }
+}
+
+/// Options of `pipeline`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PipelineArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Make this stage and all after it again
+    #[arg(long, value_name = "STAGE")]
+    from: Option<Stage>,
+    /// Stop after this stage
+    #[arg(long, value_name = "STAGE")]
+    until: Option<Stage>,
+    /// Say what would run and why, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the outcome as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Options of a single stage.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StageArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Make it again even if its outputs stand
+    #[arg(long)]
+    force: bool,
+    /// Say what would run and why, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the outcome as one JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    run: String,
+    dry_run: bool,
+    report: Option<String>,
+    steps: &'a [Outcome],
+}
+
+/// Runs the whole way, or the asked part of it.
+pub(crate) fn pipeline(args: &PipelineArgs) -> Result<()> {
+    if let (Some(from), Some(until)) = (args.from, args.until)
+        && from > until
+    {
+        bail!("--from {} comes after --until {}", from.name(), until.name());
+    }
+    go(&args.run, Span { from: args.from, until: args.until, again: None }, args.dry_run, args.json)
+}
+
+/// Runs one stage, and the stages before it where their outputs do not stand.
+pub(crate) fn stage(stage: Stage, args: &StageArgs) -> Result<()> {
+    let span = Span { from: None, until: Some(stage), again: args.force.then_some(stage) };
+    go(&args.run, span, args.dry_run, args.json)
+}
+
+fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
+    let run = args.resolve()?;
+    let steps = stages::steps(&run)?;
+    let outcomes = if dry_run {
+        engine::dry_run(&run, &steps, span)?
+    } else {
+        child::catch_signals()?;
+        engine::execute(&run, &steps, span)?
+    };
+    if dry_run && !json {
+        for outcome in &outcomes {
+            println!("{:<18} {:<10} {}", outcome.folder, outcome.status.replace('_', " "), outcome.reason);
+            let step = steps.iter().find(|step| step.folder == outcome.folder);
+            for invocation in
+                step.filter(|_| outcome.status == "would_run").iter().flat_map(|step| &step.invocations)
+            {
+                println!("{:18} $ {}", "", engine::shown_command(&run, invocation).join(" "));
+            }
+        }
+    }
+    let page = run.path("report.html");
+    let report = page.is_file().then(|| paths::shown(&page));
+    if !dry_run && outcomes.iter().any(|outcome| outcome.status == "ran") {
+        let total: f64 = outcomes
+            .iter()
+            .filter(|outcome| outcome.status == "ran")
+            .filter_map(|outcome| outcome.wall_s)
+            .sum();
+        eprintln!("\n{}: {total:.0} s in all", paths::shown(&run.folder));
+        if let (Some(report), None) = (&report, span.until) {
+            eprintln!(
+                "report: {report}\ntry it: cargo xtask generate --config {} --prompt \"Hello\"",
+                args.config.display()
+            );
+        }
+    }
+    if json {
+        let summary = Summary { run: paths::shown(&run.folder), dry_run, report, steps: &outcomes };
+        println!("{}", serde_json::to_string_pretty(&summary).context("the outcome as JSON")?);
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! What a stage leaves behind about itself: what it was made from, what it made, and what that cost.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::provision::write_atomic;
+
+/// Name of the file in the stage's folder.
+pub(crate) const FILE: &str = "manifest.json";
+
+/// Files up to this size are always read again to compare their digest; larger ones only where size or time
+/// of change differ.
+const ALWAYS_HASHED: u64 = 4 << 20;
+
+/// A stage's record of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    /// The stage's folder name.
+    pub(crate) stage: String,
+    /// Version of the stage: raised where its meaning changes.
+    pub(crate) version: u32,
+    /// How far it came.
+    pub(crate) status: Status,
+    /// blake3 of the stage version, the configuration slice and the digests of the inputs.
+    pub(crate) fingerprint: String,
+    /// The part of the configuration that matters to this stage.
+    pub(crate) config: BTreeMap<String, serde_json::Value>,
+    /// The seed of the run.
+    pub(crate) seed: u64,
+    /// The command lines, with the run's folder shortened.
+    pub(crate) commands: Vec<Vec<String>>,
+    /// What it read.
+    pub(crate) inputs: Vec<Recorded>,
+    /// What it wrote; empty while it runs.
+    pub(crate) outputs: Vec<Recorded>,
+    /// The machine.
+    pub(crate) host: Host,
+    /// Wall time in seconds, of the attempt that ended it.
+    pub(crate) wall_s: f64,
+    /// Largest resident memory of its programs, in bytes, where the system tells (Linux).
+    pub(crate) peak_memory_bytes: Option<u64>,
+}
+
+/// How far a stage came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// Started; if no program runs any more, it was stopped.
+    Running,
+    /// All outputs are there.
+    Done,
+}
+
+/// A file as it was when it was read or written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    /// Path: relative to the run's folder for what lies inside it.
+    pub(crate) path: String,
+    /// Size in bytes.
+    pub(crate) bytes: u64,
+    /// Time of change, in nanoseconds since 1970; saves hashing a large file again.
+    pub(crate) modified_ns: u64,
+    /// Digest of the contents.
+    pub(crate) blake3: String,
+}
+
+/// The machine a stage ran on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Host {
+    /// Operating system and architecture.
+    pub(crate) system: String,
+    /// Name of the processor.
+    pub(crate) cpu: String,
+    /// Threads that the process may use.
+    pub(crate) threads: usize,
+}
+
+impl Host {
+    /// This machine.
+    pub(crate) fn here() -> Self {
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = info
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned())
+            })
+            .unwrap_or_else(|| "unknown".to_owned());
+        Self {
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            cpu,
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        }
+    }
+}
+
+impl Manifest {
+    /// The manifest of a stage's folder; `None` where there is none that can be read.
+    pub(crate) fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
+    }
+
+    /// Writes it in one step.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).context("the manifest as JSON")?;
+        text.push(b'\n');
+        write_atomic(&folder.join(FILE), &text)
+    }
+}
+
+/// The fingerprint of a stage: same fingerprint, same outputs.
+pub(crate) fn fingerprint(
+    stage: &str,
+    version: u32,
+    config: &BTreeMap<String, serde_json::Value>,
+    inputs: &[Recorded],
+) -> Result<String> {
+    let mut hash = blake3::Hasher::new();
+    // Each part is followed by a byte that cannot be in it, so that parts cannot run into each other.
+    let mut part = |text: &str| {
+        hash.update(text.as_bytes());
+        hash.update(&[0xff]);
+    };
+    part(stage);
+    part(&version.to_string());
+    part(&serde_json::to_string(config).context("the configuration as JSON")?);
+    for input in inputs {
+        part(&input.blake3);
+    }
+    Ok(hash.finalize().to_hex().to_string())
+}
+
+/// Digest of a file's contents.
+pub(crate) fn digest(path: &Path) -> Result<String> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut hash = blake3::Hasher::new();
+    hash.update_reader(file).with_context(|| format!("reading {}", path.display()))?;
+    Ok(hash.finalize().to_hex().to_string())
+}
+
+/// Records a file; a digest from `known` is taken over where size and time of change are still the same.
+pub(crate) fn record(path: &Path, shown: String, known: &[Recorded]) -> Result<Recorded> {
+    let (bytes, modified_ns) = size_and_time(path)?;
+    let same = |old: &&Recorded| old.path == shown && old.bytes == bytes && old.modified_ns == modified_ns;
+    let blake3 = match known.iter().find(same) {
+        Some(old) if bytes > ALWAYS_HASHED => old.blake3.clone(),
+        _ => digest(path)?,
+    };
+    Ok(Recorded { path: shown, bytes, modified_ns, blake3 })
+}
+
+fn size_and_time(path: &Path) -> Result<(u64, u64)> {
+    let found = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+    let modified = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let modified_ns = modified.and_then(|time| u64::try_from(time.as_nanos()).ok()).unwrap_or(0);
+    Ok((found.len(), modified_ns))
+}
+
+/// What became of a recorded file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// As it was.
+    Intact,
+    /// Not there any more.
+    Missing,
+    /// Other contents; the record of what is there now.
+    Changed(Recorded),
+}
+
+/// Looks at a recorded file again.
+pub(crate) fn fate(recorded: &Recorded, path: &Path) -> Result<Fate> {
+    if !path.is_file() {
+        return Ok(Fate::Missing);
+    }
+    let now = record(path, recorded.path.clone(), std::slice::from_ref(recorded))?;
+    Ok(if now.blake3 == recorded.blake3 { Fate::Intact } else { Fate::Changed(now) })
+}
+
+/// Every file under a folder that a stage wrote, in a fixed order: no manifests, no hidden or half-written
+/// files, nothing whose path begins with one of `scratch`.
+pub(crate) fn written(folder: &Path, scratch: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut waiting = vec![folder.to_path_buf()];
+    while let Some(place) = waiting.pop() {
+        for entry in fs::read_dir(&place).with_context(|| format!("reading {}", place.display()))? {
+            let path = entry.with_context(|| format!("reading {}", place.display()))?.path();
+            let inside = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let passing = name.starts_with('.') || name.ends_with(".partial") || name.ends_with(".tmp");
+            if passing || inside == FILE || scratch.iter().any(|prefix| inside.starts_with(prefix)) {
+                continue;
+            }
+            if path.is_dir() { waiting.push(path) } else { found.push(path) }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorded(path: &Path) -> Recorded {
+        record(path, "file".into(), &[]).unwrap()
+    }
+
+    #[test]
+    fn a_fingerprint_tells_apart_every_ingredient() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "contents").unwrap();
+        let input = recorded(&path);
+        let other = Recorded { blake3: "0".repeat(64), ..input.clone() };
+        let slice = |value: i32| BTreeMap::from([("seed".to_owned(), serde_json::json!(value))]);
+        let base = fingerprint("plan", 1, &slice(1), std::slice::from_ref(&input)).unwrap();
+        assert_eq!(base, fingerprint("plan", 1, &slice(1), std::slice::from_ref(&input)).unwrap());
+        assert_ne!(base, fingerprint("plan", 2, &slice(1), std::slice::from_ref(&input)).unwrap());
+        assert_ne!(base, fingerprint("plan", 1, &slice(2), std::slice::from_ref(&input)).unwrap());
+        assert_ne!(base, fingerprint("plan", 1, &slice(1), &[other]).unwrap());
+        assert_ne!(base, fingerprint("planx", 1, &slice(1), std::slice::from_ref(&input)).unwrap());
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed_even_with_its_old_size_and_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "contents").unwrap();
+        let before = recorded(&path);
+        assert_eq!(fate(&before, &path).unwrap(), Fate::Intact);
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, "contentz").unwrap();
+        File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+        assert!(matches!(fate(&before, &path).unwrap(), Fate::Changed(_)));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(fate(&before, &path).unwrap(), Fate::Missing);
+    }
+
+    #[test]
+    fn touching_a_file_does_not_change_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "contents").unwrap();
+        let before = recorded(&path);
+        File::options().append(true).open(&path).unwrap().set_modified(UNIX_EPOCH).unwrap();
+        assert_eq!(fate(&before, &path).unwrap(), Fate::Intact);
+    }
+
+    #[test]
+    fn half_written_files_and_scratch_are_no_outputs() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b", "a", ".hidden", "x.partial", "manifest.json", "step-1/state.json", "deep/c"] {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let names: Vec<PathBuf> = written(folder.path(), &["step-"])
+            .unwrap()
+            .into_iter()
+            .map(|path| path.strip_prefix(folder.path()).unwrap().to_path_buf())
+            .collect();
+        assert_eq!(names, [PathBuf::from("a"), "b".into(), "deep/c".into()]);
+    }
+}

@@ -1,0 +1,107 @@
+//! One run: its configuration, its folder, and the lock that lets one process at a time work in it.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::config::{self, Config};
+use crate::paths;
+use crate::provision::write_atomic;
+
+/// A run: what is to be done, and where.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// The checked configuration.
+    pub(crate) config: Config,
+    /// The configuration file, as the person named it.
+    pub(crate) config_file: PathBuf,
+    /// `runs/<name>`, or where the person said.
+    pub(crate) folder: PathBuf,
+}
+
+impl Run {
+    /// Reads the configuration and decides the folder.
+    pub(crate) fn resolve(config_file: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
+        let file = if config_file.is_relative() && !config_file.exists() {
+            paths::repository()?.join(config_file)
+        } else {
+            config_file.to_path_buf()
+        };
+        let config = config::load(&file, overrides)?;
+        let folder = match out {
+            Some(path) => {
+                std::path::absolute(path).with_context(|| format!("the folder {}", path.display()))?
+            }
+            None => {
+                let name = file.file_stem().context("the configuration file has no name")?;
+                paths::repository()?.join("runs").join(name)
+            }
+        };
+        Ok(Self { config, config_file: config_file.to_path_buf(), folder })
+    }
+
+    /// A stage's folder or file in this run.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        self.folder.join(inside)
+    }
+
+    /// Takes the folder for this process and the programs it starts. The lock ends with the last of them, so a
+    /// program that outlived a killed driver is still seen.
+    pub(crate) fn lock(&self) -> Result<File> {
+        fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
+        let path = self.folder.join(".lock");
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
+        if file.try_lock().is_err() {
+            let mut owner = String::new();
+            file.read_to_string(&mut owner).ok();
+            bail!(
+                "another run works in {} (process {}, or a program that it started): wait for it or stop it. One run \
+                 at a time writes to a folder; --out makes a second one",
+                self.folder.display(),
+                owner.trim()
+            );
+        }
+        file.set_len(0)?;
+        file.rewind()?;
+        write!(file, "{}", std::process::id())?;
+        Ok(file)
+    }
+
+    /// Writes `config.toml` as resolved, with everything that was left out or overridden.
+    pub(crate) fn write_config(&self) -> Result<()> {
+        let body = toml::to_string(&self.config).context("the configuration as TOML")?;
+        let text = format!(
+            "# As resolved from {}, with every default and --set.\n{body}",
+            self.config_file.display()
+        );
+        write_atomic(&self.folder.join("config.toml"), text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_at_a_time_works_in_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = || Run {
+            config: Config::default(),
+            config_file: "x.toml".into(),
+            folder: folder.path().join("run"),
+        };
+        let first = run().lock().unwrap();
+        let error = run().lock().unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(first);
+        run().lock().unwrap();
+    }
+}

@@ -1,0 +1,629 @@
+//! The stages: what each one reads, runs and writes. The only place that knows the flags of the programs.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::config::{ModelSource, resolve_data};
+use crate::provision::pins::PinnedFile;
+use crate::run_folder::Run;
+
+/// A stage by its name on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(crate) enum Stage {
+    /// Bring the checkpoint into one form.
+    Import,
+    /// Measure how alike the layers are.
+    Analyze,
+    /// Choose which layer uses whose MLP.
+    Plan,
+    /// Fit the recovery parameters of each replaced layer alone (SLW).
+    Warmup,
+    /// Train all recovery parameters together (SFT).
+    Finetune,
+    /// Write the compressed checkpoint.
+    Export,
+    /// Write the files that the engine runs.
+    Quantize,
+    /// Measure perplexity and task accuracy.
+    Evaluate,
+    /// Measure speed and memory.
+    Benchmark,
+    /// Write the page that a person reads.
+    Report,
+}
+
+/// A program of this repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Program {
+    /// `sharp`: everything but training.
+    Sharp,
+    /// `sharp-train`: needs libtorch.
+    SharpTrain,
+}
+
+impl Program {
+    /// File name of the binary, and the package that builds it.
+    pub(crate) fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Sharp => ("sharp", "sharp-cli"),
+            Self::SharpTrain => ("sharp-train", "sharp-train"),
+        }
+    }
+}
+
+/// A file or folder that a step reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Outputs of an earlier step's folder: those whose path begins with one of the prefixes.
+    From(&'static str, &'static [&'static str]),
+    /// A file known by its published hash.
+    Pinned(&'static PinnedFile),
+    /// A file or folder of the user's own, outside the run.
+    Outside(PathBuf),
+}
+
+/// One command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Invocation {
+    /// Which program.
+    pub(crate) program: Program,
+    /// Its arguments.
+    pub(crate) arguments: Vec<OsString>,
+}
+
+/// One folder of a run: a stage, or one of the parts of a stage.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// The stage it belongs to.
+    pub(crate) stage: Stage,
+    /// Its folder in the run.
+    pub(crate) folder: &'static str,
+    /// Raised where the meaning of the outputs changes.
+    pub(crate) version: u32,
+    /// The part of the configuration that decides the outputs.
+    pub(crate) config: BTreeMap<String, Value>,
+    /// What it reads.
+    pub(crate) inputs: Vec<Input>,
+    /// What to run, in order.
+    pub(crate) invocations: Vec<Invocation>,
+    /// Outputs that must be there afterwards, relative to the folder.
+    pub(crate) must_write: Vec<&'static str>,
+    /// Outputs outside the folder, relative to the run.
+    pub(crate) beside: Vec<&'static str>,
+    /// Beginnings of paths that are not outputs: steps kept for resuming.
+    pub(crate) scratch: &'static [&'static str],
+    /// True where a person may edit the outputs: the edit then counts as the output.
+    pub(crate) editable: bool,
+    /// True where the program goes on from what an interrupted run left in the folder.
+    pub(crate) resumable: bool,
+    /// Small files that the driver writes before the programs start: name and contents.
+    pub(crate) prepared: Vec<(&'static str, String)>,
+}
+
+impl Stage {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> String {
+        use clap::ValueEnum as _;
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// Collects the arguments of one program.
+struct Line(Invocation);
+
+impl Line {
+    fn new(program: Program, command: &str) -> Self {
+        Self(Invocation { program, arguments: vec![command.into()] })
+    }
+
+    fn arg(mut self, value: impl Into<OsString>) -> Self {
+        self.0.arguments.push(value.into());
+        self
+    }
+
+    fn flag(self, name: &str, value: impl Into<OsString>) -> Self {
+        self.arg(name).arg(value)
+    }
+
+    fn number(self, name: &str, value: impl ToString) -> Self {
+        self.flag(name, value.to_string())
+    }
+
+    fn when(self, condition: bool, more: impl FnOnce(Self) -> Self) -> Self {
+        if condition { more(self) } else { self }
+    }
+}
+
+const IMPORT: &str = "01-import";
+const ANALYZE: &str = "02-analyze";
+const PLAN: &str = "03-plan";
+const WARMUP: &str = "04-warmup";
+const FINETUNE: &str = "05-finetune";
+const FINETUNE_COLD: &str = "05-finetune-cold";
+const EXPORT: &str = "06-export";
+/// The folder of the runtime files, for `cargo xtask generate`.
+pub(crate) const QUANTIZE: &str = "07-quantize";
+const EVALUATE: &str = "08-evaluate";
+const BENCHMARK: &str = "09-benchmark";
+const REPORT: &str = "10-report";
+
+/// The compressed model as the engine runs it.
+pub(crate) const COMPRESSED: &str = "model.sharp";
+
+/// Everything of the imported model, the plan, the warmed-up layers, the trained recovery parameters.
+const MODEL_FILES: Input = Input::From(IMPORT, &[]);
+const PLAN_FILE: Input = Input::From(PLAN, &["plan.toml"]);
+const WARM_LAYERS: Input = Input::From(WARMUP, &["layer-"]);
+
+/// All steps of a run, in order.
+pub(crate) fn steps(run: &Run) -> Result<Vec<Step>> {
+    let mut steps = vec![import(run)?, analyze(run)?, plan(run)?, warmup(run)?, finetune(run, true)?];
+    if run.config.finetune_cold {
+        steps.push(finetune(run, false)?);
+    }
+    steps.extend([export(run)?, quantize(run)?, evaluate(run)?, benchmark(run)?, report(run)?]);
+    Ok(steps)
+}
+
+/// A step with the parts that most have in common.
+fn step(run: &Run, stage: Stage, folder: &'static str, keys: &[&str]) -> Result<Step> {
+    Ok(Step {
+        stage,
+        folder,
+        version: 1,
+        config: slice(run, keys)?,
+        inputs: Vec::new(),
+        invocations: Vec::new(),
+        must_write: Vec::new(),
+        beside: Vec::new(),
+        scratch: &[],
+        editable: false,
+        resumable: false,
+        prepared: Vec::new(),
+    })
+}
+
+/// The named keys of the configuration.
+fn slice(run: &Run, keys: &[&str]) -> Result<BTreeMap<String, Value>> {
+    let all = serde_json::to_value(&run.config).context("the configuration as JSON")?;
+    keys.iter()
+        .map(|key| {
+            let value = all.get(key).with_context(|| format!("there is no configuration key {key}"))?;
+            Ok(((*key).to_owned(), value.clone()))
+        })
+        .collect()
+}
+
+/// A data specification as an argument and as an input.
+fn data(typed: &str) -> Result<(String, Input)> {
+    let data = resolve_data(typed)?;
+    let argument = data.argument();
+    Ok((argument, data.pinned.map_or(Input::Outside(data.path), Input::Pinned)))
+}
+
+fn threads(run: &Run, line: Line) -> Line {
+    line.when(run.config.threads > 0, |line| line.number("--threads", run.config.threads))
+}
+
+fn import(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let (line, inputs, keys): (Line, Vec<Input>, &[&str]) = match config.model_source()? {
+        ModelSource::Synth(preset) => {
+            let line =
+                Line::new(Program::Sharp, "synth").flag("--preset", preset).number("--seed", config.seed);
+            (line, Vec::new(), &["model", "seed"])
+        }
+        ModelSource::File(found) => {
+            let line =
+                Line::new(Program::Sharp, "import").arg(&found.path).flag("--dtype", config.dtype.as_str());
+            (line, vec![found.pinned.map_or(Input::Outside(found.path), Input::Pinned)], &["dtype"])
+        }
+    };
+    let line = line.flag("--out", run.path(IMPORT));
+    Ok(Step {
+        inputs,
+        invocations: vec![line.0],
+        must_write: vec!["config.json", "tokenizer.json"],
+        ..step(run, Stage::Import, IMPORT, keys)?
+    })
+}
+
+fn analyze(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let (calibration, input) = data(&config.calibration)?;
+    let line = Line::new(Program::Sharp, "analyze")
+        .flag("--model", run.path(IMPORT))
+        .flag("--data", calibration)
+        .flag("--out", run.path(ANALYZE))
+        .number("--tokens", config.calibration_tokens)
+        .number("--window", config.window)
+        .when(config.delta_nll_tokens > 0, |line| line.number("--delta-nll", config.delta_nll_tokens));
+    Ok(Step {
+        inputs: vec![MODEL_FILES, input],
+        invocations: vec![threads(run, line).0],
+        must_write: vec!["similarity.json", "similarity.html"],
+        ..step(
+            run,
+            Stage::Analyze,
+            ANALYZE,
+            &["calibration", "calibration_tokens", "window", "delta_nll_tokens", "seed"],
+        )?
+    })
+}
+
+fn plan(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let keep: Vec<String> = config.keep.iter().map(ToString::to_string).collect();
+    let line = Line::new(Program::Sharp, "plan")
+        .flag("--model", run.path(IMPORT))
+        .flag("--similarity", run.path(ANALYZE).join("similarity.json"))
+        .flag("--strategy", config.strategy.as_str())
+        .when(!config.explicit.is_empty(), |line| line.flag("--explicit", config.explicit.as_str()))
+        .when(config.group > 0, |line| line.number("--group", config.group))
+        .when(!config.cost.is_empty(), |line| line.flag("--cost", config.cost.as_str()))
+        .when(config.targets > 0, |line| line.number("--targets", config.targets))
+        .when(config.targets == 0 && config.explicit.is_empty(), |line| {
+            line.number("--remove", config.remove)
+        })
+        .when(!keep.is_empty(), |line| line.flag("--keep", keep.join(",")))
+        .number("--window", config.window)
+        .number("--rho", config.rho)
+        .flag("--form", config.form.as_str())
+        .flag("--out", run.path(PLAN).join("plan.toml"));
+    Ok(Step {
+        inputs: vec![Input::From(IMPORT, &["config.json"]), Input::From(ANALYZE, &["similarity.json"])],
+        invocations: vec![line.0],
+        must_write: vec!["plan.toml"],
+        editable: true,
+        ..step(
+            run,
+            Stage::Plan,
+            PLAN,
+            &["strategy", "explicit", "group", "cost", "targets", "remove", "keep", "window", "rho", "form"],
+        )?
+    })
+}
+
+/// The part of a training command that both trainings share.
+fn training(run: &Run, command: &str, folder: &'static str) -> Result<(Line, Vec<Input>)> {
+    let config = &run.config;
+    let mut inputs = vec![MODEL_FILES, PLAN_FILE];
+    let mut line = Line::new(Program::SharpTrain, command)
+        .flag("--model", run.path(IMPORT))
+        .flag("--plan", run.path(PLAN).join("plan.toml"))
+        .flag("--out", run.path(folder))
+        .number("--seed", config.seed)
+        .flag("--bf16", config.bf16.as_str());
+    for typed in &config.train_data {
+        let (argument, input) = data(typed)?;
+        line = line.flag("--data", argument);
+        inputs.push(input);
+    }
+    Ok((threads(run, line), inputs))
+}
+
+fn warmup(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let (line, inputs) = training(run, "warmup", WARMUP)?;
+    let line = line
+        .number("--seq-len", config.sequence)
+        .flag("--start", config.warmup_start.as_str())
+        .number("--tokens", config.warmup_tokens)
+        .number("--steps", config.warmup_steps)
+        .number("--batch-tokens", config.warmup_batch_tokens)
+        .number("--lr", config.warmup_lr);
+    Ok(Step {
+        inputs,
+        invocations: vec![line.0],
+        must_write: vec!["metrics.jsonl"],
+        resumable: true,
+        ..step(
+            run,
+            Stage::Warmup,
+            WARMUP,
+            &[
+                "train_data",
+                "sequence",
+                "bf16",
+                "seed",
+                "warmup_start",
+                "warmup_tokens",
+                "warmup_steps",
+                "warmup_batch_tokens",
+                "warmup_lr",
+            ],
+        )?
+    })
+}
+
+fn finetune(run: &Run, warm: bool) -> Result<Step> {
+    let config = &run.config;
+    let folder = if warm { FINETUNE } else { FINETUNE_COLD };
+    let (line, mut inputs) = training(run, "finetune", folder)?;
+    let line = line
+        .number("--seq-len", config.sequence)
+        .number("--steps", config.finetune_steps)
+        .number("--batch-tokens", config.finetune_batch_tokens)
+        .number("--lr", config.finetune_lr)
+        .number("--distill", config.finetune_distill)
+        .number("--save-every", config.finetune_save_every)
+        .when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
+    if warm {
+        inputs.push(WARM_LAYERS);
+    }
+    Ok(Step {
+        inputs,
+        invocations: vec![line.0],
+        must_write: vec!["recovery.safetensors", "metrics.jsonl"],
+        scratch: &["step-"],
+        resumable: true,
+        ..step(
+            run,
+            Stage::Finetune,
+            folder,
+            &[
+                "train_data",
+                "sequence",
+                "bf16",
+                "seed",
+                "finetune_steps",
+                "finetune_batch_tokens",
+                "finetune_lr",
+                "finetune_distill",
+                "finetune_save_every",
+            ],
+        )?
+    })
+}
+
+fn export(run: &Run) -> Result<Step> {
+    let line = Line::new(Program::Sharp, "export")
+        .flag("--model", run.path(IMPORT))
+        .flag("--plan", run.path(PLAN).join("plan.toml"))
+        .flag("--recovery", run.path(FINETUNE).join("recovery.safetensors"))
+        .flag("--out", run.path(EXPORT).join("compact"))
+        .when(run.config.export_dense, |line| line.flag("--dense", run.path(EXPORT).join("dense")));
+    Ok(Step {
+        inputs: vec![MODEL_FILES, PLAN_FILE, Input::From(FINETUNE, &["recovery.safetensors"])],
+        invocations: vec![line.0],
+        must_write: vec!["compact/config.json"],
+        ..step(run, Stage::Export, EXPORT, &["export_dense"])?
+    })
+}
+
+fn quantize(run: &Run) -> Result<Step> {
+    let line = |model: PathBuf, out: &str| {
+        Line::new(Program::Sharp, "quantize")
+            .flag("--model", model)
+            .flag("--out", run.path(QUANTIZE).join(out))
+            .flag("--recipe", run.config.recipe.as_str())
+    };
+    Ok(Step {
+        inputs: vec![MODEL_FILES, Input::From(EXPORT, &["compact/"])],
+        invocations: vec![
+            line(run.path(EXPORT).join("compact"), COMPRESSED).0,
+            line(run.path(IMPORT), ORIGINAL_PACKED).0,
+        ],
+        must_write: vec![COMPRESSED, ORIGINAL_PACKED],
+        ..step(run, Stage::Quantize, QUANTIZE, &["recipe"])?
+    })
+}
+
+/// The original at the precision of the compressed model: what it is compared with.
+const ORIGINAL_PACKED: &str = "original-q4.sharp";
+
+fn evaluate(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let mut inputs = vec![MODEL_FILES, PLAN_FILE];
+    let mut file = RowsFile { window: config.eval_window, stride: config.eval_stride, ..RowsFile::default() };
+    for name in &config.rows {
+        let base = || Row { name: name.clone(), model: run.path(IMPORT), plan: None, recovery: None };
+        let plan = Some(run.path(PLAN).join("plan.toml"));
+        let (row, input) = match name.as_str() {
+            "direct" => (Row { plan, ..base() }, None),
+            "slw" => (Row { plan, recovery: Some(run.path(WARMUP)), ..base() }, Some(WARM_LAYERS)),
+            "sft" => (
+                Row { plan, recovery: Some(run.path(FINETUNE_COLD).join("recovery.safetensors")), ..base() },
+                Some(Input::From(FINETUNE_COLD, &["recovery.safetensors"])),
+            ),
+            "slw_sft" => (
+                Row { model: run.path(EXPORT).join("compact"), ..base() },
+                Some(Input::From(EXPORT, &["compact/"])),
+            ),
+            "slw_sft_q4" => (
+                Row { model: run.path(QUANTIZE).join(COMPRESSED), ..base() },
+                Some(Input::From(QUANTIZE, &[COMPRESSED])),
+            ),
+            "original_q4" => (
+                Row { model: run.path(QUANTIZE).join(ORIGINAL_PACKED), ..base() },
+                Some(Input::From(QUANTIZE, &[ORIGINAL_PACKED])),
+            ),
+            _ => (base(), None),
+        };
+        file.rows.push(row);
+        inputs.extend(input);
+    }
+    for text in &config.texts {
+        let Some((name, typed)) = text.split_once('=') else { continue };
+        let (argument, input) = data(typed)?;
+        file.texts.push(Text { name: name.to_owned(), data: argument, tokens: config.text_tokens });
+        inputs.push(input);
+    }
+    for task in &config.tasks {
+        let (name, typed) = config.task_parts(task);
+        let (argument, input) = data(typed)?;
+        let limit = (config.task_limit > 0).then_some(config.task_limit);
+        file.tasks.push(Task { name: name.to_owned(), path: argument, limit });
+        inputs.push(input);
+    }
+    inputs.dedup();
+    let line = Line::new(Program::Sharp, "evaluate")
+        .flag("--rows", run.path(EVALUATE).join("rows.toml"))
+        .flag("--out", run.path(EVALUATE).join("results.json"));
+    Ok(Step {
+        inputs,
+        invocations: vec![threads(run, line).0],
+        must_write: vec!["results.json"],
+        prepared: vec![("rows.toml", toml::to_string(&file).context("rows.toml")?)],
+        ..step(
+            run,
+            Stage::Evaluate,
+            EVALUATE,
+            &["rows", "texts", "text_tokens", "eval_window", "eval_stride", "tasks", "task_limit", "seed"],
+        )?
+    })
+}
+
+/// What `sharp evaluate` is to measure.
+#[derive(Debug, Default, Serialize)]
+struct RowsFile {
+    window: usize,
+    stride: usize,
+    rows: Vec<Row>,
+    texts: Vec<Text>,
+    tasks: Vec<Task>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    model: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Text {
+    name: String,
+    data: String,
+    tokens: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Task {
+    name: String,
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+}
+
+fn benchmark(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let line = Line::new(Program::Sharp, "benchmark")
+        .flag("--model", run.path(QUANTIZE).join(ORIGINAL_PACKED))
+        .flag("--model", run.path(QUANTIZE).join(COMPRESSED))
+        .number("--prompt-tokens", config.bench_prompt_tokens)
+        .number("--decode-tokens", config.bench_decode_tokens)
+        .number("--repeats", config.bench_repeats)
+        .flag("--out", run.path(BENCHMARK).join("bench.json"));
+    Ok(Step {
+        inputs: vec![Input::From(QUANTIZE, &[COMPRESSED, ORIGINAL_PACKED])],
+        invocations: vec![threads(run, line).0],
+        must_write: vec!["bench.json"],
+        ..step(
+            run,
+            Stage::Benchmark,
+            BENCHMARK,
+            &["bench_prompt_tokens", "bench_decode_tokens", "bench_repeats", "threads"],
+        )?
+    })
+}
+
+fn report(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let mut line = Line::new(Program::Sharp, "report")
+        .flag("--run", run.folder.clone())
+        .flag("--out", run.path("report.html"))
+        .number("--sample-tokens", config.sample_tokens);
+    for prompt in &config.prompts {
+        line = line.flag("--prompt", prompt.as_str());
+    }
+    let mut inputs = vec![
+        Input::From(IMPORT, &["config.json"]),
+        Input::From(ANALYZE, &[]),
+        PLAN_FILE,
+        Input::From(WARMUP, &["metrics.jsonl"]),
+        Input::From(FINETUNE, &["metrics.jsonl"]),
+        Input::From(EXPORT, &["compact/config.json"]),
+        Input::From(QUANTIZE, &[]),
+        Input::From(EVALUATE, &["results.json"]),
+        Input::From(BENCHMARK, &[]),
+    ];
+    if config.finetune_cold {
+        inputs.push(Input::From(FINETUNE_COLD, &["metrics.jsonl"]));
+    }
+    Ok(Step {
+        inputs,
+        invocations: vec![threads(run, line).0],
+        beside: vec!["report.html", "report.md"],
+        ..step(run, Stage::Report, REPORT, &["prompts", "sample_tokens"])?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Config};
+
+    fn run() -> Run {
+        let text = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n\
+                    texts = [\"boolq=pinned:boolq-train#passage\"]\ntasks = [\"pinned:sciq\"]\n";
+        let config = config::parse(text, &[]).unwrap();
+        Run { config, config_file: "x.toml".into(), folder: "/run".into() }
+    }
+
+    #[test]
+    fn every_configuration_key_belongs_to_a_stage() {
+        let mut used: Vec<String> = steps(&run())
+            .unwrap()
+            .iter()
+            .flat_map(|step| step.config.keys().cloned().collect::<Vec<_>>())
+            .collect();
+        // Which steps there are, and how the model is brought in, is told by these.
+        used.extend(["finetune_cold".to_owned(), "dtype".to_owned()]);
+        for key in config::keys() {
+            assert!(used.contains(&key), "{key} is in no stage's fingerprint");
+        }
+    }
+
+    #[test]
+    fn steps_read_only_what_earlier_steps_wrote() {
+        let steps = steps(&run()).unwrap();
+        for (index, step) in steps.iter().enumerate() {
+            assert!(index == 0 || steps[index - 1].stage <= step.stage, "{} is out of order", step.folder);
+            for input in &step.inputs {
+                if let Input::From(folder, _) = input {
+                    assert!(
+                        steps[..index].iter().any(|earlier| earlier.folder == *folder),
+                        "{}",
+                        step.folder
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_the_cold_fine_tuning_nothing_asks_for_it() {
+        let mut run = run();
+        run.config = Config {
+            finetune_cold: false,
+            rows: run.config.rows.iter().filter(|row| *row != "sft").cloned().collect(),
+            ..run.config
+        };
+        let steps = steps(&run).unwrap();
+        assert!(!steps.iter().any(|step| step.folder == FINETUNE_COLD));
+        assert!(
+            !steps
+                .iter()
+                .any(|step| step.inputs.iter().any(|input| matches!(input, Input::From(FINETUNE_COLD, _))))
+        );
+    }
+}
