@@ -97,7 +97,7 @@ impl PackedWriter {
         progress: &dyn Progress,
         mut fill: impl FnMut(BlobId, &mut Vec<u8>) -> Result<()>,
     ) -> Result<()> {
-        let task = progress.task("writing the packed model", self.blob_bytes(), "B");
+        let task = progress.task("writing the packed model", self.blob_bytes(), "bytes");
         let mut offset = 0u64;
         let mut blobs = Vec::with_capacity(self.blobs.len());
         for &(format, rows, cols, len) in &self.blobs {

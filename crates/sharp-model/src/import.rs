@@ -1,0 +1,235 @@
+//! Bringing a checkpoint in: from a Hugging Face folder or a GGUF file to one folder in one form.
+//!
+//! Whatever the source, the result is `model.safetensors` (or shards), `config.json`, `tokenizer.json` and
+//! `tokenizer_config.json`, with Hugging Face names, rotary halves and one floating-point type. Later stages read only
+//! that. Quantised GGUF tensors are dequantised: the result *is* the original for everything that follows.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json, json};
+use sharp_progress::Progress;
+use sharp_quant::DType;
+
+use crate::config;
+use crate::error::{Error, Result};
+use crate::family;
+use crate::gguf::{Gguf, HfView, tokenizer_config_json, tokenizer_json};
+use crate::hf::HfCheckpoint;
+use crate::model::ModelSource;
+use crate::packed::PackedFile;
+use crate::source::{TensorInfo, TensorSource};
+use crate::tokenizer::Tokenizer;
+use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary, pretty};
+
+/// Files of a Hugging Face folder that come along unchanged, where they exist.
+const COMPANIONS: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+];
+
+/// Writes the checkpoint `source` (a Hugging Face folder, a GGUF file, or a folder with one GGUF file in it) to the
+/// folder `out`, all weights in `dtype` (F32, F16 or BF16). `out` changes only when everything has been written.
+///
+/// # Errors
+/// Those of opening the source; [`Error::Unsupported`] for another `dtype`, or a source that is already a SHARP model
+/// or has tensors its architecture does not know; [`Error::NotFinite`] naming the first tensor with a NaN, an infinity
+/// or a value `dtype` cannot hold; [`Error::Io`] for a disk too full, which is checked before anything is written.
+pub fn import(
+    source: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    dtype: DType,
+    progress: &dyn Progress,
+) -> Result<WriteSummary> {
+    import_sharded(source.as_ref(), out.as_ref(), dtype, DEFAULT_SHARD_BYTES, progress)
+}
+
+/// [`import`] with shards of at most `max_shard_bytes` (a single larger tensor gets a shard of its own).
+///
+/// # Errors
+/// As [`import`].
+pub fn import_sharded(
+    source: &Path,
+    out: &Path,
+    dtype: DType,
+    max_shard_bytes: u64,
+    progress: &dyn Progress,
+) -> Result<WriteSummary> {
+    let torch_dtype = match dtype {
+        DType::F32 => "float32",
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        other => {
+            let what = format!("importing as {} (F32, F16 and BF16 are possible)", other.name());
+            return Err(Error::unsupported(out, what));
+        }
+    };
+    let opened = open(source)?;
+    if let (Ok(a), Ok(b)) = (opened.path.canonicalize(), out.canonicalize())
+        && (a == b || a.parent() == Some(&b))
+    {
+        return Err(Error::malformed(out, "an import cannot write into the folder it reads from"));
+    }
+    let model = &opened.model;
+    let tensors: Vec<TensorInfo> =
+        family::tensors_of(model.config(), dtype).into_iter().map(|(_, _, info)| info).collect();
+    check_space(out, &tensors)?;
+
+    let mut writer = SafetensorsWriter::create(out, &tensors, max_shard_bytes)?;
+    for (name, text) in &opened.files {
+        writer.add_file(name, text.as_bytes())?;
+    }
+    for path in &opened.copies {
+        if let Some(name) = path.file_name().and_then(OsStr::to_str) {
+            writer.copy_file(name, path)?;
+        }
+    }
+    let bytes: u64 = tensors.iter().map(|t| t.elements().map_or(0, |n| n as u64 * dtype.block_bytes() as u64)).sum();
+    let task = progress.task("importing", bytes, "bytes");
+    for info in &tensors {
+        let tensor = model.tensor(&info.name)?;
+        writer.copy(&info.name, &tensor).map_err(|e| blame_source(e, &opened.path))?;
+        task.advance(info.elements()? as u64 * dtype.block_bytes() as u64);
+    }
+    let mut config = opened.config;
+    config.remove("dtype");
+    config.insert("torch_dtype".into(), json!(torch_dtype));
+    writer.finish(&config)
+}
+
+/// A checkpoint to import: its tensors under Hugging Face names, and the files that go beside them.
+struct Opened {
+    path: PathBuf,
+    model: ModelSource,
+    config: Map<String, Json>,
+    /// Name and content of files made here.
+    files: Vec<(&'static str, String)>,
+    /// Files copied as they are.
+    copies: Vec<PathBuf>,
+}
+
+fn open(source: &Path) -> Result<Opened> {
+    let meta = fs::metadata(source).map_err(Error::io(source))?;
+    if meta.is_dir() {
+        if source.join("config.json").is_file() {
+            return open_folder(source);
+        }
+        return open_gguf(&only_gguf(source)?);
+    }
+    if PackedFile::is_packed(source) {
+        return Err(Error::unsupported(source, "importing a packed model; import what it was made from"));
+    }
+    let mut magic = [0; 4];
+    let begin = fs::File::open(source).and_then(|mut f| f.read_exact(&mut magic));
+    match begin {
+        Ok(()) if &magic == b"GGUF" => open_gguf(source),
+        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(Error::io(source)(e)),
+        _ if source.extension() == Some(OsStr::new("safetensors")) => Err(Error::unsupported(
+            source,
+            "a safetensors file by itself; give the folder that also has its config.json",
+        )),
+        _ => Err(Error::unsupported(source, "neither a GGUF file nor a Hugging Face folder")),
+    }
+}
+
+/// The one GGUF file of a folder without `config.json`.
+fn only_gguf(folder: &Path) -> Result<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let path = entry.map_err(Error::io(folder))?.path();
+        if path.extension() == Some(OsStr::new("gguf")) {
+            found.push(path);
+        }
+    }
+    match found.len() {
+        0 => Err(Error::missing(folder, "no config.json and no GGUF file in this folder")),
+        1 => Ok(found.swap_remove(0)),
+        n => Err(Error::missing(folder, format!("no config.json, and {n} GGUF files to choose from: name one"))),
+    }
+}
+
+fn open_gguf(path: &Path) -> Result<Opened> {
+    let gguf = Arc::new(Gguf::open(path)?);
+    let view = HfView::new(gguf.clone())?;
+    let config = view.config_json().clone();
+    let tokenizer = tokenizer_json(&gguf)?.to_string();
+    let tokenizer_config = tokenizer_config_json(&gguf)?;
+    // What was built must load, or the fault would show only in a later stage.
+    Tokenizer::from_parts(path, tokenizer.as_bytes(), tokenizer_config.clone(), &[])?;
+    let model = ModelSource::new(view.config().clone(), None, Arc::new(view))?;
+    let files = vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", pretty(&Json::Object(tokenizer_config)))];
+    Ok(Opened { path: path.to_path_buf(), model, config, files, copies: Vec::new() })
+}
+
+fn open_folder(folder: &Path) -> Result<Opened> {
+    let (model_config, plan) = config::load_with_plan(folder)?;
+    if plan.is_some() {
+        let what = "importing a compact SHARP checkpoint; it can be used as it is, or exported dense first";
+        return Err(Error::unsupported(folder, what));
+    }
+    let config = model_config.to_json();
+    let checkpoint = HfCheckpoint::open(folder)?;
+    refuse_strangers(&model_config, &checkpoint)?;
+    let model = ModelSource::new(model_config, None, Arc::new(checkpoint))?;
+    let copies: Vec<PathBuf> = COMPANIONS.iter().map(|n| folder.join(n)).filter(|p| p.is_file()).collect();
+    if folder.join("tokenizer.json").is_file() {
+        Tokenizer::load(folder)?;
+    } else {
+        tracing::warn!(folder = %folder.display(), "no tokenizer.json: the model can be run on token ids only");
+    }
+    Ok(Opened { path: folder.to_path_buf(), model, config, files: Vec::new(), copies })
+}
+
+/// A tensor the architecture does not have means that the model computes something this project would leave out.
+fn refuse_strangers(config: &config::ModelConfig, checkpoint: &HfCheckpoint) -> Result<()> {
+    let known: std::collections::HashSet<String> =
+        family::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();
+    for info in checkpoint.tensors() {
+        // A tied head stored once more, and tables that older versions of transformers saved.
+        let harmless = (config.tie_word_embeddings && info.name == crate::names::LM_HEAD)
+            || info.name.ends_with(".rotary_emb.inv_freq");
+        if !harmless && !known.contains(&info.name) {
+            let what = format!("tensor `{}`, which a {} has not", info.name, config.architecture);
+            return Err(Error::unsupported(checkpoint.path(), what));
+        }
+    }
+    Ok(())
+}
+
+/// The writer names the folder it writes to; a bad value is the source's.
+fn blame_source(error: Error, source: &Path) -> Error {
+    match error {
+        Error::NotFinite { tensor, index, value, .. } => {
+            Error::NotFinite { path: source.to_path_buf(), tensor, index, value }
+        }
+        other => other,
+    }
+}
+
+/// Refuses to begin what cannot be finished: all of it is written before anything old is removed.
+fn check_space(out: &Path, tensors: &[TensorInfo]) -> Result<()> {
+    let mut need = 0u64;
+    for t in tensors {
+        need = need.saturating_add(t.dtype.nbytes(t.elements()?)? as u64);
+    }
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    match fs4::available_space(out) {
+        Ok(free) if free < need => {
+            let what = format!("{need} bytes are needed, {free} are free");
+            Err(Error::io(out)(io::Error::new(io::ErrorKind::StorageFull, what)))
+        }
+        // A file system that does not tell is left to fail in writing, which is as safe.
+        _ => Ok(()),
+    }
+}
