@@ -4,6 +4,7 @@ mod activations;
 mod blocks;
 mod dtype;
 mod error;
+pub mod float;
 mod isa;
 mod kernels;
 mod math;

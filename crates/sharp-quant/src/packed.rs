@@ -246,8 +246,6 @@ pub fn pack_q4_0(rows: usize, cols: usize, blocks: &[u8]) -> Result<Vec<u8>> {
 
 /// Rearranges `Q8_0` blocks of a row-major matrix (rows, cols) into `q8x16`; no number changes.
 ///
-/// A stored -128, which no quantiser writes but a file may hold, becomes -127: the kernels rely on it.
-///
 /// # Errors
 /// Those of [`pack_q4_0`].
 pub fn pack_q8_0(rows: usize, cols: usize, blocks: &[u8]) -> Result<Vec<u8>> {
@@ -336,7 +334,7 @@ fn put_q4_row(block: &mut [u8], r: usize, scale: f16, q: &[u8; BLOCK]) {
 
 fn put_q8_row(block: &mut [u8], r: usize, scale: f16, q: &[i8; BLOCK]) {
     for (j, &q) in q.iter().enumerate() {
-        block[(j / 4) * 64 + 4 * r + j % 4] = q.max(-127).cast_unsigned();
+        block[(j / 4) * 64 + 4 * r + j % 4] = q.cast_unsigned();
     }
     block[512 + 2 * r..514 + 2 * r].copy_from_slice(&scale.to_le_bytes());
 }

@@ -27,10 +27,6 @@ impl<T> Shared<T> {
         Shared { start: slice.as_mut_ptr(), len: slice.len(), marker: PhantomData }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Elements `from..from + count`; panics if they do not exist.
     ///
     /// # Safety

@@ -8,6 +8,8 @@
 //!
 //! So a result depends neither on the instruction set, nor on the number of threads, nor on how tokens are batched.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod scalar;
 
 use crate::{
@@ -66,7 +68,9 @@ pub(crate) struct Kernels {
 impl Kernels {
     pub(crate) fn of(isa: Isa) -> &'static Kernels {
         match isa.kind() {
-            Kind::Avx2 | Kind::Avx512Vnni | Kind::Neon | Kind::Scalar => &scalar::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::Avx512Vnni => &avx2::KERNELS,
+            _ => &scalar::KERNELS,
         }
     }
 

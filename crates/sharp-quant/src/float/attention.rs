@@ -1,0 +1,465 @@
+//! Causal attention over a cache of keys and values.
+
+use super::{
+    LANES,
+    element::{Element, F16, F32},
+    vector::{exp_negative, sum_lanes},
+    vectorised,
+};
+use crate::{
+    DType, Isa, QuantError, Result, Team,
+    error::{check_len, check_shape},
+};
+
+/// Keys whose scores are held at once: their softmax is joined to that of the keys before.
+const KEYS: usize = 64;
+/// Rows (query heads of tokens) that share each key and value loaded.
+const ROWS: usize = 4;
+/// Tokens in one item of work.
+const ITEM_TOKENS: usize = 16;
+/// Key values (head_dim x kv_heads x positions) below which one token's attention is not worth a parallel region.
+const SERIAL: usize = 16 << 10;
+
+/// Keys and values of every layer and position so far, in F32 or F16.
+///
+/// Keys lie in tiles of 16 positions, (head_dim, 16) each, so that a query's scores with 16 keys are one vector; values
+/// lie row by row, (positions, head_dim padded to 16). Memory is reserved for the whole capacity, but the operating system
+/// provides it only as positions are written.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    dtype: DType,
+    kv_heads: usize,
+    head_dim: usize,
+    capacity: usize,
+    /// For each layer: (kv_heads, capacity / 16, head_dim, 16).
+    k: Vec<Vec<u8>>,
+    /// For each layer: (kv_heads, capacity, padded head_dim).
+    v: Vec<Vec<u8>>,
+}
+
+impl KvCache {
+    /// Room for `capacity` positions (rounded up to a multiple of 64) of `layers` layers.
+    ///
+    /// # Errors
+    /// [`QuantError::Unknown`] for a type other than F32 and F16, [`QuantError::Empty`], [`QuantError::Overflow`].
+    pub fn new(
+        dtype: DType,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        if !matches!(dtype, DType::F32 | DType::F16) {
+            return Err(QuantError::Unknown {
+                what: "format of the KV cache",
+                name: dtype.name().to_owned(),
+                known: "F32, F16".to_owned(),
+            });
+        }
+        let width = kv_heads.saturating_mul(head_dim);
+        if width == 0 || capacity == 0 {
+            return Err(QuantError::Empty { rows: capacity, cols: width });
+        }
+        let overflow = || QuantError::Overflow { what: "KV cache in bytes", rows: capacity, cols: width };
+        let capacity = capacity.checked_next_multiple_of(KEYS).ok_or_else(overflow)?;
+        let padded = head_dim.checked_next_multiple_of(LANES).ok_or_else(overflow)?;
+        let bytes = padded
+            .checked_mul(kv_heads)
+            .and_then(|n| n.checked_mul(capacity))
+            .and_then(|n| n.checked_mul(dtype.block_bytes()))
+            .filter(|&n| n.checked_mul(layers.max(1)).is_some_and(|all| all < isize::MAX as usize))
+            .ok_or_else(overflow)?;
+        let key_bytes = bytes / padded * head_dim;
+        let mut cache = KvCache {
+            dtype,
+            kv_heads,
+            head_dim,
+            capacity,
+            k: Vec::with_capacity(layers),
+            v: Vec::with_capacity(layers),
+        };
+        for _ in 0..layers {
+            cache.k.push(vec![0; key_bytes]);
+            cache.v.push(vec![0; bytes]);
+        }
+        Ok(cache)
+    }
+
+    /// How keys and values are stored.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Positions there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes that one position takes in all layers.
+    pub fn bytes_per_position(&self) -> usize {
+        self.k.iter().chain(&self.v).map(Vec::len).sum::<usize>() / self.capacity
+    }
+
+    /// Stores the keys and values (n, kv_heads, head_dim) of a layer at positions `at..at + n`.
+    ///
+    /// # Errors
+    /// [`QuantError::Capacity`] if there is no room or no such layer, [`QuantError::Length`] if `k` and `v` are not n rows.
+    pub fn write(&mut self, layer: usize, at: usize, n: usize, k: &[f32], v: &[f32]) -> Result<()> {
+        self.check(layer, at, n)?;
+        let width = self.kv_heads * self.head_dim;
+        check_len("keys in elements", n * width, k.len())?;
+        check_len("values in elements", n * width, v.len())?;
+        let shape = (self.capacity, self.head_dim);
+        match self.dtype {
+            DType::F16 => {
+                store_keys::<F16>(&mut self.k[layer], shape, width, at, k);
+                store_values::<F16>(&mut self.v[layer], shape, width, at, v);
+            }
+            _ => {
+                store_keys::<F32>(&mut self.k[layer], shape, width, at, k);
+                store_values::<F32>(&mut self.v[layer], shape, width, at, v);
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, layer: usize, at: usize, n: usize) -> Result<()> {
+        if layer >= self.k.len() {
+            return Err(QuantError::Capacity {
+                what: "layers of the KV cache",
+                capacity: self.k.len(),
+                wanted: layer.saturating_add(1),
+            });
+        }
+        let wanted = at.saturating_add(n);
+        if wanted > self.capacity {
+            return Err(QuantError::Capacity {
+                what: "positions of the KV cache",
+                capacity: self.capacity,
+                wanted,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn store_keys<E: Element>(
+    store: &mut [u8],
+    (capacity, dim): (usize, usize),
+    width: usize,
+    at: usize,
+    k: &[f32],
+) {
+    let store = E::view_mut(store);
+    for (t, row) in k.chunks_exact(width).enumerate() {
+        let position = at + t;
+        for (h, head) in row.chunks_exact(dim).enumerate() {
+            let base = (h * capacity + position / LANES * LANES) * dim + position % LANES;
+            for (slot, &x) in store[base..].iter_mut().step_by(LANES).zip(head) {
+                *slot = E::narrow(x);
+            }
+        }
+    }
+}
+
+fn store_values<E: Element>(
+    store: &mut [u8],
+    (capacity, dim): (usize, usize),
+    width: usize,
+    at: usize,
+    v: &[f32],
+) {
+    let store = E::view_mut(store);
+    let padded = dim.next_multiple_of(LANES);
+    for (t, row) in v.chunks_exact(width).enumerate() {
+        for (h, head) in row.chunks_exact(dim).enumerate() {
+            let base = (h * capacity + at + t) * padded;
+            for (slot, &x) in store[base..].iter_mut().zip(head) {
+                *slot = E::narrow(x);
+            }
+        }
+    }
+}
+
+/// Causal attention of the queries `q` (n, heads, head_dim) at positions `at..at + n` over positions `0..=` their own, whose keys and
+/// values the cache must hold: `out[t, h] = softmax(scale * q[t, h] . K) V` (n, heads, head_dim).
+///
+/// `heads` is a multiple of the cache's KV heads; consecutive query heads share a KV head. Keys are taken 64 at a time in ascending
+/// order whatever the number of queries and threads, so a token's result does not depend on those. Allocates nothing.
+///
+/// # Errors
+/// [`QuantError::Shape`], [`QuantError::Length`] and [`QuantError::Capacity`] if shapes do not agree.
+#[allow(clippy::too_many_arguments)] // the shape of the operation itself
+pub fn attention(
+    team: &Team,
+    cache: &KvCache,
+    layer: usize,
+    heads: usize,
+    at: usize,
+    q: &[f32],
+    scale: f32,
+    out: &mut [f32],
+) -> Result<()> {
+    if heads == 0 || !heads.is_multiple_of(cache.kv_heads) {
+        return Err(QuantError::Shape {
+            what: "query heads, in KV heads",
+            expected: cache.kv_heads,
+            found: heads,
+        });
+    }
+    let dim = cache.head_dim;
+    let width = heads * dim;
+    let n = q.len() / width;
+    check_len("queries in elements", n * width, q.len())?;
+    check_shape("attention output in elements", q.len(), out.len())?;
+    cache.check(layer, at, n)?;
+    if n == 0 {
+        return Ok(());
+    }
+    let group = heads / cache.kv_heads;
+    let shared = Shared { cache, layer, q, heads, at, scale };
+    let isa = team.isa();
+    if n == 1 {
+        if (at + 1) * cache.kv_heads * dim < SERIAL || team.threads() == 1 {
+            run(isa, &shared, (0, 1), (0, heads), out);
+            return Ok(());
+        }
+        // One item a KV head reads keys and values once; one a query head shares the work out more evenly.
+        let even = cache.kv_heads.is_multiple_of(team.threads()) || cache.kv_heads >= 4 * team.threads();
+        let per_item = if even { group } else { 1 };
+        team.chunks_mut(out, per_item * dim, &|item, out| {
+            run(isa, &shared, (0, 1), (item * per_item, (item + 1) * per_item), out);
+        });
+        return Ok(());
+    }
+    // Shorter items where there would be too few: a verification of a few tokens, or the last piece of a prompt.
+    let tokens = ITEM_TOKENS.min(n.div_ceil(4 * team.threads())).max(1);
+    team.chunks_mut(out, tokens * width, &|item, out| {
+        // The longest items, the last, are taken first by those who begin at the end; dynamic claiming evens out the rest.
+        let from = item * tokens;
+        run(isa, &shared, (from, n.min(from + tokens)), (0, heads), out);
+    });
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+struct Shared<'a> {
+    cache: &'a KvCache,
+    layer: usize,
+    q: &'a [f32],
+    heads: usize,
+    at: usize,
+    scale: f32,
+}
+
+/// Tokens and query heads `from..to` of an attention, with `out` (tokens, heads in question, head_dim).
+fn run(isa: Isa, all: &Shared<'_>, tokens: (usize, usize), heads: (usize, usize), out: &mut [f32]) {
+    match all.cache.dtype {
+        DType::F16 => rows::<F16>(isa, all, tokens, heads, out),
+        _ => rows::<F32>(isa, all, tokens, heads, out),
+    }
+}
+
+vectorised! {
+    fn rows / rows_body [E: Element] (all: &Shared<'_>, tokens: (usize, usize), heads: (usize, usize), out: &mut [f32])
+}
+
+#[inline(always)]
+fn rows_body<const HW: bool, E: Element>(
+    all: &Shared<'_>,
+    tokens: (usize, usize),
+    heads: (usize, usize),
+    out: &mut [f32],
+) {
+    let cache = all.cache;
+    let dim = cache.head_dim;
+    let padded = dim.next_multiple_of(LANES);
+    let group = all.heads / cache.kv_heads;
+    let keys = E::view(&cache.k[all.layer]);
+    let values = E::view(&cache.v[all.layer]);
+    for kv_head in heads.0 / group..heads.1.div_ceil(group) {
+        let k = &keys[kv_head * cache.capacity * dim..(kv_head + 1) * cache.capacity * dim];
+        let v = &values[kv_head * cache.capacity * padded..(kv_head + 1) * cache.capacity * padded];
+        let head = Head::<E> { k, v, dim, padded, scale: all.scale };
+        // Rows: every query head of this KV head, token after token.
+        let first = heads.0.max(kv_head * group);
+        let some = heads.1.min((kv_head + 1) * group) - first;
+        let total = (tokens.1 - tokens.0) * some;
+        let row = |i: usize| {
+            let (t, h) = (tokens.0 + i / some, first + i % some);
+            Row {
+                q: &all.q[(t * all.heads + h) * dim..][..dim],
+                limit: all.at + t + 1,
+                out: ((t - tokens.0) * (heads.1 - heads.0) + h - heads.0) * dim,
+            }
+        };
+        let mut i = 0;
+        while i < total {
+            let count = ROWS.min(total - i);
+            match count {
+                4 => head.attend::<HW, 4>(std::array::from_fn(|r| row(i + r)), out),
+                3 => head.attend::<HW, 3>(std::array::from_fn(|r| row(i + r)), out),
+                2 => head.attend::<HW, 2>(std::array::from_fn(|r| row(i + r)), out),
+                _ => head.attend::<HW, 1>(std::array::from_fn(|r| row(i + r)), out),
+            }
+            i += count;
+        }
+    }
+}
+
+/// One query head of one token.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    q: &'a [f32],
+    /// Positions it sees.
+    limit: usize,
+    /// Where its output begins.
+    out: usize,
+}
+
+/// One KV head's keys and values.
+struct Head<'a, E: Element> {
+    k: &'a [E::Raw],
+    v: &'a [E::Raw],
+    dim: usize,
+    padded: usize,
+    scale: f32,
+}
+
+impl<E: Element> Head<'_, E> {
+    #[inline(always)]
+    fn attend<const HW: bool, const R: usize>(&self, rows: [Row<'_>; R], out: &mut [f32]) {
+        let longest = rows.iter().map(|r| r.limit).max().unwrap_or(0);
+        let mut top = [f32::NEG_INFINITY; R];
+        let mut total = [0.0f32; R];
+        for base in (0..longest).step_by(KEYS) {
+            let count = KEYS.min(longest - base);
+            let mut p = [[0.0f32; KEYS]; R];
+            self.scores::<HW, R>(&rows, base, count, &mut p);
+            let mut keep = [1.0f32; R];
+            for r in 0..R {
+                // A row that ends before these keys has weights of zero for them and stays as it is.
+                if base < rows[r].limit {
+                    (top[r], keep[r], total[r]) = soften(&mut p[r], top[r], total[r]);
+                }
+            }
+            self.values::<HW, R>(&rows, base, count, &p, keep, out);
+        }
+        for (row, total) in rows.iter().zip(total) {
+            let inverse = 1.0 / total;
+            for o in &mut out[row.out..row.out + self.dim] {
+                *o *= inverse;
+            }
+        }
+    }
+
+    /// Scaled scores with keys `base..base + count`; minus infinity beyond a row's limit, but zero for a row that ended before.
+    #[inline(always)]
+    fn scores<const HW: bool, const R: usize>(
+        &self,
+        rows: &[Row<'_>; R],
+        base: usize,
+        count: usize,
+        p: &mut [[f32; KEYS]; R],
+    ) {
+        for sub in 0..count.div_ceil(LANES) {
+            let from = base + sub * LANES;
+            let tile = self.k[from * self.dim..(from + LANES) * self.dim].as_chunks::<LANES>().0;
+            let mut acc = [[0.0f32; LANES]; R];
+            for (d, k) in tile.iter().enumerate() {
+                let k = E::widen::<HW>(k);
+                for r in 0..R {
+                    let q = rows[r].q[d];
+                    for l in 0..LANES {
+                        acc[r][l] = q.mul_add(k[l], acc[r][l]);
+                    }
+                }
+            }
+            for r in 0..R {
+                if base >= rows[r].limit {
+                    continue;
+                }
+                // As i32, because comparing those vectorises.
+                let left = (rows[r].limit - from.min(rows[r].limit)).min(LANES) as i32;
+                for l in 0..LANES {
+                    let s = acc[r][l] * self.scale;
+                    p[r][sub * LANES + l] = if (l as i32) < left { s } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+        for (p, row) in p.iter_mut().zip(rows) {
+            if base < row.limit {
+                p[count.next_multiple_of(LANES)..].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+
+    /// `out = out * keep + p V` over keys `base..base + count`; the first time `out` counts as zero.
+    #[inline(always)]
+    fn values<const HW: bool, const R: usize>(
+        &self,
+        rows: &[Row<'_>; R],
+        base: usize,
+        count: usize,
+        p: &[[f32; KEYS]; R],
+        keep: [f32; R],
+        out: &mut [f32],
+    ) {
+        let v = &self.v[base * self.padded..(base + count) * self.padded];
+        for c in (0..self.dim).step_by(LANES) {
+            let width = LANES.min(self.dim - c);
+            let mut acc = [[0.0f32; LANES]; R];
+            if base > 0 {
+                for r in 0..R {
+                    let o = &out[rows[r].out + c..rows[r].out + c + width];
+                    for (a, o) in acc[r].iter_mut().zip(o) {
+                        *a = o * keep[r];
+                    }
+                }
+            }
+            for (key, v) in v.chunks_exact(self.padded).enumerate() {
+                let Some(v) = v[c..].first_chunk::<LANES>() else { break };
+                let v = E::widen::<HW>(v);
+                for r in 0..R {
+                    let p = p[r][key % KEYS];
+                    for l in 0..LANES {
+                        acc[r][l] = p.mul_add(v[l], acc[r][l]);
+                    }
+                }
+            }
+            for r in 0..R {
+                out[rows[r].out + c..rows[r].out + c + width].copy_from_slice(&acc[r][..width]);
+            }
+        }
+    }
+}
+
+/// Turns scores into weights relative to the new largest score; returns that, the factor that makes earlier weights relative to it, and
+/// the new sum of weights.
+#[inline(always)]
+fn soften(p: &mut [f32; KEYS], top: f32, total: f32) -> (f32, f32, f32) {
+    let chunks = p.as_chunks_mut::<LANES>().0;
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    for c in chunks.iter() {
+        for l in 0..LANES {
+            tops[l] = if c[l] > tops[l] { c[l] } else { tops[l] };
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            tops[i] = if tops[i + width] > tops[i] { tops[i + width] } else { tops[i] };
+        }
+        width /= 2;
+    }
+    let new = if tops[0] > top { tops[0] } else { top };
+    let keep = exp_negative(top - new);
+    let mut sums = [0.0f32; LANES];
+    for c in chunks {
+        for l in 0..LANES {
+            c[l] = exp_negative(c[l] - new);
+            sums[l] += c[l];
+        }
+    }
+    (new, keep, total.mul_add(keep, sum_lanes(sums)))
+}
