@@ -1,1 +1,93 @@
-fn main() {}
+//! `sharp`: what a user runs on the device. No libtorch; see `sharp --help`.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod machine;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::commands::{doctor, export, import, inspect};
+use crate::output::Output;
+
+/// Compress Llama-family models by sharing MLPs between layers, and run them fast on a CPU.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sharp",
+    version,
+    about,
+    after_help = "Example:\n  sharp import model.gguf --out original\n  sharp quantize --model original --out model.sharp\n  sharp generate --model model.sharp --prompt \"Once upon a time\""
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// Print the result as one JSON object on standard output.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Threads to compute with; all cores by default.
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Say more on standard error (-v: what is done, -vv: details).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// Threads to use: as asked, or one for each core.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+            .map(usize::from)
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Turn a checkpoint (Hugging Face directory or GGUF file) into a plain Hugging Face directory.
+    Import(import::Args),
+    /// Write the compressed model as a compact checkpoint, and as a dense one for other tools.
+    Export(export::Args),
+    /// Say what is in a model: tensors, plan, parameters, bytes.
+    Inspect(inspect::Args),
+    /// Say what this machine offers: CPU features, threads, memory bandwidth.
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.global.verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("SHARP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+
+    let output = Output::new(cli.global.json);
+    let global = &cli.global;
+    let result = match cli.command {
+        Command::Import(args) => import::run(args, global, &output),
+        Command::Export(args) => export::run(args, global, &output),
+        Command::Inspect(args) => inspect::run(args, global, &output),
+        Command::Doctor(args) => doctor::run(args, global, &output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

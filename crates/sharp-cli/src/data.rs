@@ -1,0 +1,81 @@
+//! Text for measuring: the data options that several commands share, and what they give.
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::Deserialize;
+use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack};
+use sharp_model::tokenizer::Tokenizer;
+
+/// Which side of the split of a data file is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Side {
+    /// Everything in the file.
+    #[default]
+    All,
+    /// What training sees.
+    Train,
+    /// What training never sees.
+    #[value(name = "held_out")]
+    HeldOut,
+}
+
+/// A data file and the part of it that is used.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DataArgs {
+    /// Text to measure with: PATH, PATH#VIEW or PATH#VIEW:LIMIT (views: auto, text, completion, messages, passage).
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) data: DataSpec,
+    /// Which side of the train/held-out split to use.
+    #[arg(long, value_enum, default_value = "all")]
+    pub(crate) split: Side,
+    /// The fraction of documents held out by the split.
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.05)]
+    pub(crate) held_out: f64,
+    /// Seed of the split and of the order of documents.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// The documents of `spec` on the chosen side of the split.
+///
+/// # Errors
+/// When the file cannot be read or that side is empty.
+pub(crate) fn documents(
+    spec: &DataSpec,
+    side: Side,
+    held_out: f64,
+    seed: u64,
+    chat: Option<&Chat>,
+) -> Result<Vec<Document>> {
+    let all = sharp_data::read(spec, chat)?;
+    let documents = match side {
+        Side::All => all,
+        Side::Train => sharp_data::split(all, held_out, seed)?.train,
+        Side::HeldOut => sharp_data::split(all, held_out, seed)?.held_out,
+    };
+    if documents.is_empty() {
+        bail!("{}: no documents on the {side:?} side of the split; give more text", spec.path.display());
+    }
+    Ok(documents)
+}
+
+/// Rows of `seq_len` tokens, about `tokens` in all, from the documents in the order of `seed`.
+///
+/// # Errors
+/// When there is not enough text for one row.
+pub(crate) fn blocks(
+    documents: &[Document],
+    tokenizer: &Tokenizer,
+    seq_len: usize,
+    tokens: usize,
+    seed: u64,
+) -> Result<TokenBlocks> {
+    let ends = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
+    let options = PackOptions::new(seq_len).with_ends(ends.0, ends.1).with_budget(Some(tokens)).shuffled(seed);
+    let blocks = pack(documents, tokenizer, &options).context("packing the text")?;
+    if blocks.rows() == 0 {
+        bail!("the text has fewer than {seq_len} tokens; give more text or a shorter --seq-len");
+    }
+    Ok(blocks)
+}
