@@ -96,7 +96,7 @@ mod tests {
     fn time_memory_and_the_lock_of_a_child() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let lock = File::create(&path).unwrap();
+        let lock = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
         lock.lock().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 0.2; cat"]);
@@ -105,6 +105,7 @@ mod tests {
         assert!(usage.wall_s >= 0.2 && usage.wall_s < 5.0, "{usage:?}");
         assert!(usage.peak_memory_bytes.is_some_and(|bytes| bytes > 100_000), "{usage:?}");
 
+        drop(command);
         // A child that outlives its parent's handle keeps the lock.
         let mut child =
             Command::new("sleep").arg("5").stdin(Stdio::from(lock.try_clone().unwrap())).spawn().unwrap();

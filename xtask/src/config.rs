@@ -18,6 +18,7 @@ pub(crate) struct Config {
     pub(crate) dtype: String,
     pub(crate) seed: u64,
     pub(crate) threads: usize,
+    pub(crate) held_out: f64,
 
     pub(crate) calibration: String,
     pub(crate) calibration_tokens: usize,
@@ -51,6 +52,7 @@ pub(crate) struct Config {
     pub(crate) finetune_save_every: usize,
     pub(crate) finetune_cold: bool,
 
+    pub(crate) export_dtype: String,
     pub(crate) export_dense: bool,
     pub(crate) recipe: String,
 
@@ -77,6 +79,7 @@ impl Default for Config {
             dtype: "f32".into(),
             seed: 1,
             threads: 0,
+            held_out: 0.05,
             calibration: String::new(),
             calibration_tokens: 16_384,
             window: 2,
@@ -104,6 +107,7 @@ impl Default for Config {
             finetune_distill: 0.0,
             finetune_save_every: 50,
             finetune_cold: true,
+            export_dtype: "f16".into(),
             export_dense: false,
             recipe: "q4".into(),
             rows: ROWS.iter().map(|row| (*row).to_owned()).collect(),
@@ -242,6 +246,9 @@ impl Config {
         if !(self.remove > 0.0 && self.remove < 1.0) && self.targets == 0 {
             bail!("remove: {} is not a fraction between 0 and 1 of the MLP parameters", self.remove);
         }
+        if !(self.held_out > 0.0 && self.held_out < 1.0) {
+            bail!("held_out: {} is not a fraction between 0 and 1", self.held_out);
+        }
         if !(self.rho > 0.0 && self.rho <= 1.0) {
             bail!("rho: {} is not between 0 and 1", self.rho);
         }
@@ -254,6 +261,7 @@ impl Config {
             bail!("finetune_distill: {} is not between 0 and 1", self.finetune_distill);
         }
         choice("dtype", &self.dtype, &["f32", "f16", "bf16"])?;
+        choice("export_dtype", &self.export_dtype, &["f32", "f16", "bf16"])?;
         choice("bf16", &self.bf16, &["auto", "on", "off"])?;
         choice(
             "strategy",
@@ -281,12 +289,7 @@ impl Config {
         }
         self.model_source()?;
         for text in &self.texts {
-            let Some((name, _)) = text.split_once('=') else {
-                bail!("texts: {text:?} should be name=data, for example \"boolq=pinned:boolq-train#passage\"")
-            };
-            if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-                bail!("texts: {name:?} is not a name (letters, digits, -, _ and .)");
-            }
+            Text::parse(text)?;
         }
         for data in self.all_data() {
             resolve_data(data)?;
@@ -309,7 +312,7 @@ impl Config {
 
     /// Every data specification but the tasks.
     fn all_data(&self) -> Vec<&str> {
-        let texts = self.texts.iter().filter_map(|text| text.split_once('=').map(|(_, data)| data));
+        let texts = self.texts.iter().filter_map(|text| Text::parse(text).ok()).map(|text| text.data);
         std::iter::once(self.calibration.as_str())
             .chain(self.train_data.iter().map(String::as_str))
             .chain(texts)
@@ -322,6 +325,34 @@ impl Config {
             return (name, source);
         }
         (task.strip_prefix("pinned:").unwrap_or(task), task)
+    }
+}
+
+/// A text of `texts`: `name=data`, or `name=data@side`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Text<'a> {
+    /// Its name in the results.
+    pub(crate) name: &'a str,
+    /// The data specification.
+    pub(crate) data: &'a str,
+    /// Side of the train/held-out split: all, train or held_out.
+    pub(crate) side: &'a str,
+}
+
+impl<'a> Text<'a> {
+    /// Takes an entry of `texts` apart.
+    pub(crate) fn parse(text: &'a str) -> Result<Self> {
+        let Some((name, data)) = text.split_once('=') else {
+            bail!(
+                "texts: {text:?} should be name=data, for example \"boolq=pinned:boolq-train#passage@held_out\""
+            )
+        };
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+            bail!("texts: {name:?} is not a name (letters, digits, -, _ and .)");
+        }
+        let (data, side) = data.rsplit_once('@').unwrap_or((data, "all"));
+        choice("texts", side, &["all", "train", "held_out"])?;
+        Ok(Self { name, data, side })
     }
 }
 
@@ -362,7 +393,11 @@ pub(crate) fn resolve_data(typed: &str) -> Result<Data> {
         None => (typed, None),
     };
     if let Some(view) = &view {
-        choice("the view after #", view, &["auto", "text", "completion", "messages", "passage"])?;
+        let (name, limit) = view.split_once(':').unwrap_or((view, "1"));
+        choice("the view after #", name, &["auto", "text", "completion", "messages", "passage"])?;
+        if !limit.replace('_', "").parse::<usize>().is_ok_and(|limit| limit > 0) {
+            bail!("{typed}: {limit:?} is not a number of documents");
+        }
     }
     if let Some(name) = place.strip_prefix("pinned:") {
         let pinned = pins::find(name)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::{ModelSource, resolve_data};
+use crate::config::{self, ModelSource, resolve_data};
 use crate::provision::pins::PinnedFile;
 use crate::run_folder::Run;
 
@@ -242,6 +242,9 @@ fn analyze(run: &Run) -> Result<Step> {
         .flag("--out", run.path(ANALYZE))
         .number("--tokens", config.calibration_tokens)
         .number("--window", config.window)
+        .flag("--split", "train")
+        .number("--held-out", config.held_out)
+        .number("--seed", config.seed)
         .when(config.delta_nll_tokens > 0, |line| line.number("--delta-nll", config.delta_nll_tokens));
     Ok(Step {
         inputs: vec![MODEL_FILES, input],
@@ -251,7 +254,7 @@ fn analyze(run: &Run) -> Result<Step> {
             run,
             Stage::Analyze,
             ANALYZE,
-            &["calibration", "calibration_tokens", "window", "delta_nll_tokens", "seed"],
+            &["calibration", "calibration_tokens", "window", "delta_nll_tokens", "held_out", "seed"],
         )?
     })
 }
@@ -298,6 +301,7 @@ fn training(run: &Run, command: &str, folder: &'static str) -> Result<(Line, Vec
         .flag("--plan", run.path(PLAN).join("plan.toml"))
         .flag("--out", run.path(folder))
         .number("--seed", config.seed)
+        .number("--held-out", config.held_out)
         .flag("--bf16", config.bf16.as_str());
     for typed in &config.train_data {
         let (argument, input) = data(typed)?;
@@ -330,6 +334,7 @@ fn warmup(run: &Run) -> Result<Step> {
                 "train_data",
                 "sequence",
                 "bf16",
+                "held_out",
                 "seed",
                 "warmup_start",
                 "warmup_tokens",
@@ -370,6 +375,7 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
                 "train_data",
                 "sequence",
                 "bf16",
+                "held_out",
                 "seed",
                 "finetune_steps",
                 "finetune_batch_tokens",
@@ -387,12 +393,13 @@ fn export(run: &Run) -> Result<Step> {
         .flag("--plan", run.path(PLAN).join("plan.toml"))
         .flag("--recovery", run.path(FINETUNE).join("recovery.safetensors"))
         .flag("--out", run.path(EXPORT).join("compact"))
+        .flag("--dtype", run.config.export_dtype.as_str())
         .when(run.config.export_dense, |line| line.flag("--dense", run.path(EXPORT).join("dense")));
     Ok(Step {
         inputs: vec![MODEL_FILES, PLAN_FILE, Input::From(FINETUNE, &["recovery.safetensors"])],
         invocations: vec![line.0],
         must_write: vec!["compact/config.json"],
-        ..step(run, Stage::Export, EXPORT, &["export_dense"])?
+        ..step(run, Stage::Export, EXPORT, &["export_dtype", "export_dense"])?
     })
 }
 
@@ -420,7 +427,13 @@ const ORIGINAL_PACKED: &str = "original-q4.sharp";
 fn evaluate(run: &Run) -> Result<Step> {
     let config = &run.config;
     let mut inputs = vec![MODEL_FILES, PLAN_FILE];
-    let mut file = RowsFile { window: config.eval_window, stride: config.eval_stride, ..RowsFile::default() };
+    let mut file = RowsFile {
+        window: config.eval_window,
+        stride: config.eval_stride,
+        held_out: config.held_out,
+        seed: config.seed,
+        ..RowsFile::default()
+    };
     for name in &config.rows {
         let base = || Row { name: name.clone(), model: run.path(IMPORT), plan: None, recovery: None };
         let plan = Some(run.path(PLAN).join("plan.toml"));
@@ -449,9 +462,14 @@ fn evaluate(run: &Run) -> Result<Step> {
         inputs.extend(input);
     }
     for text in &config.texts {
-        let Some((name, typed)) = text.split_once('=') else { continue };
-        let (argument, input) = data(typed)?;
-        file.texts.push(Text { name: name.to_owned(), data: argument, tokens: config.text_tokens });
+        let text = config::Text::parse(text)?;
+        let (argument, input) = data(text.data)?;
+        file.texts.push(Text {
+            name: text.name.to_owned(),
+            data: argument,
+            split: text.side.to_owned(),
+            tokens: config.text_tokens,
+        });
         inputs.push(input);
     }
     for task in &config.tasks {
@@ -474,7 +492,17 @@ fn evaluate(run: &Run) -> Result<Step> {
             run,
             Stage::Evaluate,
             EVALUATE,
-            &["rows", "texts", "text_tokens", "eval_window", "eval_stride", "tasks", "task_limit", "seed"],
+            &[
+                "rows",
+                "texts",
+                "text_tokens",
+                "eval_window",
+                "eval_stride",
+                "tasks",
+                "task_limit",
+                "held_out",
+                "seed",
+            ],
         )?
     })
 }
@@ -484,6 +512,8 @@ fn evaluate(run: &Run) -> Result<Step> {
 struct RowsFile {
     window: usize,
     stride: usize,
+    held_out: f64,
+    seed: u64,
     rows: Vec<Row>,
     texts: Vec<Text>,
     tasks: Vec<Task>,
@@ -503,6 +533,7 @@ struct Row {
 struct Text {
     name: String,
     data: String,
+    split: String,
     tokens: usize,
 }
 
@@ -570,7 +601,7 @@ fn report(run: &Run) -> Result<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{self, Config};
+    use crate::config::Config;
 
     fn run() -> Run {
         let text = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n\
