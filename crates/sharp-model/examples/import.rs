@@ -17,7 +17,10 @@ fn main() -> ExitCode {
     };
     match import(source, out, DType::F32, &Terminal::stderr()) {
         Ok(written) => {
-            eprintln!("{} tensors, {} parameters, {} bytes", written.tensors, written.parameters, written.bytes);
+            eprintln!(
+                "{} tensors, {} parameters, {} bytes",
+                written.tensors, written.parameters, written.bytes
+            );
             ExitCode::SUCCESS
         }
         Err(e) => {

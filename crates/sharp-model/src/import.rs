@@ -95,7 +95,8 @@ pub fn import_sharded(
             writer.copy_file(name, path)?;
         }
     }
-    let bytes: u64 = tensors.iter().map(|t| t.elements().map_or(0, |n| n as u64 * dtype.block_bytes() as u64)).sum();
+    let bytes: u64 =
+        tensors.iter().map(|t| t.elements().map_or(0, |n| n as u64 * dtype.block_bytes() as u64)).sum();
     let task = progress.task("importing", bytes, "bytes");
     for info in &tensors {
         let tensor = model.tensor(&info.name)?;
@@ -155,7 +156,10 @@ fn only_gguf(folder: &Path) -> Result<PathBuf> {
     match found.len() {
         0 => Err(Error::missing(folder, "no config.json and no GGUF file in this folder")),
         1 => Ok(found.swap_remove(0)),
-        n => Err(Error::missing(folder, format!("no config.json, and {n} GGUF files to choose from: name one"))),
+        n => Err(Error::missing(
+            folder,
+            format!("no config.json, and {n} GGUF files to choose from: name one"),
+        )),
     }
 }
 
@@ -168,7 +172,10 @@ fn open_gguf(path: &Path) -> Result<Opened> {
     // What was built must load, or the fault would show only in a later stage.
     Tokenizer::from_parts(path, tokenizer.as_bytes(), tokenizer_config.clone(), &[])?;
     let model = ModelSource::new(view.config().clone(), None, Arc::new(view))?;
-    let files = vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", pretty(&Json::Object(tokenizer_config)))];
+    let files = vec![
+        ("tokenizer.json", tokenizer),
+        ("tokenizer_config.json", pretty(&Json::Object(tokenizer_config))),
+    ];
     Ok(Opened { path: path.to_path_buf(), model, config, files, copies: Vec::new() })
 }
 

@@ -113,7 +113,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_batch(&self, texts: &[&str], add_special: bool) -> Result<Vec<Vec<u32>>> {
-        let all = self.inner.encode_batch_fast(texts.to_vec(), add_special).map_err(|e| failed(&self.path, e))?;
+        let all =
+            self.inner.encode_batch_fast(texts.to_vec(), add_special).map_err(|e| failed(&self.path, e))?;
         Ok(all.into_iter().map(|e| e.get_ids().to_vec()).collect())
     }
 
@@ -153,7 +154,8 @@ impl Tokenizer {
     /// The special tokens, by id.
     pub fn special_tokens(&self) -> Vec<(u32, String)> {
         let added = self.inner.get_added_tokens_decoder();
-        let mut all: Vec<_> = added.into_iter().filter(|(_, t)| t.special).map(|(i, t)| (i, t.content)).collect();
+        let mut all: Vec<_> =
+            added.into_iter().filter(|(_, t)| t.special).map(|(i, t)| (i, t.content)).collect();
         all.sort();
         all
     }
@@ -240,7 +242,8 @@ impl DecodeStream<'_> {
         self.ids.drain(..self.emitted);
         self.emitted = self.ids.len();
         // Where the last text changed in hindsight (bytes that turned out to be no character) keep what agrees.
-        let same = before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let same =
+            before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
         after.get(same..).unwrap_or_default().to_owned()
     }
 }

@@ -170,9 +170,8 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
     let eps = gguf.require(gguf.float(&eps_key)?, &eps_key)?;
     let theta = gguf.float(&format!("{arch}.rope.freq_base"))?.unwrap_or(10_000.0);
 
-    let embed = gguf
-        .info("token_embd.weight")
-        .ok_or_else(|| Error::no_tensor(gguf.path(), "token_embd.weight"))?;
+    let embed =
+        gguf.info("token_embd.weight").ok_or_else(|| Error::no_tensor(gguf.path(), "token_embd.weight"))?;
     let vocab = embed.shape.first().copied().unwrap_or(0);
 
     let mut c = Map::new();
@@ -192,7 +191,9 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
     put("rope_theta", json!(theta));
     put("rope_scaling", rope_scaling(gguf, arch, head_dim, theta)?);
     put("tie_word_embeddings", json!(gguf.info("output.weight").is_none()));
-    for (presence, tensor) in [(family.qkv_bias, "blk.0.attn_q.bias"), (family.mlp_bias, "blk.0.ffn_gate.bias")] {
+    for (presence, tensor) in
+        [(family.qkv_bias, "blk.0.attn_q.bias"), (family.mlp_bias, "blk.0.ffn_gate.bias")]
+    {
         if let Presence::Key(key) = presence {
             put(key, json!(gguf.info(tensor).is_some()));
         }
@@ -224,15 +225,23 @@ fn rope_scaling(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Js
     let factors = match gguf.info(ROPE_FREQS) {
         Some(info) if info.dtype == DType::F32 => Some(gguf.f32(ROPE_FREQS)?),
         Some(info) => {
-            return Err(Error::tensor(gguf.path(), ROPE_FREQS, format!("type {}, expected F32", info.dtype.name())));
+            return Err(Error::tensor(
+                gguf.path(),
+                ROPE_FREQS,
+                format!("type {}, expected F32", info.dtype.name()),
+            ));
         }
         None => None,
     };
     match (kind, factor, factors) {
-        ("none", None, None) | ("none" | "linear", Some(1.0), None) | ("linear", None, None) => Ok(Json::Null),
+        ("none", None, None) | ("none" | "linear", Some(1.0), None) | ("linear", None, None) => {
+            Ok(Json::Null)
+        }
         ("none" | "linear", Some(f), None) => Ok(json!({ "rope_type": "linear", "factor": f })),
         ("none", None, Some(factors)) => llama3_scaling(gguf, head_dim, theta, &factors),
-        (kind, ..) => Err(Error::unsupported(gguf.path(), format!("rotary scaling `{kind}` as this file has it"))),
+        (kind, ..) => {
+            Err(Error::unsupported(gguf.path(), format!("rotary scaling `{kind}` as this file has it")))
+        }
     }
 }
 

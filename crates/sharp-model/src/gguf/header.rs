@@ -5,8 +5,8 @@ use std::path::Path;
 
 use sharp_quant::DType;
 
-use super::value::{Array, Value};
 use super::Entry;
+use super::value::{Array, Value};
 use crate::error::{Error, Result};
 use crate::source::TensorInfo;
 
@@ -240,7 +240,12 @@ fn tensor(c: &mut Cursor, index: u64) -> Result<Entry> {
                 shape.push(d);
                 elements = p;
             }
-            _ => return Err(bad(c, format!("a dimension of {raw} is zero or makes the tensor too large to count"))),
+            _ => {
+                return Err(bad(
+                    c,
+                    format!("a dimension of {raw} is zero or makes the tensor too large to count"),
+                ));
+            }
         }
     }
     let kind = c.u32(&format!("the type of `{name}`"))?;
@@ -252,12 +257,16 @@ fn tensor(c: &mut Cursor, index: u64) -> Result<Entry> {
     let row = shape.first().copied().unwrap_or(1);
     if row % dtype.block_len() != 0 {
         let block = dtype.block_len();
-        return Err(bad(c, format!("rows of {row} are not a whole number of {} blocks of {block}", dtype.name())));
+        return Err(bad(
+            c,
+            format!("rows of {row} are not a whole number of {} blocks of {block}", dtype.name()),
+        ));
     }
     let len = dtype.nbytes(elements).map_err(|e| bad(c, e.to_string()))?;
     shape.reverse();
     let raw = c.u64(&format!("the offset of `{name}`"))?;
-    let offset = usize::try_from(raw).map_err(|_| bad(c, format!("offset {raw} is past the end of the file")))?;
+    let offset =
+        usize::try_from(raw).map_err(|_| bad(c, format!("offset {raw} is past the end of the file")))?;
     Ok(Entry { info: TensorInfo { name, dtype, shape }, offset, len })
 }
 

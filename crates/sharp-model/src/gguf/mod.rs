@@ -142,11 +142,19 @@ impl Gguf {
         self.typed(key, "an array of strings", |v| v.as_array().and_then(Array::as_strings))
     }
 
-    fn typed<'a, T>(&'a self, key: &str, want: &str, read: impl FnOnce(&'a Value) -> Option<T>) -> Result<Option<T>> {
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        want: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match read(value) {
             Some(v) => Ok(Some(v)),
-            None => Err(Error::malformed(&self.path, format!("`{key}` is {}, expected {want}", value.type_name()))),
+            None => Err(Error::malformed(
+                &self.path,
+                format!("`{key}` is {}, expected {want}", value.type_name()),
+            )),
         }
     }
 

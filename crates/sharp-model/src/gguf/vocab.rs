@@ -199,7 +199,8 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Parts> {
         "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
         "ignore_merges": pre.ignore_merges, "vocab": in_order(ids), "merges": merges,
     });
-    let decoder = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
+    let decoder =
+        json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
     Ok((pre.normalizer, pre.pre_tokenizer, decoder, model, pre.add_bos))
 }
 
@@ -210,7 +211,8 @@ fn pre(gguf: &Gguf) -> Result<Pre> {
         let split = json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
         json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
     };
-    let plain = |pre_tokenizer| Pre { normalizer: Json::Null, pre_tokenizer, ignore_merges: false, add_bos: false };
+    let plain =
+        |pre_tokenizer| Pre { normalizer: Json::Null, pre_tokenizer, ignore_merges: false, add_bos: false };
     Ok(match gguf.require(gguf.string(key)?, key)? {
         "gpt-2" | "gpt2" => plain(byte_level(true)),
         "smollm" | "starcoder" | "refact" => plain(json!({
@@ -222,7 +224,9 @@ fn pre(gguf: &Gguf) -> Result<Pre> {
         }
         "qwen2" => Pre { normalizer: json!({ "type": "NFC" }), ..plain(split(QWEN2_PATTERN)) },
         other => {
-            let what = format!("pre-tokenizer `{other}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, qwen2)");
+            let what = format!(
+                "pre-tokenizer `{other}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, qwen2)"
+            );
             return Err(Error::unsupported(gguf.path(), what));
         }
     })
@@ -233,9 +237,9 @@ fn pre(gguf: &Gguf) -> Result<Pre> {
 fn sentence_piece(gguf: &Gguf, vocab: &Vocab, ids: &HashMap<&str, u32>) -> Result<Parts> {
     let key = "tokenizer.ggml.scores";
     let scores = gguf.require(gguf.array(key)?, key)?.as_floats();
-    let scores = scores.filter(|s| s.len() == vocab.tokens.len() && s.iter().all(|x| !x.is_nan())).ok_or_else(|| {
-        Error::malformed(gguf.path(), format!("`{key}` is not one number a token"))
-    })?;
+    let scores = scores
+        .filter(|s| s.len() == vocab.tokens.len() && s.iter().all(|x| !x.is_nan()))
+        .ok_or_else(|| Error::malformed(gguf.path(), format!("`{key}` is not one number a token")))?;
     let mut merges = Vec::new();
     for ((piece, &kind), &score) in vocab.tokens.iter().zip(&vocab.kinds).zip(&scores) {
         if kind != NORMAL {

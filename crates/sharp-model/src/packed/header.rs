@@ -104,7 +104,10 @@ fn check_blobs(path: &Path, raw: Vec<RawBlob>, available: u64) -> Result<Vec<Blo
         let format: BlobFormat = b.format.parse().map_err(|e: Error| bad(e.to_string()))?;
         let need = format.nbytes(b.rows, b.cols).map_err(|e| bad(e.to_string()))?;
         if b.len != need as u64 {
-            return Err(bad(format!("{} bytes, a {format} matrix of ({}, {}) has {need}", b.len, b.rows, b.cols)));
+            return Err(bad(format!(
+                "{} bytes, a {format} matrix of ({}, {}) has {need}",
+                b.len, b.rows, b.cols
+            )));
         }
         if !b.offset.is_multiple_of(BLOB_ALIGN) {
             return Err(bad(format!("offset {} is not a multiple of {BLOB_ALIGN}", b.offset)));

@@ -114,7 +114,10 @@ impl PackedWriter {
         };
         let header = serde_json::to_vec(&raw).map_err(Error::json(path))?;
         if header.len() as u64 > MAX_HEADER {
-            return Err(Error::malformed(path, format!("a header of {} bytes (at most {MAX_HEADER})", header.len())));
+            return Err(Error::malformed(
+                path,
+                format!("a header of {} bytes (at most {MAX_HEADER})", header.len()),
+            ));
         }
         // `write_atomic` speaks io::Error; ours is carried around it.
         let mut failure = None;

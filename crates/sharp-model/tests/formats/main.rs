@@ -1,0 +1,22 @@
+//! Files from outside: GGUF, tokenizers, import, and the packed model, sound and hostile.
+
+mod gguf_golden;
+mod gguf_hostile;
+mod import;
+mod packed;
+mod packed_hostile;
+mod raw;
+mod tokens;
+
+use std::path::PathBuf;
+
+/// A folder of golden files.
+fn golden(case: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden")).join(case)
+}
+
+/// A folder of golden JSON.
+fn json(path: PathBuf) -> serde_json::Value {
+    let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&text).unwrap()
+}
