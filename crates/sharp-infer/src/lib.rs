@@ -1,1 +1,27 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
+mod error;
+mod forward;
+mod generate;
+mod linear;
+mod load;
+mod model;
+mod quantize;
+mod sampler;
+mod session;
+mod synth;
+mod workspace;
+
+pub use error::{Error, Result};
+pub use forward::{LayerView, Observer};
+pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};
+pub use linear::{Linear, Weight};
+pub use model::{Attention, Layer, Mlp, Model, Options, WeightBytes};
+pub use quantize::{QuantReport, Recipe, TensorReport, quantize, quantized_bytes};
+pub use sampler::{Sampler, SamplerOptions};
+pub use session::Session;
+pub use synth::{Synthetic, synth_tokenizer};
+
+// What callers need to build a model's options and read its errors.
+pub use sharp_quant::{DType, Isa, PackedFormat, Team};

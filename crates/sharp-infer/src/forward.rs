@@ -1,0 +1,608 @@
+//! The forward pass: one layer for some tokens, and the passes over whole sequences made of it.
+
+use sharp_quant::{
+    Isa, Scratch, Team,
+    float::{self, DenseOp, KvCache},
+    gate_up_silu, matmul,
+};
+
+use crate::error::{Error, Result};
+use crate::linear::Linear;
+use crate::model::{Attention, Mlp, Model};
+use crate::workspace::{Buffers, Workspace};
+
+/// Tokens whose logits are held at once where a pass hands them out row by row.
+const HEAD_ROWS: usize = 128;
+/// From so many tokens on, elementwise work is shared out to the threads.
+const PARALLEL_TOKENS: usize = 8;
+
+/// What one layer did to a sequence. All slices are (n, d), row-major.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerView<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The residual stream entering the layer.
+    pub residual_in: &'a [f32],
+    /// What the MLP got: the residual stream after attention, normed.
+    pub mlp_input: &'a [f32],
+    /// What the MLP added to the residual stream.
+    pub mlp_output: &'a [f32],
+    /// The residual stream leaving the layer.
+    pub residual_out: &'a [f32],
+}
+
+/// Looks on while a sequence passes through the layers.
+pub trait Observer {
+    /// Called after each layer.
+    fn layer(&mut self, view: LayerView<'_>);
+
+    /// Whether to be called for this layer; keeping its inputs costs a copy.
+    fn wants(&self, layer: usize) -> bool {
+        let _ = layer;
+        true
+    }
+}
+
+/// Looks at nothing.
+impl Observer for () {
+    fn layer(&mut self, _: LayerView<'_>) {}
+
+    fn wants(&self, _: usize) -> bool {
+        false
+    }
+}
+
+impl<F: FnMut(LayerView<'_>)> Observer for F {
+    fn layer(&mut self, view: LayerView<'_>) {
+        self(view);
+    }
+}
+
+/// Calls `f(row index, row)` for rows of `width`, in parallel where there are many.
+fn rows(team: &Team, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    if x.len() < PARALLEL_TOKENS * width {
+        for (i, row) in x.chunks_mut(width).enumerate() {
+            f(i, row);
+        }
+        return;
+    }
+    team.chunks_mut(x, 4 * width, &|chunk, part| {
+        for (i, row) in part.chunks_mut(width).enumerate() {
+            f(4 * chunk + i, row);
+        }
+    });
+}
+
+/// Row `i` of `x` (n, width); empty if there is none.
+fn row(x: &[f32], width: usize, i: usize) -> &[f32] {
+    x.get(i * width..(i + 1) * width).unwrap_or_default()
+}
+
+fn norm(team: &Team, x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
+    let (isa, d) = (team.isa(), weight.len());
+    rows(team, out, d, &|i, out| float::rms_norm(isa, row(x, d, i), weight, eps as f32, out));
+}
+
+fn add(team: &Team, x: &mut [f32], y: &[f32], width: usize) {
+    let isa = team.isa();
+    rows(team, x, width, &|i, x| float::add_assign(isa, x, row(y, width, i)));
+}
+
+fn add_bias(isa: Isa, linear: &Linear, out: &mut [f32]) {
+    if let Some(bias) = &linear.bias {
+        for row in out.chunks_exact_mut(bias.len()) {
+            float::add_assign(isa, row, bias);
+        }
+    }
+}
+
+/// The buffers that a product may need besides its input and output.
+struct Aside<'a> {
+    acts: &'a mut sharp_quant::Activations,
+    scratch: &'a mut Scratch,
+    low: &'a mut [Vec<f32>; 2],
+    scaled: &'a mut [f32],
+}
+
+/// `outs[i] = linears[i](x)` for `x` (n, cols), biases included: one region where the matrices allow it.
+fn project<const N: usize>(
+    team: &Team,
+    linears: [&Linear; N],
+    x: &[f32],
+    n: usize,
+    mut outs: [&mut [f32]; N],
+    aside: &mut Aside<'_>,
+) -> Result<()> {
+    if linears.iter().all(|l| l.is_packed()) {
+        let cols = linears.first().map_or(1, |l| l.cols());
+        aside.acts.quantize_parallel(team, x, n, cols)?;
+        packed(team, linears, aside.acts, outs.each_mut().map(|o| &mut **o), aside.scratch)?;
+    } else if linears.iter().all(|l| l.base.as_ref().is_some_and(|w| !w.is_packed()) && l.col_scale.is_none())
+    {
+        plain(team, linears, x, n, outs.each_mut().map(|o| &mut **o), aside)?;
+    } else {
+        for (linear, out) in linears.into_iter().zip(&mut outs) {
+            if linear.is_packed() {
+                aside.acts.quantize_parallel(team, x, n, linear.cols())?;
+                packed(team, [linear], aside.acts, [out], aside.scratch)?;
+            } else {
+                scaled(team, linear, x, n, out, aside)?;
+            }
+        }
+    }
+    for (linear, out) in linears.into_iter().zip(outs) {
+        add_bias(team.isa(), linear, out);
+    }
+    Ok(())
+}
+
+fn packed<const N: usize>(
+    team: &Team,
+    linears: [&Linear; N],
+    acts: &sharp_quant::Activations,
+    outs: [&mut [f32]; N],
+    scratch: &mut Scratch,
+) -> Result<()> {
+    // Three at most; an array of results cannot be collected without allocating.
+    let mut pairs = linears.into_iter().zip(outs);
+    match (pairs.next(), pairs.next(), pairs.next()) {
+        (Some((a, x)), None, None) => matmul(team, &mut [a.op(x)?], acts, scratch)?,
+        (Some((a, x)), Some((b, y)), None) => matmul(team, &mut [a.op(x)?, b.op(y)?], acts, scratch)?,
+        (Some((a, x)), Some((b, y)), Some((c, z))) => {
+            matmul(team, &mut [a.op(x)?, b.op(y)?, c.op(z)?], acts, scratch)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Plain matrices with weights and without column scales: the stored matrices and the factors `A` in one region, then `B`.
+fn plain<const N: usize>(
+    team: &Team,
+    linears: [&Linear; N],
+    x: &[f32],
+    n: usize,
+    mut outs: [&mut [f32]; N],
+    aside: &mut Aside<'_>,
+) -> Result<()> {
+    let mut ops: [Option<DenseOp<'_>>; 5] = Default::default();
+    let mut count = 0;
+    let mut low = aside.low.iter_mut();
+    for (linear, out) in linears.iter().zip(outs.iter_mut()) {
+        if let (Some(slot), Some(op)) = (ops.get_mut(count), linear.dense_op(out)?) {
+            *slot = Some(op);
+            count += 1;
+        }
+        if let Some(factors) = &linear.factors {
+            let t = low.next().and_then(|t| t.get_mut(..n * linear.rank()));
+            let t = t.ok_or_else(|| Error::argument("too many recovery factors in one region"))?;
+            if let Some(slot) = ops.get_mut(count) {
+                *slot = Some(DenseOp { weight: factors.a.dense()?, row_scale: None, add: false, out: t });
+                count += 1;
+            }
+        }
+    }
+    run_ops(team, ops, x, n)?;
+    let mut low = aside.low.iter();
+    for (linear, out) in linears.iter().zip(outs) {
+        if let Some(factors) = &linear.factors {
+            let t = low.next().and_then(|t| t.get(..n * linear.rank())).unwrap_or_default();
+            let op = DenseOp { weight: factors.b.dense()?, row_scale: None, add: true, out };
+            float::dense_matmul(team, &mut [op], t, n)?;
+        }
+    }
+    Ok(())
+}
+
+/// One plain matrix of any form.
+fn scaled(
+    team: &Team,
+    linear: &Linear,
+    x: &[f32],
+    n: usize,
+    out: &mut [f32],
+    aside: &mut Aside<'_>,
+) -> Result<()> {
+    let isa = team.isa();
+    let input = match &linear.col_scale {
+        None => x,
+        Some(scale) => {
+            let cols = linear.cols();
+            let to = aside.scaled.get_mut(..n * cols).unwrap_or_default();
+            rows(team, to, cols, &|i, to| float::scale(isa, row(x, cols, i), scale, to));
+            &*to
+        }
+    };
+    match linear.dense_op(out)? {
+        Some(op) => float::dense_matmul(team, &mut [op], input, n)?,
+        None => out.fill(0.0),
+    }
+    if let Some(factors) = &linear.factors {
+        let t = aside.low.first_mut().and_then(|t| t.get_mut(..n * linear.rank())).unwrap_or_default();
+        let a = DenseOp { weight: factors.a.dense()?, row_scale: None, add: false, out: t };
+        float::dense_matmul(team, &mut [a], x, n)?;
+        let b = DenseOp { weight: factors.b.dense()?, row_scale: None, add: true, out };
+        float::dense_matmul(team, &mut [b], t, n)?;
+    }
+    Ok(())
+}
+
+/// Where a layer's keys and values go.
+pub(crate) struct Place<'a> {
+    pub(crate) cache: &'a mut KvCache,
+    /// The layer's index in the cache.
+    pub(crate) layer: usize,
+    /// Position of the first token.
+    pub(crate) at: usize,
+}
+
+impl Model {
+    /// Embeddings of `tokens` into `hidden` (n, d).
+    pub(crate) fn embed(&self, tokens: &[u32], hidden: &mut [f32]) -> Result<()> {
+        let d = self.config().hidden_size;
+        for (position, (&token, out)) in tokens.iter().zip(hidden.chunks_exact_mut(d)).enumerate() {
+            let vocab_size = self.config().vocab_size;
+            if token as usize >= vocab_size {
+                return Err(Error::Token { token, position, vocab_size });
+            }
+            self.inner.embedding.row(token as usize, out)?;
+        }
+        Ok(())
+    }
+
+    /// One layer for the `n` tokens whose residual stream is `hidden` (n, d).
+    pub(crate) fn run_layer(
+        &self,
+        index: usize,
+        hidden: &mut [f32],
+        n: usize,
+        b: &mut Buffers,
+        place: Place<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let layer = self.layer(index)?;
+        let d = self.config().hidden_size;
+        let before = observer.wants(index).then(|| hidden.to_vec());
+        self.run_attention(&layer.attention, hidden, n, b, place)?;
+        let team = &*self.inner.team;
+        add(team, hidden, part(&b.delta, n * d), d);
+        norm(team, hidden, &layer.mlp_norm, self.config().rms_norm_eps, part_mut(&mut b.normed, n * d));
+        if layer.mlp.zero {
+            part_mut(&mut b.delta, n * d).fill(0.0);
+        } else {
+            self.run_mlp(&layer.mlp, n, b)?;
+            add(team, hidden, part(&b.delta, n * d), d);
+        }
+        if let Some(before) = before {
+            observer.layer(LayerView {
+                layer: index,
+                residual_in: &before,
+                mlp_input: part(&b.normed, n * d),
+                mlp_output: part(&b.delta, n * d),
+                residual_out: hidden,
+            });
+        }
+        Ok(())
+    }
+
+    /// Attention of `hidden` (n, d) into `b.delta` (n, d).
+    fn run_attention(
+        &self,
+        attention: &Attention,
+        hidden: &[f32],
+        n: usize,
+        b: &mut Buffers,
+        place: Place<'_>,
+    ) -> Result<()> {
+        let config = self.config();
+        let team = &*self.inner.team;
+        let isa = team.isa();
+        let (d, dim) = (config.hidden_size, config.head_dim);
+        let (q_size, kv_size) = (config.query_size(), config.key_value_size());
+        norm(team, hidden, &attention.norm, config.rms_norm_eps, part_mut(&mut b.normed, n * d));
+        let mut aside =
+            Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
+        let (q, k, v) = (
+            part_mut(&mut b.q, n * q_size),
+            part_mut(&mut b.k, n * kv_size),
+            part_mut(&mut b.v, n * kv_size),
+        );
+        let linears = [&attention.query, &attention.key, &attention.value];
+        project(team, linears, part(&b.normed, n * d), n, [q, k, v], &mut aside)?;
+
+        let half = dim / 2;
+        let (cos, sin, at, eps) = (&b.cos, &b.sin, place.at, config.rms_norm_eps as f32);
+        let turn = |t: usize, heads: &mut [f32], weight: &Option<std::sync::Arc<[f32]>>| {
+            if let Some(weight) = weight {
+                for head in heads.chunks_exact_mut(dim) {
+                    norm_in_place(isa, head, weight, eps);
+                }
+            }
+            float::rope(isa, heads, row(cos, half, at + t), row(sin, half, at + t));
+        };
+        rows(team, q, q_size, &|t, heads| turn(t, heads, &attention.q_norm));
+        rows(team, k, kv_size, &|t, heads| turn(t, heads, &attention.k_norm));
+        place.cache.write(place.layer, place.at, n, k, v)?;
+
+        let mixed = part_mut(&mut b.mixed, n * q_size);
+        let scale = 1.0 / (dim as f32).sqrt();
+        let heads = config.num_attention_heads;
+        float::attention(team, place.cache, place.layer, heads, place.at, q, scale, mixed)?;
+        let delta = part_mut(&mut b.delta, n * d);
+        project(team, [&attention.output], mixed, n, [delta], &mut aside)
+    }
+
+    /// An MLP from `b.normed` (n, d) into `b.delta` (n, d).
+    pub(crate) fn run_mlp(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
+        let team = &*self.inner.team;
+        let isa = team.isa();
+        let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
+        let x = part(&b.normed, n * d);
+        let delta = part_mut(&mut b.delta, n * d);
+        if mlp.fused {
+            b.acts.quantize_parallel(team, x, n, d)?;
+            let (gate, up) = (mlp.gate.kernel()?, mlp.up.kernel()?);
+            gate_up_silu(team, &gate, &up, &b.acts, &mut b.mlp_acts, &mut b.scratch)?;
+            packed(team, [&mlp.down], &b.mlp_acts, [delta], &mut b.scratch)?;
+            add_bias(isa, &mlp.down, delta);
+            return Ok(());
+        }
+        let mut aside =
+            Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
+        let (gate, up) = (part_mut(&mut b.gate, n * f), part_mut(&mut b.up, n * f));
+        project(team, [&mlp.gate, &mlp.up], x, n, [gate, up], &mut aside)?;
+        rows(team, gate, f, &|i, gate| sharp_quant::silu_mul(isa, gate, row(up, f, i)));
+        project(team, [&mlp.down], gate, n, [delta], &mut aside)
+    }
+
+    /// Logits (n, vocab) of the rows of `hidden` (n, d), which have left the last layer.
+    pub(crate) fn run_head(&self, hidden: &[f32], n: usize, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
+        let team = &*self.inner.team;
+        let d = self.config().hidden_size;
+        let normed = part_mut(&mut b.normed, n * d);
+        norm(team, hidden, &self.inner.final_norm, self.config().rms_norm_eps, normed);
+        let head = &self.inner.head;
+        if head.is_packed() {
+            b.acts.quantize_parallel(team, normed, n, d)?;
+            let op = sharp_quant::MatOp { linear: head.packed()?.into(), out };
+            matmul(team, &mut [op], &b.acts, &mut b.scratch)?;
+        } else {
+            let op = DenseOp { weight: head.dense()?, row_scale: None, add: false, out };
+            float::dense_matmul(team, &mut [op], normed, n)?;
+        }
+        Ok(())
+    }
+
+    fn workspace(&self, n: usize) -> Result<Workspace> {
+        Workspace::new(self.config(), self.inner.needs, n, n)
+    }
+
+    fn single_layer_cache(&self, n: usize) -> Result<KvCache> {
+        let c = self.config();
+        // Whole sequences are for measuring: keys and values stay in f32 there.
+        Ok(KvCache::new(sharp_quant::DType::F32, 1, c.num_key_value_heads, c.head_dim, n.max(1))?)
+    }
+
+    /// The residual stream (n, d) that leaves the last layer, for a sequence from its beginning.
+    ///
+    /// Memory: some dozen vectors of d or f a token, and the keys and values of one layer.
+    ///
+    /// # Errors
+    /// [`Error::Token`] for a token outside the vocabulary; [`Error::Quant`] if sizes overflow.
+    pub fn hidden(&self, tokens: &[u32], observer: &mut dyn Observer) -> Result<Vec<f32>> {
+        let mut hidden = vec![0.0; tokens.len() * self.config().hidden_size];
+        self.embed(tokens, &mut hidden)?;
+        self.pass(0, hidden, observer)
+    }
+
+    /// The residual stream (n, d) that leaves the last layer, given the one that enters layer `first`.
+    ///
+    /// # Errors
+    /// [`Error::Layer`], and [`Error::Argument`] if `hidden` is not whole rows.
+    pub fn hidden_from(
+        &self,
+        first: usize,
+        hidden: Vec<f32>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>> {
+        if first > self.layers().len() {
+            return Err(Error::Layer { layer: first, layers: self.layers().len() });
+        }
+        self.pass(first, hidden, observer)
+    }
+
+    fn pass(&self, first: usize, mut hidden: Vec<f32>, observer: &mut dyn Observer) -> Result<Vec<f32>> {
+        let n = self.row_count(&hidden)?;
+        if n == 0 {
+            return Ok(hidden);
+        }
+        let mut ws = self.workspace(n)?;
+        let mut cache = self.single_layer_cache(n)?;
+        for index in first..self.layers().len() {
+            let place = Place { cache: &mut cache, layer: 0, at: 0 };
+            self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
+        }
+        Ok(hidden)
+    }
+
+    fn row_count(&self, x: &[f32]) -> Result<usize> {
+        let d = self.config().hidden_size;
+        if !x.len().is_multiple_of(d) {
+            return Err(Error::argument(format!("{} values are not whole rows of {d}", x.len())));
+        }
+        Ok(x.len() / d)
+    }
+
+    /// Several sequences through the model layer by layer: every sequence passes a layer before any enters the next, so the weights of
+    /// one layer at a time are in use. `look(sequence, view)` sees every layer of every sequence. Returns what
+    /// leaves the last layer, (n, d) for each sequence.
+    ///
+    /// # Errors
+    /// Those of [`Model::hidden`].
+    pub fn stream(
+        &self,
+        sequences: &[&[u32]],
+        look: &mut dyn FnMut(usize, LayerView<'_>),
+    ) -> Result<Vec<Vec<f32>>> {
+        let d = self.config().hidden_size;
+        let longest = sequences.iter().map(|s| s.len()).max().unwrap_or(0);
+        let mut all = Vec::with_capacity(sequences.len());
+        for tokens in sequences {
+            let mut hidden = vec![0.0; tokens.len() * d];
+            self.embed(tokens, &mut hidden)?;
+            all.push(hidden);
+        }
+        let mut ws = self.workspace(longest)?;
+        let mut cache = self.single_layer_cache(longest)?;
+        for index in 0..self.layers().len() {
+            for (s, hidden) in all.iter_mut().enumerate().filter(|(_, h)| !h.is_empty()) {
+                let n = hidden.len() / d;
+                let place = Place { cache: &mut cache, layer: 0, at: 0 };
+                self.run_layer(index, hidden, n, &mut ws.run, place, &mut |v: LayerView<'_>| look(s, v))?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Logits (n, vocab) of a sequence from its beginning.
+    ///
+    /// # Errors
+    /// Those of [`Model::hidden`].
+    pub fn forward(&self, tokens: &[u32], observer: &mut dyn Observer) -> Result<Vec<f32>> {
+        self.logits(&self.hidden(tokens, observer)?)
+    }
+
+    /// Logits (n, vocab), given the residual stream (n, d) that enters layer `first`.
+    ///
+    /// # Errors
+    /// Those of [`Model::hidden_from`].
+    pub fn forward_from(&self, first: usize, hidden: Vec<f32>) -> Result<Vec<f32>> {
+        self.logits(&self.hidden_from(first, hidden, &mut ())?)
+    }
+
+    /// Logits (n, vocab) of what left the last layer (n, d).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `hidden` is not whole rows.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        let mut all = Vec::with_capacity(self.row_count(hidden)? * self.config().vocab_size);
+        self.each_logits(hidden, &mut |_, logits| all.extend_from_slice(logits))?;
+        Ok(all)
+    }
+
+    /// Calls `f(row, logits)` for every row of what left the last layer (n, d), holding the logits of at most 128 rows at once.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `hidden` is not whole rows.
+    pub fn each_logits(&self, hidden: &[f32], f: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let n = self.row_count(hidden)?;
+        let (d, vocab) = (self.config().hidden_size, self.config().vocab_size);
+        let most = n.clamp(1, HEAD_ROWS);
+        let mut ws = Workspace::new(self.config(), self.inner.needs, most, 0)?;
+        let mut out = vec![0.0; most * vocab];
+        for (chunk, hidden) in hidden.chunks(most * d).enumerate() {
+            let count = hidden.len() / d;
+            let out = part_mut(&mut out, count * vocab);
+            self.run_head(hidden, count, &mut ws.run, out)?;
+            for (i, logits) in out.chunks_exact(vocab).enumerate() {
+                f(chunk * most + i, logits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Negative log likelihood, in nats, of every token but the first, given those before it: (n - 1) values.
+    ///
+    /// # Errors
+    /// Those of [`Model::hidden`]; [`Error::NotFinite`] if the logits are not finite.
+    pub fn losses(&self, tokens: &[u32]) -> Result<Vec<f64>> {
+        let hidden = self.hidden(tokens, &mut ())?;
+        self.losses_of(&hidden, tokens)
+    }
+
+    /// The same, given what left the last layer (n, d) for these tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `hidden` has fewer rows than tokens; [`Error::NotFinite`].
+    pub fn losses_of(&self, hidden: &[f32], tokens: &[u32]) -> Result<Vec<f64>> {
+        let d = self.config().hidden_size;
+        let Some((_, targets)) = tokens.split_first() else { return Ok(Vec::new()) };
+        let Some(hidden) = hidden.get(..targets.len() * d) else {
+            return Err(Error::argument(format!(
+                "{} values for {} tokens of {d}",
+                hidden.len(),
+                tokens.len()
+            )));
+        };
+        let isa = self.inner.team.isa();
+        let mut losses = Vec::with_capacity(targets.len());
+        let mut bad = None;
+        self.each_logits(hidden, &mut |i, logits| {
+            let logit = targets.get(i).and_then(|&t| logits.get(t as usize)).copied().unwrap_or(f32::NAN);
+            let loss = float::log_sum_exp(isa, logits) - f64::from(logit);
+            if !loss.is_finite() && bad.is_none() {
+                bad = Some(i);
+            }
+            losses.push(loss);
+        })?;
+        match bad {
+            Some(position) => Err(Error::NotFinite { position }),
+            None => Ok(losses),
+        }
+    }
+
+    /// A layer's MLP on inputs `x` (n, d) that have been normed already: (n, d).
+    ///
+    /// # Errors
+    /// [`Error::Layer`], and [`Error::Argument`] if `x` is not whole rows.
+    pub fn mlp(&self, layer: usize, x: &[f32]) -> Result<Vec<f32>> {
+        let mlp = self.layer(layer)?.mlp.clone();
+        let n = self.row_count(x)?;
+        let mut out = vec![0.0; x.len()];
+        if mlp.zero || n == 0 {
+            return Ok(out);
+        }
+        let d = self.config().hidden_size;
+        let most = n.min(512);
+        let mut ws = Workspace::new(self.config(), self.inner.needs, most, 0)?;
+        for (x, out) in x.chunks(most * d).zip(out.chunks_mut(most * d)) {
+            let n = x.len() / d;
+            part_mut(&mut ws.run.normed, x.len()).copy_from_slice(x);
+            self.run_mlp(&mlp, n, &mut ws.run)?;
+            out.copy_from_slice(part(&ws.run.delta, x.len()));
+        }
+        Ok(out)
+    }
+}
+
+fn norm_in_place(isa: Isa, head: &mut [f32], weight: &[f32], eps: f32) {
+    let mean = float::dot(isa, head, head) / head.len().max(1) as f32;
+    let inverse = 1.0 / (mean + eps).sqrt();
+    for (x, w) in head.iter_mut().zip(weight) {
+        *x = *x * inverse * w;
+    }
+}
+
+fn run_ops(team: &Team, ops: [Option<DenseOp<'_>>; 5], x: &[f32], n: usize) -> Result<()> {
+    match ops {
+        [Some(a), None, None, None, None] => float::dense_matmul(team, &mut [a], x, n)?,
+        [Some(a), Some(b), None, None, None] => float::dense_matmul(team, &mut [a, b], x, n)?,
+        [Some(a), Some(b), Some(c), None, None] => float::dense_matmul(team, &mut [a, b, c], x, n)?,
+        [Some(a), Some(b), Some(c), Some(d), None] => float::dense_matmul(team, &mut [a, b, c, d], x, n)?,
+        [Some(a), Some(b), Some(c), Some(d), Some(e)] => {
+            float::dense_matmul(team, &mut [a, b, c, d, e], x, n)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The first `len` values of a buffer, which was made large enough.
+pub(crate) fn part(x: &[f32], len: usize) -> &[f32] {
+    x.get(..len).unwrap_or_default()
+}
+
+/// The same for writing.
+pub(crate) fn part_mut(x: &mut [f32], len: usize) -> &mut [f32] {
+    x.get_mut(..len).unwrap_or_default()
+}

@@ -1,0 +1,212 @@
+//! Text from a model: sampling, end of text, stop strings, streaming.
+
+use std::time::{Duration, Instant};
+
+use sharp_model::tokenizer::Tokenizer;
+
+use crate::error::{Error, Result};
+use crate::sampler::{Sampler, SamplerOptions};
+use crate::session::Session;
+
+/// What to generate.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// At most so many tokens.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampler: SamplerOptions,
+    /// Texts that end the generation; they are not part of it.
+    pub stop: Vec<String>,
+    /// Whether tokens that end a text are ignored.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self { max_tokens: 256, sampler: SamplerOptions::default(), stop: Vec::new(), ignore_eos: false }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// A token that ends a text.
+    Eos,
+    /// A stop string.
+    Stop,
+    /// As many tokens as asked for, or as the session has room for.
+    Length,
+    /// The caller did not want more.
+    Cancelled,
+}
+
+/// A finished generation.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The text, without stop string and special tokens.
+    pub text: String,
+    /// The tokens chosen, the last of which may be the one that ended it.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Time for the prompt.
+    pub prefill: Duration,
+    /// Time for the tokens after the first.
+    pub decode: Duration,
+}
+
+/// Finds stop strings in text that arrives in pieces, holding back what may be the beginning of one.
+#[derive(Debug, Clone, Default)]
+pub struct StopStrings {
+    stops: Vec<String>,
+    held: String,
+}
+
+impl StopStrings {
+    /// Looks for `stops`; empty ones are left out.
+    pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
+        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
+    }
+
+    /// Takes a piece of text; returns what can be handed on, and whether a stop string was found (all after it is dropped).
+    pub fn push(&mut self, piece: &str) -> (String, bool) {
+        self.held.push_str(piece);
+        // The first to begin ends the text, whichever is listed first.
+        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
+            let mut out = std::mem::take(&mut self.held);
+            out.truncate(at);
+            return (out, true);
+        }
+        let keep = self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        (std::mem::replace(&mut self.held, rest), false)
+    }
+
+    /// What was held back, at the end of the text.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Length in bytes of the longest end of `text` that begins `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    stop.char_indices()
+        .map(|(i, c)| i + c.len_utf8())
+        .rev()
+        .find(|&n| text.ends_with(&stop[..n]))
+        .unwrap_or(0)
+}
+
+/// Takes `prompt` in after the session's tokens and generates, calling `emit(text)` with pieces of text as they become certain; `emit`
+/// returns whether to go on.
+///
+/// # Errors
+/// [`Error::Full`] if there is no room for the prompt and one token, [`Error::Argument`] for an empty prompt on an empty session or
+/// for sampler options, [`Error::NotFinite`] if the model gives no numbers, [`Error::Model`] from the tokenizer.
+pub fn generate(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    emit: &mut dyn FnMut(&str) -> bool,
+) -> Result<Generation> {
+    let mut sampler = Sampler::new(options.sampler.clone())?;
+    sampler.reserve(session.logits().len());
+    if prompt.is_empty() && session.is_empty() {
+        return Err(Error::argument("an empty prompt"));
+    }
+    let begun = Instant::now();
+    session.prefill(prompt)?;
+    let prefill = begun.elapsed();
+    let eos = &session.model().config().eos_token_ids;
+    let ends: Vec<u32> = if options.ignore_eos {
+        Vec::new()
+    } else {
+        eos.iter().chain(tokenizer.eos_ids()).copied().collect()
+    };
+    let room = session.capacity() - session.len();
+    let most = options.max_tokens.min(room + 1);
+    let mut tokens = Vec::with_capacity(most.min(1 << 16));
+    let mut stops = StopStrings::new(options.stop.iter().cloned());
+    let mut stream = tokenizer.stream(session.tokens(), true);
+    let mut text = String::new();
+    let mut finish = Finish::Length;
+    let begun = Instant::now();
+    while tokens.len() < most {
+        let position = session.len();
+        let (logits, history) = session.logits_mut();
+        let token = sampler.sample(logits, history).ok_or(Error::NotFinite { position })?;
+        tokens.push(token);
+        if ends.contains(&token) {
+            finish = Finish::Eos;
+            break;
+        }
+        let (out, stopped) = stops.push(&stream.push(token)?);
+        text.push_str(&out);
+        if !out.is_empty() && !emit(&out) {
+            finish = Finish::Cancelled;
+            break;
+        }
+        if stopped {
+            finish = Finish::Stop;
+            break;
+        }
+        if tokens.len() < most {
+            session.decode(token)?;
+        }
+    }
+    if matches!(finish, Finish::Length | Finish::Eos) {
+        // An unfinished character at the very end becomes visible as such.
+        let (mut rest, stopped) = stops.push(&stream.finish()?);
+        if stopped {
+            finish = Finish::Stop;
+        } else {
+            rest.push_str(&stops.finish());
+        }
+        if !rest.is_empty() {
+            text.push_str(&rest);
+            emit(&rest);
+        }
+    }
+    Ok(Generation { text, tokens, finish, prefill, decode: begun.elapsed() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let mut s = StopStrings::new(stops.iter().map(|s| (*s).to_owned()));
+        let mut all = String::new();
+        for p in pieces {
+            let (out, stopped) = s.push(p);
+            all.push_str(&out);
+            if stopped {
+                return (all, true);
+            }
+        }
+        all.push_str(&s.finish());
+        (all, false)
+    }
+
+    #[test]
+    fn stop_strings_across_pieces() {
+        assert_eq!(through(&["END"], &["ab E", "N", "D more"]), ("ab ".into(), true));
+        assert_eq!(through(&["END"], &["ab E", "N", "d"]), ("ab ENd".into(), false));
+        assert_eq!(through(&["\n\n", "x"], &["a\n", "b\n", "\nc"]), ("a\nb".into(), true));
+        assert_eq!(through(&["aab"], &["a", "a", "a", "b"]), ("a".into(), true));
+        assert_eq!(through(&["éé"], &["aé", "b"]), ("aéb".into(), false));
+        assert_eq!(through(&["long", "o"], &["l", "ong"]), (String::new(), true));
+        assert_eq!(through(&[""], &["a"]), ("a".into(), false));
+        assert_eq!(through(&[], &["a", "b"]), ("ab".into(), false));
+    }
+
+    #[test]
+    fn nothing_is_held_back_without_need() {
+        let mut s = StopStrings::new(["###".to_owned()]);
+        assert_eq!(s.push("hello"), ("hello".into(), false));
+        assert_eq!(s.push("#"), (String::new(), false));
+        assert_eq!(s.push("!"), ("#!".into(), false));
+    }
+}

@@ -1,0 +1,263 @@
+//! Building a model from a checkpoint or a packed file.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sharp_model::{
+    ModelConfig, ModelSource, Projection, TensorBytes, TensorRef,
+    names::{self, Attention as Part},
+    packed::{BlobFormat, PackedFile, PackedTensor},
+};
+use sharp_quant::{DType, Team, float::DenseRef};
+
+use crate::error::{Error, Result};
+use crate::linear::{Factors, Linear, Weight};
+use crate::model::{Attention, Inner, Layer, Mlp, Model, Needs, Options};
+
+/// Matrices by the address of their bytes, so that aliases become one.
+#[derive(Default)]
+struct Shared(HashMap<(usize, usize, usize), Arc<Weight>>);
+
+impl Shared {
+    fn of(&mut self, weight: Weight) -> Arc<Weight> {
+        let key = (weight.bytes().as_ptr() as usize, weight.rows(), weight.cols());
+        self.0.entry(key).or_insert_with(|| Arc::new(weight)).clone()
+    }
+
+    /// A checkpoint's matrix, as it lies there if it is of floats.
+    fn dense(&mut self, tensor: &TensorRef) -> Result<Arc<Weight>> {
+        let &[rows, cols] = tensor.shape() else {
+            return Err(Error::Shape {
+                tensor: tensor.name().to_owned(),
+                expected: vec![0, 0],
+                found: tensor.shape().to_vec(),
+            });
+        };
+        let (dtype, bytes) = if tensor.dtype().is_quantized() {
+            let values = tensor.f32()?;
+            (DType::F32, TensorBytes::owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        } else {
+            (tensor.dtype(), tensor.bytes.clone())
+        };
+        DenseRef::new(dtype, rows, cols, &bytes).map_err(Error::tensor(tensor.name()))?;
+        Ok(self.of(Weight::Dense { dtype, rows, cols, bytes }))
+    }
+
+    /// A packed file's matrix.
+    fn packed(&mut self, name: &str, tensor: PackedTensor, shape: (usize, usize)) -> Result<Arc<Weight>> {
+        let PackedTensor { format, rows, cols, bytes, .. } = tensor;
+        expect(name, &[shape.0, shape.1], &[rows, cols])?;
+        let weight = match format {
+            BlobFormat::Packed(format) => Weight::Packed { format, rows, cols, bytes },
+            _ => Weight::Dense { dtype: DType::F32, rows, cols, bytes },
+        };
+        let checked = if weight.is_packed() { weight.packed().map(drop) } else { weight.dense().map(drop) };
+        checked.map_err(Error::tensor(name))?;
+        Ok(self.of(weight))
+    }
+}
+
+fn expect(tensor: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Shape { tensor: tensor.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
+}
+
+fn team(options: &Options) -> Result<Arc<Team>> {
+    match &options.team {
+        Some(team) => Ok(team.clone()),
+        None => Ok(Arc::new(Team::new(options.threads)?)),
+    }
+}
+
+fn kv(options: &Options, default: DType) -> Result<DType> {
+    match options.kv_cache {
+        None => Ok(default),
+        Some(dtype @ (DType::F32 | DType::F16)) => Ok(dtype),
+        Some(other) => Err(Error::argument(format!("a KV cache of {other}: F32 or F16"))),
+    }
+}
+
+/// What a forward pass needs the configuration to be, beyond what reading it checks.
+fn check(config: &ModelConfig) -> Result<()> {
+    let kv = config.num_key_value_heads;
+    if kv == 0 || !config.num_attention_heads.is_multiple_of(kv) || !config.head_dim.is_multiple_of(2) {
+        return Err(Error::argument(format!(
+            "{} query heads over {kv} key and value heads of {}",
+            config.num_attention_heads, config.head_dim
+        )));
+    }
+    Ok(())
+}
+
+impl Model {
+    /// A model from a checkpoint: dense, compact, or an overlay. Weights stay where they are mapped, in F32, F16 or BF16, and are
+    /// computed with in f32.
+    ///
+    /// # Errors
+    /// [`Error::Model`] and [`Error::Shape`] for tensors missing or misshapen; [`Error::Quant`] if threads cannot be started.
+    pub fn from_source(source: &ModelSource, options: &Options) -> Result<Self> {
+        let config = source.config();
+        check(config)?;
+        let mut shared = Shared::default();
+        let vector = |name: &str, len: usize| -> Result<Arc<[f32]>> {
+            let tensor = source.tensor(name)?;
+            expect(name, &[len], tensor.shape())?;
+            Ok(tensor.f32()?.into())
+        };
+        let mut matrix = |tensor: TensorRef, shape: (usize, usize)| -> Result<Arc<Weight>> {
+            expect(tensor.name(), &[shape.0, shape.1], tensor.shape())?;
+            shared.dense(&tensor)
+        };
+        let (d, vocab) = (config.hidden_size, config.vocab_size);
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
+            let mut attention = |part: Part, biased: bool| -> Result<Linear> {
+                let shape = part.shape(config);
+                let weight = matrix(source.tensor(&names::attention_weight(i, part))?, shape)?;
+                let bias =
+                    if biased { Some(vector(&names::attention_bias(i, part), shape.0)?) } else { None };
+                Linear::new(shape, Some(weight), None, None, None, bias)
+            };
+            let qkv = config.attention_bias;
+            let attention = Attention {
+                norm: vector(&names::input_norm(i), d)?,
+                query: attention(Part::Query, qkv)?,
+                key: attention(Part::Key, qkv)?,
+                value: attention(Part::Value, qkv)?,
+                output: attention(Part::Output, config.attention_output_bias)?,
+                q_norm: config.qk_norm.then(|| vector(&names::q_norm(i), config.head_dim)).transpose()?,
+                k_norm: config.qk_norm.then(|| vector(&names::k_norm(i), config.head_dim)).transpose()?,
+            };
+            let mut projection = |p: Projection| -> Result<Linear> {
+                let s = source.projection(i, p)?;
+                let (rows, cols) = (s.out_features, s.in_features);
+                let base = s.base.map(|t| matrix(t, (rows, cols))).transpose()?;
+                let factors = match s.lora {
+                    None => None,
+                    Some(l) => {
+                        Some(Factors { a: matrix(l.a, (l.rank, cols))?, b: matrix(l.b, (rows, l.rank))? })
+                    }
+                };
+                let values = |t: Option<TensorRef>| -> Result<Option<Arc<[f32]>>> {
+                    Ok(t.map(|t| t.f32()).transpose()?.map(Into::into))
+                };
+                let (row, col, bias) = (values(s.row_scale)?, values(s.col_scale)?, values(s.bias)?);
+                Linear::new((rows, cols), base, factors, row, col, bias)
+            };
+            let mlp = Mlp::new(
+                projection(Projection::Gate)?,
+                projection(Projection::Up)?,
+                projection(Projection::Down)?,
+            );
+            layers.push(Layer {
+                attention: Arc::new(attention),
+                mlp_norm: vector(&names::mlp_norm(i), d)?,
+                mlp: Arc::new(mlp),
+            });
+        }
+        Ok(Self::build(Inner {
+            embedding: matrix(source.tensor(names::EMBED)?, (vocab, d))?,
+            head: matrix(source.lm_head()?, (vocab, d))?,
+            final_norm: vector(names::FINAL_NORM, d)?,
+            config: config.clone(),
+            plan: source.plan().cloned(),
+            layers,
+            needs: Needs::default(),
+            team: team(options)?,
+            kv: kv(options, DType::F32)?,
+        }))
+    }
+
+    /// A model from an opened `model.sharp`. Matrices are used as they lie in the mapped file; a matrix that several layers share is
+    /// one and the same.
+    ///
+    /// # Errors
+    /// [`Error::Model`] and [`Error::Shape`] for tensors missing or misshapen; [`Error::Quant`] if threads cannot be started.
+    pub fn from_packed(file: &PackedFile, options: &Options) -> Result<Self> {
+        let config = file.config();
+        check(config)?;
+        let mut shared = Shared::default();
+        let vector = |name: &str, len: usize| -> Result<Arc<[f32]>> {
+            let tensor = file.tensor(name)?;
+            expect(name, &[1, len], &[tensor.rows, tensor.cols])?;
+            Ok(tensor.f32()?.into())
+        };
+        let mut matrix = |name: &str, shape: (usize, usize)| -> Result<Arc<Weight>> {
+            shared.packed(name, file.tensor(name)?, shape)
+        };
+        let (d, vocab) = (config.hidden_size, config.vocab_size);
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for i in 0..config.num_hidden_layers {
+            let mut attention = |part: Part, biased: bool| -> Result<Linear> {
+                let shape = part.shape(config);
+                let weight = matrix(&names::attention_weight(i, part), shape)?;
+                let bias =
+                    if biased { Some(vector(&names::attention_bias(i, part), shape.0)?) } else { None };
+                Linear::new(shape, Some(weight), None, None, None, bias)
+            };
+            let qkv = config.attention_bias;
+            let attention = Attention {
+                norm: vector(&names::input_norm(i), d)?,
+                query: attention(Part::Query, qkv)?,
+                key: attention(Part::Key, qkv)?,
+                value: attention(Part::Value, qkv)?,
+                output: attention(Part::Output, config.attention_output_bias)?,
+                q_norm: config.qk_norm.then(|| vector(&names::q_norm(i), config.head_dim)).transpose()?,
+                k_norm: config.qk_norm.then(|| vector(&names::k_norm(i), config.head_dim)).transpose()?,
+            };
+            let target = file.plan().and_then(|p| p.target(i));
+            let mut projection = |p: Projection| -> Result<Linear> {
+                let (rows, cols) = p.shape(config);
+                if target.is_some_and(|t| t.dropped) {
+                    return Linear::new((rows, cols), None, None, None, None, None);
+                }
+                let stored = target.is_none_or(|t| t.reference.is_some());
+                let base = if stored { Some(matrix(&names::mlp_weight(i, p), (rows, cols))?) } else { None };
+                let rank = target.map_or(0, |t| t.ranks.of(p));
+                let factors = if rank == 0 {
+                    None
+                } else {
+                    Some(Factors {
+                        a: matrix(&names::lora_a(i, p), (rank, cols))?,
+                        b: matrix(&names::lora_b(i, p), (rows, rank))?,
+                    })
+                };
+                let some = |wanted: bool, name: String, len: usize| -> Result<Option<Arc<[f32]>>> {
+                    if wanted { Ok(Some(vector(&name, len)?)) } else { Ok(None) }
+                };
+                let row = some(target.is_some_and(|t| t.form.row_scaled()), names::row_scale(i, p), rows)?;
+                let col = some(target.is_some_and(|t| t.form.column_scaled()), names::col_scale(i, p), cols)?;
+                let bias = some(config.mlp_bias, names::mlp_bias(i, p), rows)?;
+                Linear::new((rows, cols), base, factors, row, col, bias)
+            };
+            let mlp = Mlp::new(
+                projection(Projection::Gate)?,
+                projection(Projection::Up)?,
+                projection(Projection::Down)?,
+            );
+            layers.push(Layer {
+                attention: Arc::new(attention),
+                mlp_norm: vector(&names::mlp_norm(i), d)?,
+                mlp: Arc::new(mlp),
+            });
+        }
+        let head = if config.tie_word_embeddings && file.get(names::LM_HEAD).is_none() {
+            names::EMBED
+        } else {
+            names::LM_HEAD
+        };
+        Ok(Self::build(Inner {
+            embedding: matrix(names::EMBED, (vocab, d))?,
+            head: matrix(head, (vocab, d))?,
+            final_norm: vector(names::FINAL_NORM, d)?,
+            config: config.clone(),
+            plan: file.plan().cloned(),
+            layers,
+            needs: Needs::default(),
+            team: team(options)?,
+            kv: kv(options, DType::F16)?,
+        }))
+    }
+}

@@ -1,0 +1,343 @@
+//! A model ready to run.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use sharp_model::{ModelConfig, ModelSource, SharingPlan, packed::PackedFile, tokenizer::Tokenizer};
+use sharp_quant::{DType, Team};
+
+use crate::error::{Error, Result};
+use crate::linear::{Linear, Weight};
+
+/// How a model is to be run.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Threads, the calling one included; 0: as many as there are physical cores.
+    pub threads: usize,
+    /// A team of threads to share with other models; `threads` is then not looked at.
+    pub team: Option<Arc<Team>>,
+    /// How sessions keep keys and values, F32 or F16; by default F16 where weights are packed and F32 where they are not.
+    pub kv_cache: Option<DType>,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("threads", &self.threads)
+            .field("team", &self.team.as_ref().map(|t| t.threads()))
+            .field("kv_cache", &self.kv_cache)
+            .finish()
+    }
+}
+
+/// Attention of one layer.
+#[derive(Debug)]
+pub struct Attention {
+    /// (d)
+    pub(crate) norm: Arc<[f32]>,
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) output: Linear,
+    /// (head_dim)
+    pub(crate) q_norm: Option<Arc<[f32]>>,
+    /// (head_dim)
+    pub(crate) k_norm: Option<Arc<[f32]>>,
+}
+
+impl Attention {
+    /// Query, key, value and output projections.
+    pub fn projections(&self) -> [&Linear; 4] {
+        [&self.query, &self.key, &self.value, &self.output]
+    }
+}
+
+/// One MLP: `down(silu(gate x) * up x)`.
+#[derive(Debug)]
+pub struct Mlp {
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
+    /// Whether its output is zero whatever the input (a dropped layer).
+    pub(crate) zero: bool,
+    /// Whether the packed kernels run it in two regions.
+    pub(crate) fused: bool,
+}
+
+impl Mlp {
+    pub(crate) fn new(gate: Linear, up: Linear, down: Linear) -> Self {
+        let none = |l: &Linear| l.is_zero() && l.bias.is_none();
+        let zero = none(&down) || (down.bias.is_none() && (none(&gate) || none(&up)));
+        let fused = gate.is_packed()
+            && up.is_packed()
+            && down.is_packed()
+            && gate.bias.is_none()
+            && up.bias.is_none();
+        Self { gate, up, down, zero, fused }
+    }
+
+    /// Gate, up and down projections.
+    pub fn projections(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// Whether its output is zero whatever the input (a dropped layer).
+    pub fn is_zero(&self) -> bool {
+        self.zero
+    }
+}
+
+/// One transformer layer. Parts are shared by the models laid over one another.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub(crate) attention: Arc<Attention>,
+    /// Before the MLP (d): the layer's own even where the MLP is another layer's.
+    pub(crate) mlp_norm: Arc<[f32]>,
+    pub(crate) mlp: Arc<Mlp>,
+}
+
+impl Layer {
+    /// Its attention.
+    pub fn attention(&self) -> &Arc<Attention> {
+        &self.attention
+    }
+
+    /// Its MLP.
+    pub fn mlp(&self) -> &Arc<Mlp> {
+        &self.mlp
+    }
+
+    /// Weight of the norm before the MLP (d).
+    pub fn mlp_norm(&self) -> &[f32] {
+        &self.mlp_norm
+    }
+}
+
+/// What a model's matrices ask of a workspace.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needs {
+    pub(crate) packed: bool,
+    pub(crate) dense: bool,
+    /// Largest rank of recovery factors.
+    pub(crate) rank: usize,
+    pub(crate) col_scale: bool,
+    pub(crate) unfused_mlp: bool,
+}
+
+/// Bytes of weights, each stored matrix counted once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct WeightBytes {
+    /// All matrices, norms and scales together.
+    pub total: u64,
+    /// Of MLPs and their recovery parameters.
+    pub mlp: u64,
+    /// Of embedding and output head.
+    pub embedding: u64,
+    /// What decoding one token reads: everything but the embedding (one row of it), shared matrices counted once.
+    pub per_token: u64,
+    /// The same with shared matrices counted every time they are used: what a machine without caches would read.
+    pub per_token_unshared: u64,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: ModelConfig,
+    pub(crate) plan: Option<SharingPlan>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) embedding: Arc<Weight>,
+    pub(crate) head: Arc<Weight>,
+    /// (d)
+    pub(crate) final_norm: Arc<[f32]>,
+    pub(crate) needs: Needs,
+    pub(crate) team: Arc<Team>,
+    pub(crate) kv: DType,
+}
+
+/// A model ready to run. Cheap to clone; weights are shared with every clone and every model laid over the same base.
+#[derive(Clone)]
+pub struct Model {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("architecture", &self.config().architecture)
+            .field("layers", &self.layers().len())
+            .field("head", &self.inner.head.format_name())
+            .field("team", &self.inner.team)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Opens whatever `path` is: a `model.sharp` file, or a checkpoint folder, dense or compact.
+    ///
+    /// # Errors
+    /// Those of [`Model::from_packed`] and [`Model::from_source`].
+    pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_file() {
+            return Self::from_packed(&PackedFile::open(path)?, options);
+        }
+        Self::from_source(&ModelSource::open(path)?, options)
+    }
+
+    /// The tokenizer that lies beside or inside the model at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if there is none or it cannot be read.
+    pub fn open_tokenizer(path: impl AsRef<Path>) -> Result<Tokenizer> {
+        let path = path.as_ref();
+        if path.is_file() {
+            return Ok(PackedFile::open(path)?.tokenizer()?);
+        }
+        Ok(Tokenizer::load(path)?)
+    }
+
+    pub(crate) fn build(mut inner: Inner) -> Self {
+        let mut needs = Needs::default();
+        for layer in &inner.layers {
+            for linear in layer.attention.projections().into_iter().chain(layer.mlp.projections()) {
+                for w in linear.weights() {
+                    needs.packed |= w.is_packed();
+                    needs.dense |= !w.is_packed();
+                }
+                needs.rank = needs.rank.max(linear.rank());
+                needs.col_scale |= linear.col_scale.is_some();
+            }
+            needs.unfused_mlp |= !layer.mlp.fused;
+        }
+        needs.packed |= inner.head.is_packed();
+        needs.dense |= !inner.head.is_packed();
+        inner.needs = needs;
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.config
+    }
+
+    /// How layers share their MLPs, if they do.
+    pub fn plan(&self) -> Option<&SharingPlan> {
+        self.inner.plan.as_ref()
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[Layer] {
+        &self.inner.layers
+    }
+
+    /// The embedding (vocab, d).
+    pub fn embedding(&self) -> &Arc<Weight> {
+        &self.inner.embedding
+    }
+
+    /// The output head (vocab, d); the embedding itself where they are tied.
+    pub fn head(&self) -> &Arc<Weight> {
+        &self.inner.head
+    }
+
+    /// The threads it runs on.
+    pub fn team(&self) -> &Arc<Team> {
+        &self.inner.team
+    }
+
+    /// How its sessions keep keys and values.
+    pub fn kv_dtype(&self) -> DType {
+        self.inner.kv
+    }
+
+    pub(crate) fn layer(&self, layer: usize) -> Result<&Layer> {
+        let layers = self.inner.layers.len();
+        self.inner.layers.get(layer).ok_or(Error::Layer { layer, layers })
+    }
+
+    /// The same model with every layer `i` running the MLP of layer `map(i)` as it is (its own norm before it):
+    /// direct sharing, for measuring. Nothing is copied.
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if `map` gives a layer that does not exist.
+    pub fn with_mlp_map(&self, map: impl Fn(usize) -> usize) -> Result<Self> {
+        let mut layers = self.inner.layers.clone();
+        for (i, layer) in layers.iter_mut().enumerate() {
+            layer.mlp = self.layer(map(i))?.mlp.clone();
+        }
+        Ok(self.with_layers(layers))
+    }
+
+    /// The same model with the MLPs of `dropped` layers removed (their output is zero).
+    ///
+    /// # Errors
+    /// [`Error::Layer`] if one does not exist.
+    pub fn without_mlps(&self, dropped: &[usize]) -> Result<Self> {
+        let mut layers = self.inner.layers.clone();
+        let count = layers.len();
+        let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
+        let zero = |shape| Linear::new(shape, None, None, None, None, None);
+        let mlp = Arc::new(Mlp::new(zero((f, d))?, zero((f, d))?, zero((d, f))?));
+        for &i in dropped {
+            layers.get_mut(i).ok_or(Error::Layer { layer: i, layers: count })?.mlp = mlp.clone();
+        }
+        Ok(self.with_layers(layers))
+    }
+
+    fn with_layers(&self, layers: Vec<Layer>) -> Self {
+        let i = &self.inner;
+        Self::build(Inner {
+            config: i.config.clone(),
+            plan: None,
+            layers,
+            embedding: i.embedding.clone(),
+            head: i.head.clone(),
+            final_norm: i.final_norm.clone(),
+            needs: Needs::default(),
+            team: i.team.clone(),
+            kv: i.kv,
+        })
+    }
+
+    /// Bytes of its weights and of what one token reads.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let mut seen = HashSet::new();
+        let mut all = WeightBytes::default();
+        // Counted when first seen; by address, which aliases share.
+        let mut first = |w: &Weight| {
+            let bytes = w.bytes();
+            if seen.insert(bytes.as_ptr() as usize) { bytes.len() as u64 } else { 0 }
+        };
+        let vector = |v: &Option<Arc<[f32]>>| v.as_ref().map_or(0, |v| 4 * v.len() as u64);
+        let head = &self.inner.head;
+        let head_bytes = first(head);
+        all.embedding = head_bytes + first(&self.inner.embedding);
+        all.per_token = head_bytes;
+        all.per_token_unshared = head_bytes;
+        let mut rest = 4 * self.inner.final_norm.len() as u64;
+        for layer in &self.inner.layers {
+            rest += 4 * (layer.attention.norm.len() + layer.mlp_norm.len()) as u64;
+            rest += vector(&layer.attention.q_norm) + vector(&layer.attention.k_norm);
+            for (linear, mlp) in (layer.attention.projections().into_iter().map(|l| (l, false)))
+                .chain(layer.mlp.projections().into_iter().map(|l| (l, true)))
+            {
+                let small = vector(&linear.row_scale) + vector(&linear.col_scale) + vector(&linear.bias);
+                let mut new = small;
+                let mut used = small;
+                for w in linear.weights() {
+                    new += first(w);
+                    used += w.bytes().len() as u64;
+                }
+                if mlp {
+                    all.mlp += new;
+                }
+                all.per_token += new;
+                all.per_token_unshared += used;
+            }
+        }
+        all.per_token += rest;
+        all.per_token_unshared += rest;
+        all.total = all.per_token + all.embedding - head_bytes;
+        all
+    }
+}

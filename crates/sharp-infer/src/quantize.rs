@@ -1,0 +1,341 @@
+//! Quantising a model into one `model.sharp` file, a tensor at a time.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sharp_model::{
+    ModelSource, Projection, TensorRef,
+    names::{self, Attention},
+    packed::{BlobFormat, BlobId, PackedWriter},
+    tokenizer::Tokenizer,
+};
+use sharp_progress::Progress;
+use sharp_quant::{PackedFormat, QuantError, ScaleRule, Team};
+
+use crate::error::{Error, Result};
+
+/// Rows quantised at a time; a multiple of the layouts' groups of 16.
+const ROWS: usize = 2048;
+
+/// What each kind of matrix becomes: `q4` (Q4_0's numbers), `q8` (Q8_0's) or `f16`. Norms, biases and scales stay f32.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What reports call it.
+    pub name: String,
+    /// Query, key, value and output projections.
+    #[serde(with = "short")]
+    pub attention: PackedFormat,
+    /// MLP weights.
+    #[serde(with = "short")]
+    pub mlp: PackedFormat,
+    /// The embedding; where the output head is tied to it, the head too.
+    #[serde(with = "short")]
+    pub embedding: PackedFormat,
+    /// The output head, where it has weights of its own.
+    #[serde(with = "short")]
+    pub head: PackedFormat,
+    /// Recovery factors A and B.
+    #[serde(with = "short")]
+    pub recovery: PackedFormat,
+    /// Whether block scales are chosen by least squares (the default) or by the largest magnitude alone, as ggml's plain
+    /// quantiser does.
+    #[serde(default = "yes")]
+    pub least_squares: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Formats by their short names.
+mod short {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use sharp_quant::PackedFormat;
+
+    pub(super) fn name(format: PackedFormat) -> &'static str {
+        format.name().trim_end_matches("x16")
+    }
+
+    pub(super) fn serialize<S: Serializer>(format: &PackedFormat, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(name(*format))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<PackedFormat, D::Error> {
+        let text = String::deserialize(d)?;
+        PackedFormat::ALL
+            .into_iter()
+            .find(|f| name(*f) == text)
+            .ok_or_else(|| D::Error::custom(format!("unknown format `{text}`: q4, q8 or f16")))
+    }
+}
+
+impl Recipe {
+    /// 4 bits for the layers; 8 for embedding, head and recovery factors, which cost little and matter more.
+    pub fn q4() -> Self {
+        Self::of("q4", PackedFormat::Q4, PackedFormat::Q8)
+    }
+
+    /// 8 bits throughout.
+    pub fn q8() -> Self {
+        Self::of("q8", PackedFormat::Q8, PackedFormat::Q8)
+    }
+
+    /// 16-bit floats throughout.
+    pub fn f16() -> Self {
+        Self::of("f16", PackedFormat::F16, PackedFormat::F16)
+    }
+
+    fn of(name: &str, layers: PackedFormat, rest: PackedFormat) -> Self {
+        Self {
+            name: name.to_owned(),
+            attention: layers,
+            mlp: layers,
+            embedding: rest,
+            head: rest,
+            recovery: rest,
+            least_squares: true,
+        }
+    }
+
+    /// A preset by name (`q4`, `q8`, `f16`), or the TOML file of that path.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if it is neither, or the file is not a recipe.
+    pub fn load(text: &str) -> Result<Self> {
+        match text {
+            "q4" => return Ok(Self::q4()),
+            "q8" => return Ok(Self::q8()),
+            "f16" => return Ok(Self::f16()),
+            _ => {}
+        }
+        let what = |e: &dyn std::fmt::Display| Error::Recipe { what: format!("{text}: {e}") };
+        let path = Path::new(text);
+        if !path.is_file() {
+            return Err(what(&"neither q4, q8 or f16 nor a file"));
+        }
+        let content = std::fs::read_to_string(path).map_err(|e| what(&e))?;
+        toml::from_str(&content).map_err(|e| what(&e))
+    }
+
+    fn rule(&self) -> ScaleRule {
+        if self.least_squares { ScaleRule::LeastSquares } else { ScaleRule::Max }
+    }
+}
+
+/// What became of one stored tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Its name; a shared matrix's is the reference layer's.
+    pub name: String,
+    /// `q4x16`, `q8x16`, `f16x16` or `f32`.
+    pub format: String,
+    /// Rows; a vector is one row.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// Layers that use it beyond the first.
+    pub shared_by: usize,
+    /// Root of the squared error over the squared weights; 0 for f32.
+    pub relative_error: f64,
+}
+
+/// What a quantisation made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuantReport {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Bytes of the weights in the file, each stored matrix once.
+    pub weight_bytes: u64,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Bytes of the same weights as they were stored before.
+    pub source_bytes: u64,
+    /// Every stored tensor, in the order of the computation.
+    pub tensors: Vec<TensorReport>,
+}
+
+/// What a file will hold, before anything is computed.
+struct Layout {
+    writer: PackedWriter,
+    /// In the order of the blobs.
+    parts: Vec<(TensorRef, BlobFormat, TensorReport)>,
+    /// Matrices that may be used again, by stored name.
+    known: HashMap<String, BlobId>,
+}
+
+impl Layout {
+    fn add(&mut self, name: String, tensor: TensorRef, format: BlobFormat) -> Result<()> {
+        if let Some(&blob) = self.known.get(tensor.name()) {
+            self.writer.name(name, blob)?;
+            if let Some(part) = self.parts.get_mut(blob.index()) {
+                part.2.shared_by += 1;
+            }
+            return Ok(());
+        }
+        let (rows, cols) = match (tensor.shape(), format) {
+            (&[rows, cols], _) => (rows, cols),
+            (&[cols], BlobFormat::F32) => (1, cols),
+            (shape, _) => {
+                let tensor = tensor.name().to_owned();
+                return Err(Error::Shape { tensor, expected: vec![0, 0], found: shape.to_vec() });
+            }
+        };
+        let blob = self.writer.blob(format, rows, cols)?;
+        self.writer.name(name, blob)?;
+        self.known.insert(tensor.name().to_owned(), blob);
+        let report = TensorReport {
+            name: tensor.name().to_owned(),
+            format: format.name().to_owned(),
+            rows,
+            cols,
+            bytes: format.nbytes(rows, cols)? as u64,
+            shared_by: 0,
+            relative_error: 0.0,
+        };
+        self.parts.push((tensor, format, report));
+        Ok(())
+    }
+}
+
+fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
+    let config = source.config();
+    let json = match source.plan() {
+        Some(plan) => config.to_json_with_plan(plan),
+        None => config.to_json(),
+    };
+    let mut all = Layout { writer: PackedWriter::new(json), parts: Vec::new(), known: HashMap::new() };
+    let packed = BlobFormat::Packed;
+    let vector = |all: &mut Layout, name: String| -> Result<()> {
+        let tensor = source.tensor(&name)?;
+        all.add(name, tensor, BlobFormat::F32)
+    };
+    all.add(names::EMBED.to_owned(), source.tensor(names::EMBED)?, packed(recipe.embedding))?;
+    for i in 0..config.num_hidden_layers {
+        vector(&mut all, names::input_norm(i))?;
+        for part in Attention::ALL {
+            let name = names::attention_weight(i, part);
+            let tensor = source.tensor(&name)?;
+            all.add(name, tensor, packed(recipe.attention))?;
+            let output = part == Attention::Output;
+            if if output { config.attention_output_bias } else { config.attention_bias } {
+                vector(&mut all, names::attention_bias(i, part))?;
+            }
+        }
+        if config.qk_norm {
+            vector(&mut all, names::q_norm(i))?;
+            vector(&mut all, names::k_norm(i))?;
+        }
+        vector(&mut all, names::mlp_norm(i))?;
+        for p in Projection::ALL {
+            let s = source.projection(i, p)?;
+            if let Some(base) = s.base {
+                all.add(names::mlp_weight(i, p), base, packed(recipe.mlp))?;
+            }
+            if let Some(l) = s.lora {
+                all.add(names::lora_a(i, p), l.a, packed(recipe.recovery))?;
+                all.add(names::lora_b(i, p), l.b, packed(recipe.recovery))?;
+            }
+            for (name, vector) in [
+                (names::row_scale(i, p), s.row_scale),
+                (names::col_scale(i, p), s.col_scale),
+                (names::mlp_bias(i, p), s.bias),
+            ] {
+                if let Some(v) = vector {
+                    all.add(name, v, BlobFormat::F32)?;
+                }
+            }
+        }
+    }
+    vector(&mut all, names::FINAL_NORM.to_owned())?;
+    if !config.tie_word_embeddings {
+        all.add(names::LM_HEAD.to_owned(), source.lm_head()?, packed(recipe.head))?;
+    }
+    Ok(all)
+}
+
+/// Bytes of weights that [`quantize`] would write, without computing anything.
+///
+/// # Errors
+/// [`Error::Model`] for tensors that are missing.
+pub fn quantized_bytes(source: &ModelSource, recipe: &Recipe) -> Result<u64> {
+    Ok(layout(source, recipe)?.writer.blob_bytes())
+}
+
+/// Writes `source`, whatever its form, as one packed file. Shared matrices are stored once; a tensor at a time is in memory. The
+/// tokenizer comes along where the source's folder has one. The file appears whole or not at all.
+///
+/// # Errors
+/// [`Error::Model`] for missing tensors, values that are not finite (the tensor is named) and for a file that cannot
+/// be written.
+pub fn quantize(
+    source: &ModelSource,
+    recipe: &Recipe,
+    out: &Path,
+    team: &Team,
+    progress: &dyn Progress,
+) -> Result<QuantReport> {
+    let Layout { mut writer, mut parts, .. } = layout(source, recipe)?;
+    if source.path().join("tokenizer.json").is_file() {
+        let tokenizer = Tokenizer::load(source.path())?;
+        writer.tokenizer(tokenizer.to_json()?, tokenizer.config().clone());
+    }
+    let shown = serde_json::to_value(recipe).map_err(|e| Error::Recipe { what: e.to_string() })?;
+    writer.recipe(shown);
+    let weight_bytes = writer.blob_bytes();
+    let mut values = Vec::new();
+    let mut back = Vec::new();
+    writer.write(out, progress, |blob, buffer| {
+        let Some((tensor, format, report)) = parts.get_mut(blob.index()) else { return Ok(()) };
+        let (rows, cols) = (report.rows, report.cols);
+        let path = source.path();
+        let BlobFormat::Packed(packed) = *format else {
+            tensor.require_finite(path)?;
+            buffer.extend(tensor.f32()?.iter().flat_map(|v| v.to_le_bytes()));
+            return Ok(());
+        };
+        let (mut error, mut size) = (0.0f64, 0.0f64);
+        for first in (0..rows).step_by(ROWS) {
+            let count = ROWS.min(rows - first);
+            values.resize(count * cols, 0.0);
+            back.resize(count * cols, 0.0);
+            tensor.read_f32(first * cols, &mut values)?;
+            let start = buffer.len();
+            buffer.resize(start + packed.nbytes(count, cols)?, 0);
+            let made = buffer.get_mut(start..).unwrap_or_default();
+            let shape = (count, cols);
+            sharp_quant::pack_f32_parallel(team, packed, recipe.rule(), shape, &values, None, made).map_err(
+                |e| match e {
+                    QuantError::NotFinite { index, value } => {
+                        let what = format!("holds {value} at index {}", first * cols + index);
+                        sharp_model::Error::tensor(path, tensor.name(), what)
+                    }
+                    other => other.into(),
+                },
+            )?;
+            sharp_quant::unpack(sharp_quant::PackedRef::new(packed, count, cols, made)?, &mut back)?;
+            for (v, b) in values.iter().zip(&back) {
+                error += f64::from(v - b).powi(2);
+                size += f64::from(*v).powi(2);
+            }
+        }
+        report.relative_error = if size > 0.0 { (error / size).sqrt() } else { 0.0 };
+        Ok(())
+    })?;
+    let mut source_bytes = 0;
+    for (tensor, ..) in &parts {
+        source_bytes += tensor.bytes.len() as u64;
+    }
+    let file_bytes = std::fs::metadata(out).map_err(sharp_model::Error::io(out))?.len();
+    tracing::debug!(weight_bytes, file_bytes, recipe = recipe.name, "quantised");
+    Ok(QuantReport {
+        recipe: recipe.clone(),
+        weight_bytes,
+        file_bytes,
+        source_bytes,
+        tensors: parts.into_iter().map(|p| p.2).collect(),
+    })
+}

@@ -1,0 +1,181 @@
+//! A sequence in the making: keys and values of the tokens so far.
+
+use sharp_quant::float::KvCache;
+
+use crate::error::{Error, Result};
+use crate::forward::{Place, part, part_mut};
+use crate::model::Model;
+use crate::workspace::Workspace;
+
+/// Tokens of a prompt that pass through a layer together.
+const PIECE: usize = 512;
+
+/// One sequence on a model. All buffers are made with the session; decoding allocates nothing.
+pub struct Session {
+    model: Model,
+    cache: KvCache,
+    ws: Workspace,
+    capacity: usize,
+    tokens: Vec<u32>,
+    /// (vocab): of the last token.
+    logits: Vec<f32>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("tokens", &self.tokens.len())
+            .field("capacity", &self.capacity)
+            .field("kv", &self.cache.dtype())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// An empty sequence with room for `capacity` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] if so large a cache cannot be.
+    pub fn new(model: &Model, capacity: usize) -> Result<Self> {
+        let config = model.config();
+        let capacity = capacity.max(1);
+        let cache = KvCache::new(
+            model.inner.kv,
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            capacity,
+        )?;
+        Ok(Self {
+            ws: Workspace::new(config, model.inner.needs, capacity.min(PIECE), capacity)?,
+            cache,
+            capacity,
+            tokens: Vec::with_capacity(capacity),
+            logits: vec![0.0; config.vocab_size],
+            model: model.clone(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens so far.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are none yet.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Tokens there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes of keys and values that one token takes.
+    pub fn bytes_per_token(&self) -> usize {
+        self.cache.bytes_per_position()
+    }
+
+    /// Logits (vocab) after the last token; zeros before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// The logits, for a sampler to change in place.
+    pub(crate) fn logits_mut(&mut self) -> (&mut [f32], &[u32]) {
+        (&mut self.logits, &self.tokens)
+    }
+
+    /// Forgets all but the first `len` tokens; their keys and values stay. With fewer tokens nothing happens.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+    }
+
+    /// Takes `tokens` in after those so far and returns the logits (vocab) after the last; with no tokens, the logits as
+    /// they are.
+    ///
+    /// # Errors
+    /// [`Error::Full`] and [`Error::Token`]; the sequence is then as before.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32]> {
+        self.check(tokens)?;
+        let d = self.model.config().hidden_size;
+        for piece in tokens.chunks(self.ws.n) {
+            self.take_in(piece)?;
+        }
+        if !tokens.is_empty() {
+            let last = (tokens.len() - 1) % self.ws.n;
+            let row = self.ws.hidden.get(last * d..(last + 1) * d).unwrap_or_default();
+            self.model.run_head(row, 1, &mut self.ws.run, &mut self.logits)?;
+        }
+        Ok(&self.logits)
+    }
+
+    /// The same, calling `f(i, logits)` with the logits after every one of `tokens`.
+    ///
+    /// # Errors
+    /// Those of [`Session::prefill`].
+    pub fn prefill_each(&mut self, tokens: &[u32], f: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        self.check(tokens)?;
+        let d = self.model.config().hidden_size;
+        let mut at = 0;
+        for piece in tokens.chunks(self.ws.n) {
+            self.take_in(piece)?;
+            let model = self.model.clone();
+            model.each_logits(part(&self.ws.hidden, piece.len() * d), &mut |i, logits| f(at + i, logits))?;
+            at += piece.len();
+        }
+        if let Some(last) = tokens.len().checked_sub(1) {
+            let row = (last % self.ws.n) * d;
+            let row = self.ws.hidden.get(row..row + d).unwrap_or_default();
+            self.model.run_head(row, 1, &mut self.ws.run, &mut self.logits)?;
+        }
+        Ok(())
+    }
+
+    /// Takes one token in and returns the logits (vocab) after it. Allocates nothing.
+    ///
+    /// # Errors
+    /// Those of [`Session::prefill`].
+    pub fn decode(&mut self, token: u32) -> Result<&[f32]> {
+        self.prefill(&[token])
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let wanted = self.tokens.len() + tokens.len();
+        if wanted > self.capacity {
+            return Err(Error::Full { capacity: self.capacity, wanted });
+        }
+        let vocab_size = self.model.config().vocab_size;
+        match tokens.iter().position(|&t| t as usize >= vocab_size) {
+            None => Ok(()),
+            Some(position) => {
+                let token = tokens.get(position).copied().unwrap_or_default();
+                Err(Error::Token { token, position, vocab_size })
+            }
+        }
+    }
+
+    /// One piece through all layers; what leaves the last is in `ws.hidden`.
+    fn take_in(&mut self, piece: &[u32]) -> Result<()> {
+        let n = piece.len();
+        let at = self.tokens.len();
+        let hidden = part_mut(&mut self.ws.hidden, n * self.model.config().hidden_size);
+        self.model.embed(piece, hidden)?;
+        for layer in 0..self.model.inner.layers.len() {
+            let place = Place { cache: &mut self.cache, layer, at };
+            self.model.run_layer(layer, hidden, n, &mut self.ws.run, place, &mut ())?;
+        }
+        self.tokens.extend_from_slice(piece);
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! The buffers of a forward pass, made once.
+
+use sharp_model::ModelConfig;
+use sharp_quant::{Activations, Scratch};
+
+use crate::error::Result;
+use crate::model::Needs;
+
+/// Room for `n` tokens at once at positions below `positions`.
+pub(crate) struct Workspace {
+    /// Tokens there is room for.
+    pub(crate) n: usize,
+    /// The residual stream (n, d).
+    pub(crate) hidden: Vec<f32>,
+    pub(crate) run: Buffers,
+}
+
+/// Everything but the residual stream.
+pub(crate) struct Buffers {
+    /// (n, d)
+    pub(crate) normed: Vec<f32>,
+    /// (n, heads, head_dim)
+    pub(crate) q: Vec<f32>,
+    /// (n, kv_heads, head_dim)
+    pub(crate) k: Vec<f32>,
+    /// (n, kv_heads, head_dim)
+    pub(crate) v: Vec<f32>,
+    /// (n, heads, head_dim)
+    pub(crate) mixed: Vec<f32>,
+    /// (n, d): what attention or the MLP adds.
+    pub(crate) delta: Vec<f32>,
+    /// (n, f); not used where the packed kernels fuse it.
+    pub(crate) gate: Vec<f32>,
+    /// (n, f)
+    pub(crate) up: Vec<f32>,
+    /// (n, max rank) twice: `A x` of plain recovery factors.
+    pub(crate) low: [Vec<f32>; 2],
+    /// (n, max(d, f)): an input with column scales applied.
+    pub(crate) scaled: Vec<f32>,
+    /// Inputs of packed matrices.
+    pub(crate) acts: Activations,
+    /// (n, f): input of the packed down projection.
+    pub(crate) mlp_acts: Activations,
+    pub(crate) scratch: Scratch,
+    /// (positions, head_dim / 2)
+    pub(crate) cos: Vec<f32>,
+    /// (positions, head_dim / 2)
+    pub(crate) sin: Vec<f32>,
+}
+
+impl Workspace {
+    pub(crate) fn new(config: &ModelConfig, needs: Needs, n: usize, positions: usize) -> Result<Self> {
+        let n = n.max(1);
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.query_size(), config.key_value_size());
+        let wide = d.max(f).max(q);
+        // Where nothing is packed the integer kernels' buffers stay empty, and the other way round.
+        let packed = if needs.packed { n } else { 1 };
+        let floats = |wanted: bool, width: usize| vec![0.0; if wanted { n * width } else { 0 }];
+        let (cos, sin) = rope_table(config, positions);
+        Ok(Self {
+            n,
+            hidden: vec![0.0; n * d],
+            run: Buffers {
+                normed: vec![0.0; n * d],
+                q: vec![0.0; n * q],
+                k: vec![0.0; n * kv],
+                v: vec![0.0; n * kv],
+                mixed: vec![0.0; n * q],
+                delta: vec![0.0; n * d],
+                gate: floats(needs.unfused_mlp, f),
+                up: floats(needs.unfused_mlp, f),
+                low: [floats(needs.dense, needs.rank), floats(needs.dense, needs.rank)],
+                scaled: floats(needs.dense && needs.col_scale, wide),
+                acts: Activations::new(packed, wide)?,
+                mlp_acts: Activations::new(packed, f)?,
+                scratch: Scratch::new(
+                    if needs.packed { 2 } else { 0 },
+                    n,
+                    needs.rank,
+                    if needs.col_scale { wide } else { 0 },
+                )?,
+                cos,
+                sin,
+            },
+        })
+    }
+}
+
+/// Cosines and sines of every position's angles. Angles are products in f32, as in the models' own training code.
+fn rope_table(config: &ModelConfig, positions: usize) -> (Vec<f32>, Vec<f32>) {
+    let frequencies: Vec<f32> = config.inv_freq().iter().map(|f| *f as f32).collect();
+    let mut cos = Vec::with_capacity(positions * frequencies.len());
+    let mut sin = Vec::with_capacity(positions * frequencies.len());
+    for position in 0..positions {
+        for f in &frequencies {
+            let (s, c) = f64::from(position as f32 * f).sin_cos();
+            cos.push(c as f32);
+            sin.push(s as f32);
+        }
+    }
+    (cos, sin)
+}
