@@ -24,27 +24,13 @@ impl Programs {
         if programs.is_empty() {
             return Ok(Self::default());
         }
-        let mut command = cargo()?;
-        command.args(["build", "--release", "--message-format=json-render-diagnostics"]);
-        for program in programs {
-            command.args(["--package", program.names().1]);
-        }
-        let output =
-            command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("starting cargo")?;
-        if !output.status.success() {
-            bail!("cargo could not build the programs; its message is above");
-        }
-        let mut found = BTreeMap::new();
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-            let Some(executable) = message.get("executable").and_then(serde_json::Value::as_str) else {
-                continue;
-            };
-            let name = message.pointer("/target/name").and_then(serde_json::Value::as_str);
-            if let Some(program) = programs.iter().find(|program| Some(program.names().0) == name) {
-                found.insert(*program, PathBuf::from(executable));
-            }
-        }
+        let packages = programs.iter().flat_map(|program| ["--package", program.names().1]);
+        let found: BTreeMap<Program, PathBuf> = build(packages)?
+            .into_iter()
+            .filter_map(|(name, path)| {
+                programs.iter().find(|program| program.names().0 == name).map(|program| (*program, path))
+            })
+            .collect();
         match programs.iter().find(|program| !found.contains_key(program)) {
             Some(missing) => bail!("cargo built no program named {}", missing.names().0),
             None => Ok(Self(found)),
@@ -70,6 +56,41 @@ impl Programs {
             .map(PathBuf::as_path)
             .with_context(|| format!("{} was not built", program.names().0))
     }
+}
+
+/// Builds all programs and all tests in one go and gives the folder of the programs. In one go, because features
+/// that only tests ask for would otherwise have libtorch's bindings and others compiled a second time.
+pub(crate) fn everything() -> Result<PathBuf> {
+    let found = build(["--workspace", "--bins", "--tests"])?;
+    let program = found.get(Program::Sharp.names().0).context("cargo built no program named sharp")?;
+    Ok(program.parent().context("a program lies in a folder")?.to_path_buf())
+}
+
+/// Runs `cargo build` and gives the programs that it made, by name.
+fn build<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, PathBuf>> {
+    let output = cargo()?
+        .args(["build", "--release", "--message-format=json-render-diagnostics"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    if !output.status.success() {
+        bail!("cargo could not build the programs; its message is above");
+    }
+    let mut found = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let text = |path: &str| message.pointer(path).and_then(serde_json::Value::as_str);
+        // A program's own unit tests are an executable of the same name.
+        if message.pointer("/profile/test").and_then(serde_json::Value::as_bool) == Some(true) {
+            continue;
+        }
+        if let (Some(executable), Some(name)) = (text("/executable"), text("/target/name")) {
+            found.insert(name.to_owned(), PathBuf::from(executable));
+        }
+    }
+    Ok(found)
 }
 
 /// True where LIBTORCH came from the file that setup writes, by way of the cargo that started this process.

@@ -241,6 +241,7 @@ fn analyze(run: &Run) -> Result<Step> {
         .flag("--data", calibration)
         .flag("--out", run.path(ANALYZE))
         .number("--tokens", config.calibration_tokens)
+        .number("--seq-len", config.sequence)
         .number("--window", config.window)
         .flag("--split", "train")
         .number("--held-out", config.held_out)
@@ -254,7 +255,15 @@ fn analyze(run: &Run) -> Result<Step> {
             run,
             Stage::Analyze,
             ANALYZE,
-            &["calibration", "calibration_tokens", "window", "delta_nll_tokens", "held_out", "seed"],
+            &[
+                "calibration",
+                "calibration_tokens",
+                "sequence",
+                "window",
+                "delta_nll_tokens",
+                "held_out",
+                "seed",
+            ],
         )?
     })
 }

@@ -1,11 +1,12 @@
 //! `cargo xtask test`: every check, the cheapest first. Continuous integration runs exactly this.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::cargo;
+use crate::build::{self, cargo};
 use crate::{child, commands::setup};
 
 /// Options of `test`.
@@ -63,9 +64,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     .env("RUSTDOCFLAGS", "-D warnings"),
             )?,
             Tests => {
-                call(cargo()?.args(["test", "--release", "--workspace"]).env("SHARP_REQUIRE_MATERIALS", "1"))?
+                let programs = build::everything()?;
+                let mut command = cargo()?;
+                command.args(["test", "--release", "--workspace"]);
+                call(command.env("SHARP_REQUIRE_MATERIALS", "1").env("SHARP_BIN_DIR", programs))?;
             }
-            Pipeline => tiny_twice()?,
+            Pipeline => tiny_twice(&build::everything()?)?,
         }
         times.push(format!("{check:?} {:.0} s", started.elapsed().as_secs_f64()));
     }
@@ -90,7 +94,7 @@ fn call(command: &mut Command) -> Result<()> {
 }
 
 /// The whole way on the tiny model, from nothing, and once more.
-fn tiny_twice() -> Result<()> {
+fn tiny_twice(programs: &Path) -> Result<()> {
     let folder = crate::paths::repository()?.join("runs").join("tiny-check");
     if folder.exists() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
@@ -98,7 +102,7 @@ fn tiny_twice() -> Result<()> {
     let pipeline = || -> Result<Command> {
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
         command.args(["pipeline", "--config", "configs/tiny.toml", "--json", "--out"]).arg(&folder);
-        command.current_dir(crate::paths::repository()?);
+        command.current_dir(crate::paths::repository()?).env("SHARP_BIN_DIR", programs);
         Ok(command)
     };
     call(pipeline()?.stdout(Stdio::null()))?;
