@@ -64,6 +64,19 @@ fn step(scale: __m256, x_scale: __m256, sums: __m256i, acc: __m256) -> __m256 {
     _mm256_fmadd_ps(_mm256_mul_ps(scale, x_scale), _mm256_cvtepi32_ps(sums), acc)
 }
 
+/// Gives back `v`, in a tile of several tokens in a way that the compiler cannot see through. Otherwise it regroups the additions
+/// token by token, which is the same sum but needs twice the registers there are (measured: 1.4 times slower).
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pinned<const T: usize>(mut v: __m256i) -> __m256i {
+    if T == 1 {
+        return v;
+    }
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
+    v
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn prefetch<const LINES: usize>(p: *const u8) {
@@ -134,15 +147,15 @@ unsafe fn q4_tile<const T: usize, const STREAM: bool>(
                 let (l0, l1) = (_mm256_and_si256(w0, low), _mm256_and_si256(w1, low));
                 for t in 0..T {
                     let a = quad(tokens[t].q.add(b * BLOCK + 4 * v));
-                    s[t][0] = _mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(l0, a));
-                    s[t][1] = _mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(l1, a));
+                    s[t][0] = pinned::<T>(_mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(l0, a)));
+                    s[t][1] = pinned::<T>(_mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(l1, a)));
                 }
                 let h0 = _mm256_and_si256(_mm256_srli_epi16::<4>(w0), low);
                 let h1 = _mm256_and_si256(_mm256_srli_epi16::<4>(w1), low);
                 for t in 0..T {
                     let a = quad(tokens[t].q.add(b * BLOCK + 16 + 4 * v));
-                    s[t][0] = _mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(h0, a));
-                    s[t][1] = _mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(h1, a));
+                    s[t][0] = pinned::<T>(_mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(h0, a)));
+                    s[t][1] = pinned::<T>(_mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(h1, a)));
                 }
             }
             let (d0, d1) = (halves(w.add(256)), halves(w.add(272)));
