@@ -1,1 +1,27 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
+mod adamw;
+mod attention;
+mod block;
+mod device;
+mod error;
+pub mod forms;
+mod head;
+mod linear;
+mod llama;
+mod mlp;
+mod norm;
+mod params;
+mod pool;
+mod rope;
+mod schedule;
+mod tensors;
+
+pub use adamw::{AdamW, AdamWConfig, clip};
+pub use device::{Compute, ENVIRONMENT, Precision, cpu_has_bf16};
+pub use error::{Error, Result};
+pub use head::{Loss, LossSums};
+pub use llama::Llama;
+pub use params::{Group, Layout, ParamId, ParamSpec, Params};
+pub use schedule::Schedule;

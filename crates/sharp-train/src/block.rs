@@ -1,0 +1,180 @@
+//! One transformer layer, forwards and backwards. Frozen weights get no gradients, and nothing of libtorch's own graph is
+//! built: the way back is written out, so it keeps only what it needs and stops where nothing below is trained.
+
+use sharp_model::{ModelSource, names};
+use tch::Tensor;
+
+use crate::attention::{self, Attention, Batch};
+use crate::device::Compute;
+use crate::error::Result;
+use crate::mlp::{self, Mlp, MlpTrain, Sink};
+use crate::norm;
+use crate::params::ParamId;
+use crate::rope::Rope;
+use crate::tensors::from_ref;
+
+/// One layer's weights.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// `(d)`
+    pub(crate) input_norm: Tensor,
+    pub(crate) attention: Attention,
+    /// `(d)`
+    pub(crate) mlp_norm: Tensor,
+    /// `None` where the MLP was removed.
+    pub(crate) mlp: Option<Mlp>,
+    eps: f64,
+}
+
+/// What of a layer is trained.
+#[derive(Debug, Default)]
+pub(crate) struct BlockTrain {
+    pub(crate) mlp: Option<MlpTrain>,
+    pub(crate) input_norm: Option<ParamId>,
+    pub(crate) mlp_norm: Option<ParamId>,
+}
+
+impl BlockTrain {
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            mlp: self.mlp.as_ref().map(MlpTrain::share),
+            input_norm: self.input_norm,
+            mlp_norm: self.mlp_norm,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mlp.is_none() && self.input_norm.is_none() && self.mlp_norm.is_none()
+    }
+}
+
+/// What the way back needs. All `(n, d)` unless said otherwise, `n = sequences * time`.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    input: Tensor,
+    /// `(n, 1)`
+    input_inv: Tensor,
+    attention: attention::Saved,
+    middle: Tensor,
+    /// `(n, 1)`
+    middle_inv: Tensor,
+    mlp: Option<mlp::Saved>,
+}
+
+impl Block {
+    /// Loads one layer, its MLP's effective weights merged.
+    pub(crate) fn load(source: &ModelSource, layer: usize, compute: &Compute) -> Result<Self> {
+        let mlp = Mlp::load(source, layer, compute)?;
+        Self::load_around(source, layer, mlp, compute)
+    }
+
+    /// Loads a layer's attention and norms around a given MLP.
+    pub(crate) fn load_around(
+        source: &ModelSource,
+        layer: usize,
+        mlp: Option<Mlp>,
+        compute: &Compute,
+    ) -> Result<Self> {
+        let get = |name: String| from_ref(&source.tensor(&name)?, compute.device);
+        Ok(Self {
+            input_norm: get(names::input_norm(layer))?,
+            attention: Attention::load(source, layer, compute)?,
+            mlp_norm: get(names::mlp_norm(layer))?,
+            mlp,
+            eps: source.config().rms_norm_eps,
+        })
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            input_norm: self.input_norm.shallow_clone(),
+            attention: self.attention.share(),
+            mlp_norm: self.mlp_norm.shallow_clone(),
+            mlp: self.mlp.as_ref().map(Mlp::share),
+            eps: self.eps,
+        }
+    }
+
+    /// The residual stream after attention, `(n, d)`.
+    pub(crate) fn attend(&self, input: &Tensor, rope: &Rope, batch: Batch) -> Result<Tensor> {
+        let (normed, _) = norm::forward(input, &self.input_norm, self.eps)?;
+        let (mut out, _) = self.attention.forward(&normed, rope, batch)?;
+        let _ = out.f_add_(input)?;
+        Ok(out)
+    }
+
+    /// The MLP's input, `(n, d)`, from the residual stream after attention.
+    pub(crate) fn mlp_input(&self, middle: &Tensor) -> Result<Tensor> {
+        Ok(norm::forward(middle, &self.mlp_norm, self.eps)?.0)
+    }
+
+    /// The whole layer, nothing kept.
+    pub(crate) fn forward(&self, input: &Tensor, rope: &Rope, batch: Batch) -> Result<Tensor> {
+        let mut middle = self.attend(input, rope, batch)?;
+        if let Some(mlp) = &self.mlp {
+            let _ = middle.f_add_(mlp.forward(&self.mlp_input(&middle)?)?.y())?;
+        }
+        Ok(middle)
+    }
+
+    /// The whole layer, with what the way back needs.
+    pub(crate) fn forward_saving(
+        &self,
+        input: Tensor,
+        rope: &Rope,
+        batch: Batch,
+    ) -> Result<(Tensor, Saved)> {
+        let (normed, input_inv) = norm::forward(&input, &self.input_norm, self.eps)?;
+        let (mut middle, attention) = self.attention.forward(&normed, rope, batch)?;
+        drop(normed);
+        let _ = middle.f_add_(&input)?;
+        let (normed, middle_inv) = norm::forward(&middle, &self.mlp_norm, self.eps)?;
+        let mlp = self.mlp.as_ref().map(|mlp| mlp.forward(&normed)).transpose()?;
+        let output = match &mlp {
+            Some(mlp) => middle.f_add(mlp.y())?,
+            None => middle.shallow_clone(),
+        };
+        Ok((output, Saved { input, input_inv, attention, middle, middle_inv, mlp }))
+    }
+
+    /// From the output's gradient `d (n, d)`, which is overwritten, to the input's, if something below wants it;
+    /// gradients of what is trained here go to `sink`.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn backward(
+        &self,
+        mut d: Tensor,
+        saved: Saved,
+        rope: &Rope,
+        batch: Batch,
+        train: &BlockTrain,
+        sink: &Sink<'_>,
+        want_input: bool,
+    ) -> Result<Option<Tensor>> {
+        let below_mlp = want_input || train.input_norm.is_some();
+        if let (Some(mlp), Some(kept)) = (&self.mlp, &saved.mlp) {
+            let x = norm::apply(&saved.middle, &saved.middle_inv, &self.mlp_norm)?;
+            let trained = train.mlp.as_ref().map(|t| (t, sink));
+            let want = below_mlp || train.mlp_norm.is_some();
+            if let Some(dx) = mlp.backward(&x, kept, &d, trained, want)? {
+                if let Some(id) = train.mlp_norm {
+                    sink.add(id, &norm::weight_grad(&dx, &saved.middle, &saved.middle_inv)?)?;
+                }
+                if below_mlp {
+                    norm::backward_onto(&mut d, &dx, &saved.middle, &saved.middle_inv, &self.mlp_norm)?;
+                }
+            }
+        }
+        if !below_mlp {
+            return Ok(None);
+        }
+        let dx = self.attention.backward(&d, &saved.attention, rope, batch)?;
+        if let Some(id) = train.input_norm {
+            sink.add(id, &norm::weight_grad(&dx, &saved.input, &saved.input_inv)?)?;
+        }
+        if !want_input {
+            return Ok(None);
+        }
+        norm::backward_onto(&mut d, &dx, &saved.input, &saved.input_inv, &self.input_norm)?;
+        Ok(Some(d))
+    }
+}

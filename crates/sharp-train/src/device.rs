@@ -1,0 +1,113 @@
+//! Where and how to compute: device, number type of the linears, threads, and the environment libtorch wants.
+
+use tch::{Cuda, Device, Kind};
+
+use crate::error::{Error, Result};
+
+/// Number type of the matrix products. Everything else (norms, softmax, losses, moments, master weights) is float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// float32 throughout.
+    #[default]
+    F32,
+    /// bfloat16 products where the CPU has instructions for them (or on CUDA), with float32 master weights.
+    Bf16,
+}
+
+impl Precision {
+    /// [`Precision::Bf16`] where it is faster, else [`Precision::F32`]: without `avx512_bf16` or AMX libtorch's bfloat16
+    /// products run at about a hundredth of float32's speed.
+    pub fn best(device: Device) -> Self {
+        if device.is_cuda() || cpu_has_bf16() { Self::Bf16 } else { Self::F32 }
+    }
+
+    /// libtorch's name of the type.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// Whether this CPU multiplies bfloat16 in hardware.
+pub fn cpu_has_bf16() -> bool {
+    // `is_x86_feature_detected!` knows avx512bf16, but AMX only on nightly; every CPU with AMX has avx512_bf16.
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Where and how to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compute {
+    /// CPU or a CUDA device.
+    pub device: Device,
+    /// Number type of the matrix products.
+    pub precision: Precision,
+    /// Worker threads; each runs its own sequences with a single-threaded libtorch. On CUDA always 1.
+    pub threads: usize,
+}
+
+impl Compute {
+    /// The CPU with this many workers, in float32. Tells libtorch to use one thread per worker.
+    pub fn cpu(threads: usize) -> Self {
+        Self { device: Device::Cpu, precision: Precision::F32, threads: threads.max(1) }.applied()
+    }
+
+    /// Resolves a device name (`auto`, `cpu`, `cuda`, `cuda:1`) and a precision name (`auto`, `f32`, `bf16`).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an unknown name or a device this libtorch does not have.
+    pub fn from_names(device: &str, precision: &str, threads: usize) -> Result<Self> {
+        let device = match device {
+            "cpu" => Device::Cpu,
+            "auto" => Device::cuda_if_available(),
+            name => {
+                let index = match name.strip_prefix("cuda") {
+                    Some("") => Some(0),
+                    Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<usize>().ok()),
+                    None => None,
+                }
+                .ok_or_else(|| Error::invalid(format!("device `{name}`: use auto, cpu, cuda or cuda:N")))?;
+                let found = usize::try_from(Cuda::device_count()).unwrap_or(0);
+                if index >= found {
+                    return Err(Error::invalid(format!(
+                        "device `{name}`: this libtorch sees {found} CUDA devices"
+                    )));
+                }
+                Device::Cuda(index)
+            }
+        };
+        let precision = match precision {
+            "f32" => Precision::F32,
+            "bf16" => Precision::Bf16,
+            "auto" => Precision::best(device),
+            name => return Err(Error::invalid(format!("precision `{name}`: use auto, f32 or bf16"))),
+        };
+        let threads = if device.is_cuda() { 1 } else { threads.max(1) };
+        Ok(Self { device, precision, threads }.applied())
+    }
+
+    /// Workers each use one libtorch thread: matrix products of a few hundred rows gain more from independent
+    /// sequences than from splitting one, and the results do not depend on how many workers there are.
+    fn applied(self) -> Self {
+        tch::set_num_threads(1);
+        self
+    }
+}
+
+/// Environment that must be in place before libtorch and libc start, as (name, value): a waiting OpenMP thread must
+/// not spin on a core somebody else needs, and freed activations stay in the process instead of going back to the
+/// system to be zeroed page by page again.
+pub const ENVIRONMENT: [(&str, &str); 4] = [
+    ("OMP_WAIT_POLICY", "passive"),
+    ("MALLOC_MMAP_THRESHOLD_", "1073741824"),
+    ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
+    ("MALLOC_TOP_PAD_", "67108864"),
+];

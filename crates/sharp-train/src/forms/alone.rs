@@ -1,0 +1,37 @@
+//! `B A`: low rank alone, nothing shared; the baseline every sharing form is compared with.
+
+use sharp_model::RecoveryForm;
+use tch::Tensor;
+
+use super::{Flow, Form, Pieces, factors};
+use crate::error::Result;
+
+/// `B A`.
+#[derive(Debug)]
+pub struct LowRankOnly;
+
+impl Form for LowRankOnly {
+    fn kind(&self) -> RecoveryForm {
+        RecoveryForm::LowRankOnly
+    }
+
+    fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
+        let _ = out.f_zero_()?;
+        factors::add_product(out, pieces)
+    }
+
+    fn gradients(&self, pieces: &Pieces, flow: &Flow<'_>) -> Result<Pieces> {
+        let (a, b) = factors::gradients(pieces, flow)?;
+        Ok(Pieces { a, b, ..Pieces::default() })
+    }
+
+    fn weight_gradients(
+        &self,
+        _reference: Option<&Tensor>,
+        pieces: &Pieces,
+        dw: &Tensor,
+    ) -> Result<(Pieces, Option<Tensor>)> {
+        let (a, b) = factors::from_weight(pieces, dw)?;
+        Ok((Pieces { a, b, ..Pieces::default() }, None))
+    }
+}

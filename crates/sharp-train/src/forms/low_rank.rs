@@ -1,0 +1,37 @@
+//! `W_ref + B A`: the paper's form (Wang et al., arXiv 2502.07832).
+
+use sharp_model::RecoveryForm;
+use tch::Tensor;
+
+use super::{Flow, Form, Pieces, factors, need};
+use crate::error::Result;
+
+/// `W_ref + B A`.
+#[derive(Debug)]
+pub struct LowRank;
+
+impl Form for LowRank {
+    fn kind(&self) -> RecoveryForm {
+        RecoveryForm::LowRank
+    }
+
+    fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
+        out.f_copy_(need(reference, "a reference weight")?)?;
+        factors::add_product(out, pieces)
+    }
+
+    fn gradients(&self, pieces: &Pieces, flow: &Flow<'_>) -> Result<Pieces> {
+        let (a, b) = factors::gradients(pieces, flow)?;
+        Ok(Pieces { a, b, ..Pieces::default() })
+    }
+
+    fn weight_gradients(
+        &self,
+        _reference: Option<&Tensor>,
+        pieces: &Pieces,
+        dw: &Tensor,
+    ) -> Result<(Pieces, Option<Tensor>)> {
+        let (a, b) = factors::from_weight(pieces, dw)?;
+        Ok((Pieces { a, b, ..Pieces::default() }, Some(dw.shallow_clone())))
+    }
+}

@@ -1,0 +1,57 @@
+//! A matrix product with a stored weight, in the chosen number type.
+
+use tch::{Kind, Tensor};
+
+use crate::device::Precision;
+use crate::error::Result;
+
+/// `y = x Wᵀ + bias`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `(out, in)`, in the products' number type.
+    pub(crate) weight: Tensor,
+    /// `(out)`, float32.
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Keeps a float32 `weight (out, in)`, converted if the precision asks for it.
+    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>, precision: Precision) -> Result<Self> {
+        Ok(Self { weight: weight.f_to_kind(precision.kind())?, bias })
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
+    }
+
+    /// `x (n, in)` to `(n, out)`, both float32.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = product(x, &self.weight.f_tr()?)?;
+        if let Some(bias) = &self.bias {
+            let _ = y.f_add_(bias)?;
+        }
+        Ok(y)
+    }
+
+    /// The input's gradient `(n, in)` from the output's `(n, out)`.
+    pub(crate) fn input_grad(&self, dy: &Tensor) -> Result<Tensor> {
+        product(dy, &self.weight)
+    }
+
+    /// `y` without the bias.
+    pub(crate) fn without_bias(&self, y: &Tensor) -> Result<Tensor> {
+        match &self.bias {
+            Some(bias) => Ok(y.f_sub(bias)?),
+            None => Ok(y.shallow_clone()),
+        }
+    }
+}
+
+/// `x @ w` where `x` is float32 and `w` of the products' number type; float32 out.
+fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let kind = w.f_kind()?;
+    if kind == Kind::Float {
+        return Ok(x.f_mm(w)?);
+    }
+    Ok(x.f_to_kind(kind)?.f_mm(w)?.f_to_kind(Kind::Float)?)
+}

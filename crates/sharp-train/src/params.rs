@@ -1,0 +1,228 @@
+//! Trainable parameters as one flat tensor with views into it, so that clipping, AdamW and checkpoints are a few
+//! operations on one vector, whatever the model.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::tensors::{dim, from_f32, shape_of, to_vec};
+
+/// How the optimiser treats a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Group {
+    /// Low-rank factors `A (r, in)` and `B (out, r)`.
+    Factor,
+    /// A shared MLP's own weights `(out, in)`.
+    Shared,
+    /// Row and column scales.
+    Scale,
+    /// RMS norm weights `(d)`.
+    Norm,
+}
+
+impl Group {
+    /// Whether weight decay applies: to matrices, not to scales and norms.
+    pub fn decays(self) -> bool {
+        matches!(self, Self::Factor | Self::Shared)
+    }
+}
+
+/// One parameter: its name, shape and place in the flat tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// The tensor's name in a recovery file.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// How the optimiser treats it.
+    pub group: Group,
+    /// First element in the flat tensor.
+    offset: usize,
+}
+
+impl ParamSpec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its elements in the flat tensor.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+}
+
+/// Names a parameter within its [`Layout`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParamId(usize);
+
+/// What parameters there are and where each lies. The same for values, gradients and moments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layout {
+    specs: Vec<ParamSpec>,
+    by_name: HashMap<String, usize>,
+    total: usize,
+}
+
+impl Layout {
+    /// Adds a parameter at the end.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the name is taken or the sizes overflow.
+    pub fn add(&mut self, name: impl Into<String>, shape: &[usize], group: Group) -> Result<ParamId> {
+        let name = name.into();
+        let len = shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .and_then(|n| self.total.checked_add(n).map(|_| n))
+            .ok_or_else(|| Error::invalid(format!("parameter `{name}` of shape {shape:?} is too large")))?;
+        if self.by_name.contains_key(&name) {
+            return Err(Error::invalid(format!("parameter `{name}` twice")));
+        }
+        let id = self.specs.len();
+        self.by_name.insert(name.clone(), id);
+        self.specs.push(ParamSpec { name, shape: shape.to_vec(), group, offset: self.total });
+        self.total += len;
+        Ok(ParamId(id))
+    }
+
+    /// All parameters in order.
+    pub fn specs(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+
+    /// Number of values in all.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// A parameter by name.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.by_name.get(name).copied().map(ParamId)
+    }
+
+    /// A parameter's description.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the number is of another layout.
+    pub fn spec(&self, id: ParamId) -> Result<&ParamSpec> {
+        self.specs.get(id.0).ok_or_else(|| Error::invalid(format!("no parameter number {}", id.0)))
+    }
+
+    /// A flat tensor `(total)` of zeros.
+    ///
+    /// # Errors
+    /// From libtorch.
+    pub fn zeros(&self, device: Device) -> Result<Tensor> {
+        Ok(Tensor::f_zeros([dim(self.total)?], (Kind::Float, device))?)
+    }
+
+    /// The part of a flat tensor that is one parameter, in its shape, sharing memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `flat` is not of this layout.
+    pub fn view(&self, flat: &Tensor, id: ParamId) -> Result<Tensor> {
+        let spec = self.spec(id)?;
+        if flat.numel() != self.total {
+            return Err(Error::Shape {
+                what: "flat parameters".into(),
+                expected: vec![self.total],
+                found: shape_of(flat),
+            });
+        }
+        let shape = spec.shape.iter().map(|&n| dim(n)).collect::<Result<Vec<_>>>()?;
+        Ok(flat.f_narrow(0, dim(spec.offset)?, dim(spec.len())?)?.f_view(&shape[..])?)
+    }
+
+    /// Runs of neighbouring parameters with the same treatment, as (elements, decays).
+    pub(crate) fn segments(&self) -> Vec<(Range<usize>, bool)> {
+        let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+        for spec in &self.specs {
+            match runs.last_mut() {
+                Some((range, decays)) if *decays == spec.group.decays() => range.end = spec.range().end,
+                _ => runs.push((spec.range(), spec.group.decays())),
+            }
+        }
+        runs
+    }
+}
+
+/// Values of a layout's parameters.
+#[derive(Debug)]
+pub struct Params {
+    /// What lies where.
+    pub layout: Layout,
+    /// The values, `(layout.total())`, float32.
+    pub flat: Tensor,
+}
+
+impl Params {
+    /// All zero.
+    ///
+    /// # Errors
+    /// From libtorch.
+    pub fn zeros(layout: Layout, device: Device) -> Result<Self> {
+        let flat = layout.zeros(device)?;
+        Ok(Self { layout, flat })
+    }
+
+    /// One parameter, sharing memory with [`Params::flat`].
+    ///
+    /// # Errors
+    /// As [`Layout::view`].
+    pub fn view(&self, id: ParamId) -> Result<Tensor> {
+        self.layout.view(&self.flat, id)
+    }
+
+    /// Replaces one parameter's values, row-major.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are not as many values as the parameter has.
+    pub fn set(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
+        let shape = self.layout.spec(id)?.shape.clone();
+        let source = from_f32(values, &shape, self.flat.device())?;
+        self.view(id)?.f_copy_(&source)?;
+        Ok(())
+    }
+
+    /// One parameter's values, row-major.
+    ///
+    /// # Errors
+    /// From libtorch.
+    pub fn get(&self, id: ParamId) -> Result<Vec<f32>> {
+        to_vec(&self.view(id)?)
+    }
+
+    /// A second handle on the same memory.
+    pub(crate) fn share(&self) -> Self {
+        Self { layout: self.layout.clone(), flat: self.flat.shallow_clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_share_memory_and_segments_join_neighbours() {
+        let mut layout = Layout::default();
+        let a = layout.add("a", &[2, 3], Group::Factor).unwrap();
+        let b = layout.add("b", &[4], Group::Shared).unwrap();
+        let c = layout.add("c", &[5], Group::Norm).unwrap();
+        assert!(layout.add("a", &[1], Group::Norm).is_err());
+        assert_eq!(layout.segments(), vec![(0..10, true), (10..15, false)]);
+        let mut params = Params::zeros(layout, Device::Cpu).unwrap();
+        params.set(b, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        assert_eq!(to_vec(&params.flat).unwrap()[6..10], [1.0, 2.0, 3.0, 4.0]);
+        assert!(params.set(c, &[0.0; 4]).is_err());
+        let _ = params.view(a).unwrap().f_fill_(7.0).unwrap();
+        assert_eq!(params.get(a).unwrap(), [7.0; 6]);
+    }
+}

@@ -1,0 +1,67 @@
+//! Between checkpoints' bytes and libtorch's tensors.
+
+use sharp_model::{TensorRef, TensorSource};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// A size as libtorch wants it.
+///
+/// # Errors
+/// [`Error::Invalid`] beyond `i64::MAX`.
+pub(crate) fn dim(n: usize) -> Result<i64> {
+    i64::try_from(n).map_err(|_| Error::invalid(format!("size {n} is too large")))
+}
+
+/// A float32 tensor from a stored one of any type, on `device`.
+pub(crate) fn from_ref(tensor: &TensorRef, device: Device) -> Result<Tensor> {
+    from_f32(&tensor.f32()?, tensor.shape(), device)
+}
+
+/// A float32 tensor by name, its shape checked.
+pub(crate) fn load(source: &dyn TensorSource, name: &str, shape: &[usize], device: Device) -> Result<Tensor> {
+    let tensor = source.tensor(name)?;
+    check_shape(name, shape, tensor.shape())?;
+    from_ref(&tensor, device)
+}
+
+/// A tensor of `shape` from row-major values.
+pub(crate) fn from_f32(values: &[f32], shape: &[usize], device: Device) -> Result<Tensor> {
+    let sizes = shape.iter().map(|&n| dim(n)).collect::<Result<Vec<_>>>()?;
+    if shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(values.len()) {
+        return Err(Error::Shape { what: "values".into(), expected: shape.to_vec(), found: vec![values.len()] });
+    }
+    Ok(Tensor::f_from_slice(values)?.f_reshape(&sizes[..])?.f_to_device(device)?)
+}
+
+/// Token numbers `(n)` as int64.
+pub(crate) fn from_tokens(tokens: &[u32], device: Device) -> Result<Tensor> {
+    let wide: Vec<i64> = tokens.iter().map(|&t| i64::from(t)).collect();
+    Ok(Tensor::f_from_slice(&wide)?.f_to_device(device)?)
+}
+
+/// A tensor's values, row-major, as float32.
+pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>> {
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let mut values = vec![0.0; flat.numel()];
+    flat.f_copy_data(&mut values, flat.numel())?;
+    Ok(values)
+}
+
+/// The single value of a tensor of one element.
+pub(crate) fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(tensor.f_double_value(&[])?)
+}
+
+/// A tensor's shape in `usize`.
+pub(crate) fn shape_of(tensor: &Tensor) -> Vec<usize> {
+    tensor.size().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
+}
+
+/// Refuses a shape other than `expected`.
+pub(crate) fn check_shape(what: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Shape { what: what.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
+}
