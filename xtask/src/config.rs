@@ -262,6 +262,11 @@ impl Config {
         }
         choice("dtype", &self.dtype, &["f32", "f16", "bf16"])?;
         choice("export_dtype", &self.export_dtype, &["f32", "f16", "bf16"])?;
+        if self.recipe.ends_with(".toml") {
+            resolve_data(&self.recipe).context("recipe")?;
+        } else {
+            choice("recipe", &self.recipe, &["q4", "q8", "f16"])?;
+        }
         choice("bf16", &self.bf16, &["auto", "on", "off"])?;
         choice(
             "strategy",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -413,21 +413,35 @@ fn export(run: &Run) -> Result<Step> {
 }
 
 fn quantize(run: &Run) -> Result<Step> {
-    let line = |model: PathBuf, out: &str| {
+    let (recipe, recipe_file) = recipe(run)?;
+    let line = |model: PathBuf, out: &str, report: &str| {
         Line::new(Program::Sharp, "quantize")
             .flag("--model", model)
             .flag("--out", run.path(QUANTIZE).join(out))
-            .flag("--recipe", run.config.recipe.as_str())
+            .flag("--recipe", recipe.as_str())
+            .flag("--report", run.path(QUANTIZE).join(report))
     };
+    let mut inputs = vec![MODEL_FILES, Input::From(EXPORT, &["compact/"])];
+    inputs.extend(recipe_file);
     Ok(Step {
-        inputs: vec![MODEL_FILES, Input::From(EXPORT, &["compact/"])],
+        inputs,
         invocations: vec![
-            line(run.path(EXPORT).join("compact"), COMPRESSED).0,
-            line(run.path(IMPORT), ORIGINAL_PACKED).0,
+            threads(run, line(run.path(EXPORT).join("compact"), COMPRESSED, "quant_report.json")).0,
+            threads(run, line(run.path(IMPORT), ORIGINAL_PACKED, "original_quant_report.json")).0,
         ],
-        must_write: vec![COMPRESSED, ORIGINAL_PACKED],
+        must_write: vec![COMPRESSED, ORIGINAL_PACKED, "quant_report.json"],
         ..step(run, Stage::Quantize, QUANTIZE, &["recipe"])?
     })
+}
+
+/// The recipe as an argument, and its file where it is one.
+fn recipe(run: &Run) -> Result<(String, Option<Input>)> {
+    let typed = &run.config.recipe;
+    if typed.ends_with(".toml") {
+        data(typed).map(|(path, file)| (path, Some(file)))
+    } else {
+        Ok((typed.clone(), None))
+    }
 }
 
 /// The original at the precision of the compressed model: what it is compared with.
@@ -467,7 +481,9 @@ fn evaluate(run: &Run) -> Result<Step> {
             ),
             _ => (base(), None),
         };
-        file.rows.push(row);
+        // A row says the precision that it really has.
+        let precision = Path::new(&config.recipe).file_stem().unwrap_or_default().to_string_lossy();
+        file.rows.push(Row { name: name.replace("_q4", &format!("_{precision}")), ..row });
         inputs.extend(input);
     }
     for text in &config.texts {
