@@ -21,7 +21,7 @@ use crate::read::kind;
 
 /// Work a template may do before it is stopped: far more than any real one needs, little enough that a hostile one
 /// ends within seconds.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,14 +53,14 @@ impl std::fmt::Debug for Chat {
 }
 
 fn template_error(e: &minijinja::Error) -> Error {
-    // The message a template raises itself is the best account of what was wrong.
-    let what = match (e.detail(), e.line()) {
-        (Some(detail), _) if e.kind() == ErrorKind::InvalidOperation && detail.starts_with(RAISED) => {
-            detail.trim_start_matches(RAISED).to_owned()
-        }
-        (_, _) => e.to_string(),
-    };
-    Error::Template { what }
+    let detail = e.detail().unwrap_or_default();
+    // What a template itself complains of is the best account of what was wrong.
+    if let Some(what) = detail.strip_prefix(RAISED) {
+        return Error::Template { what: what.to_owned() };
+    }
+    let colon = if detail.is_empty() { "" } else { ": " };
+    let line = e.line().map(|n| format!(" (line {n})")).unwrap_or_default();
+    Error::Template { what: format!("{}{colon}{detail}{line}", e.kind()) }
 }
 
 const RAISED: &str = "raised: ";
@@ -190,15 +190,31 @@ impl Chat {
         add_generation_prompt: bool,
         more: &Map<String, Value>,
     ) -> Result<String> {
+        let mut messages = messages.clone();
+        for message in messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            // Transformers drops what is null, for templates that would write "None".
+            message.retain(|_, v| !v.is_null());
+        }
         self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, more)
     }
 
+    /// The conversation's first `n` messages up to where the next answer begins. Before the first message there
+    /// is nothing: many templates fail on an empty conversation, or open it with a default message.
+    fn before(&self, list: &[Value], n: usize) -> Result<String> {
+        match list.get(..n) {
+            None | Some([]) => Ok(String::new()),
+            Some(head) => self.render_json(&Value::Array(head.to_vec()), true, &Map::new()),
+        }
+    }
+
     fn render_with(&self, messages: Jinja, generate: bool, more: &Map<String, Value>) -> Result<String> {
+        // Transformers defines these two always; some templates tell "none" and "not defined" apart.
         let mut context: Vec<(String, Jinja)> =
-            self.tokens.iter().chain(more).map(|(k, v)| (k.clone(), Jinja::from(Serde(v)))).collect();
+            ["tools", "documents"].map(|name| (name.to_owned(), Jinja::from(()))).into();
+        context.extend(self.tokens.iter().chain(more).map(|(k, v)| (k.clone(), Jinja::from(Serde(v)))));
         context.push(("messages".into(), messages));
         context.push(("add_generation_prompt".into(), Jinja::from(generate)));
-        let context: Jinja = context.into_iter().collect();
+        let context = Jinja::from_pairs(context);
         self.env.get_template("chat template").and_then(|t| t.render(context)).map_err(|e| template_error(&e))
     }
 
@@ -233,9 +249,8 @@ impl Chat {
     /// As [`Chat::document`].
     pub fn pair(&self, messages: &Value, first: usize) -> Result<Document> {
         let list = self.messages(messages)?;
-        let head: Vec<Value> = list.iter().take(first).cloned().collect();
         let whole = self.render_json(messages, false, &Map::new())?;
-        let prompt = self.render_json(&Value::Array(head), true, &Map::new())?;
+        let prompt = self.before(list, first)?;
         match whole.strip_prefix(prompt.as_str()) {
             Some("") | None => Err(Error::Template {
                 what: "the conversation as written does not begin with its prompt as written".into(),
@@ -250,9 +265,8 @@ impl Chat {
         let mut turns = Vec::new();
         let mut at = 0;
         for &answer in answers {
-            let before = Value::Array(list.get(..answer).unwrap_or_default().to_vec());
             let after = Value::Array(list.get(..=answer).unwrap_or_default().to_vec());
-            let begin = self.render_json(&before, true, &Map::new())?;
+            let begin = self.before(list, answer)?;
             let end = self.render_json(&after, false, &Map::new())?;
             if !(whole.starts_with(&begin)
                 && whole.starts_with(&end)
