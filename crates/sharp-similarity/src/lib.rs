@@ -1,1 +1,15 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
+mod analyze;
+mod cka;
+mod delta;
+mod error;
+mod html;
+mod report;
+mod stats;
+
+pub use analyze::{Options, analyze};
+pub use error::{Error, Result};
+pub use html::{escape, heat_map_css, heat_map_svg, number};
+pub use report::{Costs, LayerReport, Metric, PairCost, PairReport, REPORT_VERSION, Report};
