@@ -2,15 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod data;
 mod machine;
 mod output;
+mod report;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{doctor, export, import, inspect};
+use crate::commands::{
+    analyze, benchmark, doctor, export, generate, import, inspect, plan, quantize, report as report_page,
+    synth,
+};
 use crate::output::Output;
 
 /// Compress Llama-family models by sharing MLPs between layers, and run them fast on a CPU.
@@ -55,10 +60,24 @@ impl Global {
 enum Command {
     /// Turn a checkpoint (Hugging Face directory or GGUF file) into a plain Hugging Face directory.
     Import(import::Args),
+    /// Measure how alike the layers are.
+    Analyze(analyze::Args),
+    /// Choose which layer uses whose MLP.
+    Plan(plan::Args),
     /// Write the compressed model as a compact checkpoint, and as a dense one for other tools.
     Export(export::Args),
+    /// Write one file that the engine maps and runs as it lies.
+    Quantize(quantize::Args),
+    /// Measure load, prefill and decode speed, memory, and the fraction of the machine's limit.
+    Benchmark(benchmark::Args),
+    /// Generate text.
+    Generate(generate::Args),
     /// Say what is in a model: tensors, plan, parameters, bytes.
     Inspect(inspect::Args),
+    /// Write the report page of a run.
+    Report(report_page::Args),
+    /// Make a model with random weights, of any shape.
+    Synth(synth::Args),
     /// Say what this machine offers: CPU features, threads, memory bandwidth.
     Doctor(doctor::Args),
 }
@@ -78,8 +97,15 @@ fn main() -> ExitCode {
     let global = &cli.global;
     let result = match cli.command {
         Command::Import(args) => import::run(args, global, &output),
+        Command::Analyze(args) => analyze::run(args, global, &output),
+        Command::Plan(args) => plan::run(args, global, &output),
         Command::Export(args) => export::run(args, global, &output),
+        Command::Quantize(args) => quantize::run(args, global, &output),
+        Command::Benchmark(args) => benchmark::run(args, global, &output),
+        Command::Generate(args) => generate::run(args, global, &output),
         Command::Inspect(args) => inspect::run(args, global, &output),
+        Command::Report(args) => report_page::run(args, global, &output),
+        Command::Synth(args) => synth::run(args, global, &output),
         Command::Doctor(args) => doctor::run(args, global, &output),
     };
     match result {

@@ -5,6 +5,7 @@
 
 mod charts;
 mod collect;
+mod content;
 mod html;
 mod markdown;
 mod text;
@@ -48,8 +49,9 @@ pub(crate) fn write_report(run: &Path, out: Option<&Path>, samples: &[Sample]) -
     let found = collect::Run::read(run, samples)?;
     let html = out.map_or_else(|| run.join("report.html"), Path::to_path_buf);
     let markdown = html.with_extension("md");
-    let page = html::page(&found);
-    let twin = markdown::page(&found);
+    let document = content::document(&found);
+    let page = html::page(&document);
+    let twin = markdown::page(&document);
     sharp_model::write_atomic(&html, |w| w.write_all(page.as_bytes()))?;
     sharp_model::write_atomic(&markdown, |w| w.write_all(twin.as_bytes()))?;
     Ok(Written { html, markdown, missing: found.missing })

@@ -31,6 +31,19 @@ pub struct LayerView<'a> {
     pub residual_out: &'a [f32],
 }
 
+/// Tokens of a pass that follow one another.
+///
+/// They stand at positions `at`, `at + 1`, ... and see each other and what earlier segments of the pass have put at the positions
+/// before `at`. So a text can be continued in several ways in one pass: one segment for the text at 0, then one for each
+/// continuation at the text's length; the next segment at 0 begins another text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Position of the first token.
+    pub at: usize,
+    /// Number of tokens.
+    pub tokens: usize,
+}
+
 /// Looks on while a sequence passes through the layers.
 pub trait Observer {
     /// Called after each layer.
@@ -234,6 +247,22 @@ pub(crate) struct Place<'a> {
     pub(crate) layer: usize,
     /// Position of the first token.
     pub(crate) at: usize,
+    /// How the tokens fall into segments; none: they follow one another from `at` on.
+    pub(crate) segments: &'a [Segment],
+}
+
+impl Place<'_> {
+    /// Position of token `t` of the pass.
+    fn position(&self, t: usize) -> usize {
+        let mut begin = 0;
+        for segment in self.segments {
+            if t < begin + segment.tokens {
+                return segment.at + t - begin;
+            }
+            begin += segment.tokens;
+        }
+        self.at + t
+    }
 }
 
 impl Model {
@@ -311,23 +340,40 @@ impl Model {
         project(team, linears, part(&b.normed, n * d), n, [q, k, v], &mut aside)?;
 
         let half = dim / 2;
-        let (cos, sin, at, eps) = (&b.cos, &b.sin, place.at, config.rms_norm_eps as f32);
+        let (cos, sin, eps) = (&b.cos, &b.sin, config.rms_norm_eps as f32);
         let turn = |t: usize, heads: &mut [f32], weight: &Option<std::sync::Arc<[f32]>>| {
             if let Some(weight) = weight {
                 for head in heads.chunks_exact_mut(dim) {
                     norm_in_place(isa, head, weight, eps);
                 }
             }
-            float::rope(isa, heads, row(cos, half, at + t), row(sin, half, at + t));
+            let at = place.position(t);
+            float::rope(isa, heads, row(cos, half, at), row(sin, half, at));
         };
         rows(team, q, q_size, &|t, heads| turn(t, heads, &attention.q_norm));
         rows(team, k, kv_size, &|t, heads| turn(t, heads, &attention.k_norm));
-        place.cache.write(place.layer, place.at, n, k, v)?;
-
         let mixed = part_mut(&mut b.mixed, n * q_size);
         let scale = 1.0 / (dim as f32).sqrt();
         let heads = config.num_attention_heads;
-        float::attention(team, place.cache, place.layer, heads, place.at, q, scale, mixed)?;
+        let whole = [Segment { at: place.at, tokens: n }];
+        let mut begin = 0;
+        for &Segment { at, tokens } in if place.segments.is_empty() { &whole } else { place.segments } {
+            let piece = |width: usize| begin * width..(begin + tokens) * width;
+            let (k, v) = (slice(k, piece(kv_size)), slice(v, piece(kv_size)));
+            place.cache.write(place.layer, at, tokens, k, v)?;
+            let mixed = mixed.get_mut(piece(q_size)).unwrap_or_default();
+            float::attention(
+                team,
+                place.cache,
+                place.layer,
+                heads,
+                at,
+                slice(q, piece(q_size)),
+                scale,
+                mixed,
+            )?;
+            begin += tokens;
+        }
         let delta = part_mut(&mut b.delta, n * d);
         project(team, [&attention.output], mixed, n, [delta], &mut aside)
     }
@@ -419,7 +465,60 @@ impl Model {
         let mut ws = self.workspace(n)?;
         let mut cache = self.single_layer_cache(n)?;
         for index in first..self.layers().len() {
-            let place = Place { cache: &mut cache, layer: 0, at: 0 };
+            let place = Place { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+            self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
+        }
+        Ok(hidden)
+    }
+
+    /// The residual stream (n, d) that enters layer 0 for these tokens.
+    ///
+    /// # Errors
+    /// [`Error::Token`] for a token outside the vocabulary.
+    pub fn embed_tokens(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let mut hidden = vec![0.0; tokens.len() * self.config().hidden_size];
+        self.embed(tokens, &mut hidden)?;
+        Ok(hidden)
+    }
+
+    /// As [`Model::hidden_from`], for tokens that are several texts or several continuations of one: see [`Segment`].
+    ///
+    /// # Errors
+    /// Those of [`Model::hidden_from`]; [`Error::Argument`] if the segments are not as many tokens as `hidden` has rows, or
+    /// one of them continues what is not there.
+    pub fn hidden_segments(
+        &self,
+        first: usize,
+        mut hidden: Vec<f32>,
+        segments: &[Segment],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>> {
+        if first > self.layers().len() {
+            return Err(Error::Layer { layer: first, layers: self.layers().len() });
+        }
+        let n = self.row_count(&hidden)?;
+        let (mut tokens, mut filled, mut longest) = (0usize, 0, 0);
+        for segment in segments {
+            if segment.at > filled {
+                return Err(Error::argument(format!(
+                    "a segment at position {} after one that ends at {filled}",
+                    segment.at
+                )));
+            }
+            tokens = tokens.saturating_add(segment.tokens);
+            filled = segment.at.saturating_add(segment.tokens);
+            longest = longest.max(filled);
+        }
+        if tokens != n {
+            return Err(Error::argument(format!("segments of {tokens} tokens for {n} rows")));
+        }
+        if n == 0 {
+            return Ok(hidden);
+        }
+        let mut ws = Workspace::new(self.config(), self.inner.needs, n, longest)?;
+        let mut cache = self.single_layer_cache(longest)?;
+        for index in first..self.layers().len() {
+            let place = Place { cache: &mut cache, layer: 0, at: 0, segments };
             self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
         }
         Ok(hidden)
@@ -457,7 +556,7 @@ impl Model {
         for index in 0..self.layers().len() {
             for (s, hidden) in all.iter_mut().enumerate().filter(|(_, h)| !h.is_empty()) {
                 let n = hidden.len() / d;
-                let place = Place { cache: &mut cache, layer: 0, at: 0 };
+                let place = Place { cache: &mut cache, layer: 0, at: 0, segments: &[] };
                 self.run_layer(index, hidden, n, &mut ws.run, place, &mut |v: LayerView<'_>| look(s, v))?;
             }
         }
@@ -595,6 +694,10 @@ fn run_ops(team: &Team, ops: [Option<DenseOp<'_>>; 5], x: &[f32], n: usize) -> R
         _ => {}
     }
     Ok(())
+}
+
+fn slice(x: &[f32], range: std::ops::Range<usize>) -> &[f32] {
+    x.get(range).unwrap_or_default()
 }
 
 /// The first `len` values of a buffer, which was made large enough.

@@ -8,13 +8,14 @@ mod linear;
 mod load;
 mod model;
 mod quantize;
+mod same;
 mod sampler;
 mod session;
 mod synth;
 mod workspace;
 
 pub use error::{Error, Result};
-pub use forward::{LayerView, Observer};
+pub use forward::{LayerView, Observer, Segment};
 pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};
 pub use linear::{Linear, Weight};
 pub use model::{Attention, Layer, Mlp, Model, Options, WeightBytes};

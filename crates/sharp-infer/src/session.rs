@@ -172,7 +172,7 @@ impl Session {
         let hidden = part_mut(&mut self.ws.hidden, n * self.model.config().hidden_size);
         self.model.embed(piece, hidden)?;
         for layer in 0..self.model.inner.layers.len() {
-            let place = Place { cache: &mut self.cache, layer, at };
+            let place = Place { cache: &mut self.cache, layer, at, segments: &[] };
             self.model.run_layer(layer, hidden, n, &mut self.ws.run, place, &mut ())?;
         }
         self.tokens.extend_from_slice(piece);

@@ -113,7 +113,10 @@ fn every_way_through_the_model_gives_the_same_logits() {
         for (i, loss) in losses.iter().enumerate() {
             let row = &logits[i * vocab..(i + 1) * vocab];
             let total: f64 = row.iter().map(|l| f64::from(*l).exp()).sum();
-            assert!((loss - (total.ln() - f64::from(row[tokens[i + 1] as usize]))).abs() < 1e-4, "{case} {i}");
+            assert!(
+                (loss - (total.ln() - f64::from(row[tokens[i + 1] as usize]))).abs() < 1e-4,
+                "{case} {i}"
+            );
         }
     }
 }
@@ -186,7 +189,10 @@ fn text_generation_ends_where_it_should() {
 #[test]
 fn bad_input_is_refused() {
     let model = open("tied", 1);
-    assert!(matches!(model.forward(&[1, 61], &mut ()), Err(sharp_infer::Error::Token { token: 61, position: 1, .. })));
+    assert!(matches!(
+        model.forward(&[1, 61], &mut ()),
+        Err(sharp_infer::Error::Token { token: 61, position: 1, .. })
+    ));
     let mut session = Session::new(&model, 4).unwrap();
     session.prefill(&[1, 2, 3]).unwrap();
     assert!(matches!(session.prefill(&[1, 2]), Err(sharp_infer::Error::Full { capacity: 4, wanted: 5 })));

@@ -279,13 +279,12 @@ impl SharingPlan {
     ///
     /// # Errors
     /// [`Error::Plan`] for the first fault: an unknown version, a layer out of range or named twice, a reference that
-    /// is itself a target, ranks above `min(d, f)`, a form without what it needs, every MLP given up.
+    /// is itself a target, ranks above `min(d, f)`, or a form without what it needs.
     pub fn validate(&self, config: &ModelConfig) -> Result<()> {
         if self.version != PLAN_VERSION {
             let what = format!("version {}; this program reads version {PLAN_VERSION}", self.version);
             return Err(Error::plan(None, what));
         }
-        let layers = config.num_hidden_layers;
         let mut seen = BTreeSet::new();
         for target in &self.targets {
             if !seen.insert(target.layer) {
@@ -301,12 +300,6 @@ impl SharingPlan {
                     format!("its reference {reference} is a target too; a reference must keep its own MLP");
                 return Err(Error::plan(Some(target.layer), what));
             }
-        }
-        if seen.len() >= layers {
-            return Err(Error::plan(
-                None,
-                format!("all {layers} layers give up their MLP; one at least must keep it"),
-            ));
         }
         Ok(())
     }
@@ -395,17 +388,33 @@ impl SharingPlan {
         serde_json::from_value(value).map_err(Error::json(path))
     }
 
-    /// The plan as TOML, with a comment that says what a person may change.
-    ///
-    /// # Errors
-    /// [`Error::Plan`] if a number does not fit TOML's integers.
-    pub fn to_toml(&self) -> Result<String> {
-        let body = toml::to_string(self).map_err(|e| Error::plan(None, e))?;
-        Ok(format!(
-            "# Sharing plan: each target layer runs with its reference layer's MLP, repaired as `form` says\n\
-             # (none | low_rank | scaled_low_rank | row_column_scaled_low_rank | low_rank_only).\n\
-             # Layers not named keep their own MLP. Edit freely; the plan is checked before it is used.\n\n{body}"
-        ))
+    /// The plan as TOML, one block a target, with a comment that says what a person may change.
+    pub fn to_toml(&self) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let mut text = String::from(
+            "# Sharing plan: each target layer runs with its reference layer's MLP, repaired as `form` says:\n\
+             # none | low_rank | scaled_low_rank | row_column_scaled_low_rank | low_rank_only.\n\
+             # Layers not named keep their own MLP. Edit freely; the plan is checked before it is used.\n\n",
+        );
+        text += &format!("version = {}\nstrategy = {}\n", self.version, quoted(&self.strategy));
+        if self.targets.is_empty() {
+            text += "targets = []\n";
+        }
+        for target in &self.targets {
+            text += &format!("\n[[targets]]\nlayer = {}\n", target.layer);
+            if let Some(reference) = target.reference {
+                text += &format!("reference = {reference}\n");
+            }
+            if target.dropped {
+                text += "dropped = true\n";
+            } else {
+                let Ranks { gate, up, down } = target.ranks;
+                text += &format!("form = \"{}\"\n", target.form);
+                text += &format!("ranks = {{ gate = {gate}, up = {up}, down = {down} }}\n");
+            }
+            text += &format!("reason = {}\n", quoted(&target.reason));
+        }
+        text
     }
 
     /// Reads a plan file.
@@ -422,7 +431,7 @@ impl SharingPlan {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let text = self.to_toml()?;
+        let text = self.to_toml();
         crate::atomic::write_atomic(path.as_ref(), |w| w.write_all(text.as_bytes()))
     }
 }

@@ -286,7 +286,10 @@ fn check_factors(path: &Path, layer: usize, projection: Projection, p: &Projecti
     let fits = if p.rank == 0 {
         p.a.is_empty() && p.b.is_empty()
     } else {
-        !p.a.is_empty() && !p.b.is_empty() && p.a.len() % p.rank == 0 && p.b.len() % p.rank == 0
+        !p.a.is_empty()
+            && !p.b.is_empty()
+            && p.a.len().is_multiple_of(p.rank)
+            && p.b.len().is_multiple_of(p.rank)
     };
     match fits {
         true => Ok(()),

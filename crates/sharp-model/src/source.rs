@@ -186,7 +186,7 @@ impl TensorRef {
         let dtype = self.info.dtype;
         let (block, bytes) = (dtype.block_len(), dtype.block_bytes());
         let inside = start.checked_add(out.len()).is_some_and(|end| end <= self.elements());
-        if !inside || start % block != 0 || out.len() % block != 0 {
+        if !inside || !start.is_multiple_of(block) || !out.len().is_multiple_of(block) {
             return Err(Error::tensor(
                 "",
                 self.name(),

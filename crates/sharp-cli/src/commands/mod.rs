@@ -1,6 +1,13 @@
 //! One file a command.
 
+pub(crate) mod analyze;
+pub(crate) mod benchmark;
 pub(crate) mod doctor;
 pub(crate) mod export;
+pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod plan;
+pub(crate) mod quantize;
+pub(crate) mod report;
+pub(crate) mod synth;

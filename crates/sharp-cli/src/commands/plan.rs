@@ -13,7 +13,9 @@ use crate::output::{self, Output};
 
 /// Choose which layer uses whose MLP.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  sharp plan --model original --similarity similarity.json --strategy optimal --remove 0.2 --out plan.toml")]
+#[command(
+    after_help = "Example:\n  sharp plan --model original --similarity similarity.json --strategy optimal --remove 0.2 --out plan.toml"
+)]
 pub(crate) struct Args {
     /// The original model: a Hugging Face directory.
     #[arg(long, value_name = "DIR")]
@@ -87,7 +89,8 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
     let config = ModelConfig::load(args.model.join("config.json"))?;
     let costs = match &args.similarity {
         Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
             let report = Report::from_json(&text).with_context(|| format!("{}", path.display()))?;
             costs(&report, args.cost).with_context(|| format!("{}", path.display()))?
         }
@@ -102,8 +105,9 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
         (None, Some(n)) => Budget::Targets(n),
         (None, None) => Budget::Pattern,
     };
-    let form: RecoveryForm = serde_json::from_value(args.form.as_str().into())
-        .with_context(|| format!("--form {}: one of {}", args.form, RecoveryForm::ALL.map(RecoveryForm::name).join(", ")))?;
+    let form: RecoveryForm = serde_json::from_value(args.form.as_str().into()).with_context(|| {
+        format!("--form {}: one of {}", args.form, RecoveryForm::ALL.map(RecoveryForm::name).join(", "))
+    })?;
     let replacement = match (args.drop, form) {
         (true, _) => Replacement::Drop,
         (false, RecoveryForm::LowRankOnly) => Replacement::LowRankOnly,
@@ -147,7 +151,8 @@ fn costs(report: &Report, metric: Option<Metric>) -> Result<LayerCosts> {
 }
 
 fn describe(plan: &SharingPlan, estimate: &Estimate) -> String {
-    let mut rows = vec![vec!["layer".to_string(), "uses".into(), "form".into(), "ranks".into(), "  why".into()]];
+    let mut rows =
+        vec![vec!["layer".to_string(), "uses".into(), "form".into(), "ranks".into(), "  why".into()]];
     for target in &plan.targets {
         let Ranks { gate, up, down } = target.ranks;
         rows.push(vec![

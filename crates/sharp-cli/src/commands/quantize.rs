@@ -1,0 +1,65 @@
+//! `sharp quantize`: one file that the engine maps and runs as it lies.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+use sharp_infer::{QuantReport, Recipe, Team};
+use sharp_model::write_atomic;
+use sharp_progress::Terminal;
+
+use crate::Global;
+use crate::commands::export::SourceArgs;
+use crate::output::{self, Output};
+
+/// Write one file that the engine maps and runs as it lies.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sharp quantize --model original --out model.sharp --recipe q4")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// The file to write.
+    #[arg(long, value_name = "FILE", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// q4, q8, f16, or a TOML file that says what each kind of matrix becomes.
+    #[arg(long, default_value = "q4")]
+    recipe: String,
+    /// Also write what became of each tensor, with its error, as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Say how large the file's weights would be and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
+    let source = args.source.open()?;
+    let recipe = Recipe::load(&args.recipe)?;
+    let (Some(out), false) = (&args.out, args.dry_run) else {
+        let bytes = sharp_infer::quantized_bytes(&source, &recipe)?;
+        let before = source.stored_bytes()?;
+        return output.result(&json!({ "weight_bytes": bytes, "source_bytes": before }), || {
+            format!("{} of weights, from {}", output::bytes(bytes), output::bytes(before))
+        });
+    };
+    let team = Team::new(global.threads())?;
+    let report = sharp_infer::quantize(&source, &recipe, out, &team, &Terminal::stderr())?;
+    if let Some(path) = &args.report {
+        let text = serde_json::to_string_pretty(&report)?;
+        write_atomic(path, |w| writeln!(w, "{text}"))?;
+    }
+    output.result(&report, || describe(&report))
+}
+
+fn describe(report: &QuantReport) -> String {
+    let worst = report.tensors.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
+    let worst = worst.map_or_else(String::new, |tensor| {
+        format!("; largest relative error {:.4} in {}", tensor.relative_error, tensor.name)
+    });
+    format!(
+        "{} in the file, {} of weights, from {}{worst}",
+        output::bytes(report.file_bytes),
+        output::bytes(report.weight_bytes),
+        output::bytes(report.source_bytes)
+    )
+}

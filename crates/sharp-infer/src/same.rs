@@ -1,0 +1,68 @@
+//! How much of two models is the same, so that work done for one serves the other.
+
+use std::sync::Arc;
+
+use crate::linear::{Linear, Weight};
+use crate::model::{Attention, Layer, Mlp, Model};
+
+/// Equal weights: at one address, or byte for byte (models opened from files of their own).
+fn weight(a: &Arc<Weight>, b: &Arc<Weight>) -> bool {
+    if Arc::ptr_eq(a, b) {
+        return true;
+    }
+    let (x, y) = (a.bytes(), b.bytes());
+    a.format_name() == b.format_name()
+        && (a.rows(), a.cols()) == (b.rows(), b.cols())
+        && x.len() == y.len()
+        && (x.as_ptr() == y.as_ptr() || x[..] == y[..])
+}
+
+fn linear(a: &Linear, b: &Linear) -> bool {
+    (a.base.is_some(), a.factors.is_some()) == (b.base.is_some(), b.factors.is_some())
+        && (&a.row_scale, &a.col_scale, &a.bias) == (&b.row_scale, &b.col_scale, &b.bias)
+        && (a.rows(), a.cols()) == (b.rows(), b.cols())
+        && a.weights().zip(b.weights()).all(|(a, b)| weight(a, b))
+}
+
+fn attention(a: &Attention, b: &Attention) -> bool {
+    (&a.norm, &a.q_norm, &a.k_norm) == (&b.norm, &b.q_norm, &b.k_norm)
+        && a.projections().into_iter().zip(b.projections()).all(|(a, b)| linear(a, b))
+}
+
+fn mlp(a: &Mlp, b: &Mlp) -> bool {
+    a.zero == b.zero && a.projections().into_iter().zip(b.projections()).all(|(a, b)| linear(a, b))
+}
+
+fn layer(a: &Layer, b: &Layer) -> bool {
+    (Arc::ptr_eq(&a.attention, &b.attention) || attention(&a.attention, &b.attention))
+        && a.mlp_norm == b.mlp_norm
+        && (Arc::ptr_eq(&a.mlp, &b.mlp) || mlp(&a.mlp, &b.mlp))
+}
+
+impl Model {
+    /// How many layers from the first on, with the embedding, are the same in both models: what enters that layer in
+    /// one enters it in the other, to the bit. `None` if not even the embedding is the same.
+    pub fn shared_prefix(&self, other: &Model) -> Option<usize> {
+        let (a, b) = (self.config(), other.config());
+        let shape = |c: &sharp_model::ModelConfig| {
+            (
+                c.hidden_size,
+                c.head_dim,
+                c.num_attention_heads,
+                c.num_key_value_heads,
+                c.rms_norm_eps.to_bits(),
+            )
+        };
+        if shape(a) != shape(b)
+            || a.inv_freq() != b.inv_freq()
+            || !weight(self.embedding(), other.embedding())
+        {
+            return None;
+        }
+        // One pass works on one set of kernels.
+        if self.team().isa() != other.team().isa() {
+            return Some(0);
+        }
+        Some(self.layers().iter().zip(other.layers()).take_while(|(a, b)| layer(a, b)).count())
+    }
+}

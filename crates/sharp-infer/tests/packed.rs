@@ -1,0 +1,244 @@
+//! Packed models: quantising, sharing, recovery, determinism.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+use sharp_infer::{Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize};
+use sharp_model::{
+    ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
+};
+use sharp_progress::Silent;
+
+fn config(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv: usize) -> ModelConfig {
+    ModelConfig::llama(hidden, intermediate, layers, heads, kv, 90).unwrap()
+}
+
+/// Every form of a target layer at once, on a model of eight layers.
+fn every_form() -> SharingPlan {
+    use RecoveryForm::{LowRank, None, RowColumnScaledLowRank, ScaledLowRank};
+    SharingPlan::new(
+        "explicit",
+        vec![
+            Target::sharing(1, 0, LowRank, Ranks::uniform(5)),
+            Target::sharing(2, 0, None, Ranks::default()),
+            Target::sharing(3, 0, ScaledLowRank, Ranks { gate: 3, up: 0, down: 40 }),
+            Target::sharing(5, 4, RowColumnScaledLowRank, Ranks::uniform(7)),
+            Target::low_rank_only(6, Ranks::uniform(9)),
+            Target::dropped(7),
+        ],
+    )
+}
+
+fn open(path: &Path, threads: usize) -> Model {
+    Model::open(path, &Options { threads, ..Options::default() }).unwrap()
+}
+
+fn pack(source: &ModelSource, recipe: &Recipe, folder: &Path) -> (std::path::PathBuf, QuantReport) {
+    let out = folder.join("model.sharp");
+    let report = quantize(source, recipe, &out, &Team::new(2).unwrap(), &Silent).unwrap();
+    (out, report)
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let (mut error, mut size) = (0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        error += f64::from(a - b).powi(2);
+        size += f64::from(*b).powi(2);
+    }
+    (error / size).sqrt()
+}
+
+const TOKENS: [u32; 12] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 89];
+
+#[test]
+fn quantised_models_stay_near_their_originals() {
+    let config = config(96, 160, 8, 6, 2);
+    let source = Synthetic::in_memory(&config, Some(&every_form()), 3).unwrap();
+    let original =
+        Model::from_source(&source, &Options::default()).unwrap().forward(&TOKENS, &mut ()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (recipe, weights, logits) in [("f16", 4e-4, 2e-3), ("q8", 7e-3, 0.05), ("q4", 0.11, 0.6)] {
+        let (path, report) = pack(&source, &Recipe::load(recipe).unwrap(), folder.path());
+        for t in &report.tensors {
+            assert!(t.relative_error < weights, "{recipe} {t:?}");
+            assert_eq!(t.format == "f32", t.relative_error == 0.0, "{t:?}");
+        }
+        let found = open(&path, 2).forward(&TOKENS, &mut ()).unwrap();
+        let d = difference(&found, &original);
+        assert!(d < logits, "{recipe}: {d}");
+        assert!(recipe == "f16" || d > 1e-4, "{recipe}: {d}: nothing was quantised");
+    }
+}
+
+#[test]
+fn a_recovery_form_in_a_packed_file_is_what_it_is_in_a_checkpoint() {
+    // F16 leaves the weights almost as they are, so each form's arithmetic shows.
+    let config = config(64, 96, 8, 4, 2);
+    let source = Synthetic::in_memory(&config, Some(&every_form()), 11).unwrap();
+    let plain = Model::from_source(&source, &Options::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = pack(&source, &Recipe::f16(), folder.path());
+    let packed = open(&path, 2);
+    let x: Vec<f32> = (0..64 * 70).map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0).collect();
+    for layer in 0..8 {
+        let (a, b) = (plain.mlp(layer, &x).unwrap(), packed.mlp(layer, &x).unwrap());
+        if layer == 7 {
+            assert!(a.iter().chain(&b).all(|v| *v == 0.0) && packed.layers()[7].mlp().is_zero());
+            continue;
+        }
+        let d = difference(&b, &a);
+        assert!(d < 2e-3, "layer {layer}: {d}");
+        // Against the effective weights, multiplied out.
+        let s = |p| source.projection(layer, p).unwrap().effective_f32().unwrap();
+        let (gate, up, down) = (s(Projection::Gate), s(Projection::Up), s(Projection::Down));
+        let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(a, b)| f64::from(a * b)).sum::<f64>() as f32;
+        let row = &x[..64];
+        let inner: Vec<f32> = (0..96)
+            .map(|i| {
+                let g = dot(&gate[i * 64..(i + 1) * 64], row);
+                g / (1.0 + (-g).exp()) * dot(&up[i * 64..(i + 1) * 64], row)
+            })
+            .collect();
+        let expected: Vec<f32> = (0..64).map(|i| dot(&down[i * 96..(i + 1) * 96], &inner)).collect();
+        let d = difference(&a[..64], &expected);
+        assert!(d < 1e-5, "layer {layer}: {d}");
+    }
+}
+
+#[test]
+fn shared_matrices_are_one_in_memory_and_on_disk() {
+    let config = config(64, 128, 8, 4, 2);
+    let source = Synthetic::in_memory(&config, Some(&every_form()), 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (path, report) = pack(&source, &Recipe::q4(), folder.path());
+    for model in [open(&path, 1), Model::from_source(&source, &Options::default()).unwrap()] {
+        let mlp =
+            |i: usize| model.layers()[i].mlp().projections().map(|p| p.base().unwrap().bytes().as_ptr());
+        assert_eq!(mlp(0), mlp(1));
+        assert_eq!(mlp(0), mlp(2));
+        assert_eq!(mlp(4), mlp(5));
+        assert_ne!(mlp(0), mlp(4));
+        let bytes = model.weight_bytes();
+        assert!(bytes.per_token < bytes.per_token_unshared);
+    }
+    // Gate of layer 0 serves layers 1, 2 and 3.
+    let gate = report.tensors.iter().find(|t| t.name == "model.layers.0.mlp.gate_proj.weight").unwrap();
+    assert_eq!((gate.shared_by, gate.bytes), (3, 128 * 64 / 32 * 18));
+    assert_eq!(report.weight_bytes, report.tensors.iter().map(|t| t.bytes).sum::<u64>());
+    assert_eq!(report.weight_bytes, sharp_infer::quantized_bytes(&source, &Recipe::q4()).unwrap());
+    let model = open(&path, 1);
+    assert_eq!(model.weight_bytes().total, report.weight_bytes);
+    assert!(report.file_bytes >= report.weight_bytes && report.file_bytes < report.weight_bytes + 64 * 1024);
+    let file = PackedFile::open(&path).unwrap();
+    assert_eq!(file.plan(), source.plan());
+    let blob = |name: &str| file.tensor(name).unwrap().blob;
+    assert_eq!(blob("model.layers.2.mlp.up_proj.weight"), blob("model.layers.0.mlp.up_proj.weight"));
+}
+
+#[test]
+fn models_over_one_base_share_it() {
+    let config = config(64, 96, 4, 4, 2);
+    let base = Synthetic::in_memory(&config, None, 1).unwrap();
+    let options = Options { team: Some(std::sync::Arc::new(Team::new(1).unwrap())), ..Options::default() };
+    let original = Model::from_source(&base, &options).unwrap();
+    let plan =
+        SharingPlan::new("explicit", vec![Target::sharing(2, 1, RecoveryForm::LowRank, Ranks::uniform(4))]);
+    let direct = Model::from_source(&ModelSource::overlay(&base, plan, None).unwrap(), &options).unwrap();
+    let at = |m: &Model, l: usize| m.layers()[l].mlp().projections()[0].base().unwrap().bytes().as_ptr();
+    assert_eq!(at(&original, 1), at(&direct, 1));
+    assert_eq!(at(&original, 1), at(&direct, 2));
+    assert_eq!(original.head().bytes().as_ptr(), direct.head().bytes().as_ptr());
+    let mapped = original.with_mlp_map(|l| if l == 2 { 1 } else { l }).unwrap();
+    assert_eq!(direct.forward(&TOKENS, &mut ()).unwrap(), mapped.forward(&TOKENS, &mut ()).unwrap());
+    assert_ne!(original.forward(&TOKENS, &mut ()).unwrap(), mapped.forward(&TOKENS, &mut ()).unwrap());
+    let without = original.without_mlps(&[2]).unwrap();
+    let plan = SharingPlan::new("explicit", vec![Target::dropped(2)]);
+    let dropped = Model::from_source(&ModelSource::overlay(&base, plan, None).unwrap(), &options).unwrap();
+    assert_eq!(without.forward(&TOKENS, &mut ()).unwrap(), dropped.forward(&TOKENS, &mut ()).unwrap());
+}
+
+#[test]
+fn quantising_refuses_what_is_not_finite_and_leaves_the_old_file() {
+    let config = config(64, 96, 2, 4, 2);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("model");
+    Synthetic::write(&config, None, 1, &checkpoint, &Silent).unwrap();
+    let file = checkpoint.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let out = folder.path().join("model.sharp");
+    std::fs::write(&out, b"old").unwrap();
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let source = ModelSource::open(&checkpoint).unwrap();
+    let error =
+        quantize(&source, &Recipe::q4(), &out, &Team::new(1).unwrap(), &Silent).unwrap_err().to_string();
+    assert!(error.contains("model.") && error.contains("NaN"), "{error}");
+    assert_eq!(std::fs::read(&out).unwrap(), b"old");
+}
+
+#[test]
+fn recipes_are_read_strictly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("recipe.toml");
+    let good = "name = \"mine\"\nattention = \"q8\"\nmlp = \"q4\"\nembedding = \"q8\"\nhead = \"f16\"\nrecovery = \"f16\"\n";
+    std::fs::write(&path, good).unwrap();
+    let recipe = Recipe::load(path.to_str().unwrap()).unwrap();
+    assert_eq!((recipe.name.as_str(), recipe.least_squares), ("mine", true));
+    for bad in [good.replace("q4", "q3"), good.replace("mlp", "mpl"), format!("{good}more = 1\n")] {
+        std::fs::write(&path, bad).unwrap();
+        assert!(Recipe::load(path.to_str().unwrap()).is_err());
+    }
+    assert!(Recipe::load("q5").is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// A token decoded alone is the same, to the bit, as one among many, for any number of threads and any cut of the prompt.
+    #[test]
+    fn decode_equals_prefill_bit_for_bit(
+        seed: u64, heads in 1usize..5, group in 1usize..4, hidden in 1usize..5, intermediate in 33usize..200,
+        cut in 1usize..20, q4: bool,
+    ) {
+        let config = ModelConfig::llama(hidden * 32 * heads * group / (heads * group).max(1), intermediate, 3, 1, 1, 90).unwrap();
+        let mut config = config;
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (heads * group, heads, 10);
+        let plan = SharingPlan::new("explicit", vec![Target::sharing(1, 0, RecoveryForm::ScaledLowRank, Ranks::uniform(6))]);
+        let source = Synthetic::in_memory(&config, Some(&plan), seed).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _) = pack(&source, &if q4 { Recipe::q4() } else { Recipe::q8() }, folder.path());
+        let tokens: Vec<u32> = (0..20).map(|i| (seed.rotate_left(i * 3) % 90) as u32).collect();
+        let mut all: Option<Vec<Vec<f32>>> = None;
+        for threads in [1, 3] {
+            let model = open(&path, threads);
+            let mut whole = Vec::new();
+            let mut session = Session::new(&model, 20).unwrap();
+            session.prefill_each(&tokens, &mut |_, l| whole.push(l.to_vec())).unwrap();
+            let mut pieces = Session::new(&model, 20).unwrap();
+            prop_assert_eq!(pieces.prefill(&tokens[..cut]).unwrap(), &whole[cut - 1][..]);
+            for (i, &t) in tokens.iter().enumerate().skip(cut) {
+                prop_assert_eq!(pieces.decode(t).unwrap(), &whole[i][..]);
+            }
+            prop_assert_eq!(all.get_or_insert_with(|| whole.clone()), &whole);
+        }
+    }
+
+    /// Plain models: equal to rounding, and to the bit for any number of threads.
+    #[test]
+    fn plain_models_do_not_depend_on_threads(seed: u64, intermediate in 1usize..300, n in 1usize..40) {
+        let config = ModelConfig::llama(48, intermediate, 2, 6, 3, 90).unwrap();
+        let source = Synthetic::in_memory(&config, None, seed).unwrap();
+        let tokens: Vec<u32> = (0..n).map(|i| (seed.rotate_left(i as u32) % 90) as u32).collect();
+        let model = |threads| Model::from_source(&source, &Options { threads, ..Options::default() }).unwrap();
+        let (one, three) = (model(1), model(3));
+        let whole = one.forward(&tokens, &mut ()).unwrap();
+        prop_assert_eq!(&whole, &three.forward(&tokens, &mut ()).unwrap());
+        let mut session = Session::new(&three, n).unwrap();
+        for (i, &t) in tokens.iter().enumerate() {
+            let d = difference(session.decode(t).unwrap(), &whole[i * 90..(i + 1) * 90]);
+            prop_assert!(d < 1e-5, "{}", d);
+        }
+    }
+}
