@@ -157,6 +157,7 @@ impl Replacement {
     }
 
     /// The best scale of every output channel, `(d)`: the reference's output times this is nearest to the target's.
+    #[cfg(test)]
     pub(crate) fn scales(&self) -> Vec<f64> {
         self.zz.iter().zip(&self.yz).map(|(zz, yz)| if *zz > 0.0 { yz / zz } else { 0.0 }).collect()
     }

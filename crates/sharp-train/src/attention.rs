@@ -126,8 +126,7 @@ impl Attention {
     pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Saved)> {
         let Batch { sequences, time } = batch;
         let turned = self.heads + self.kv_heads;
-        let qkv =
-            self.qkv.forward(x)?.f_view([sequences, time, turned + self.kv_heads, self.head_dim])?;
+        let qkv = self.qkv.forward(x)?.f_view([sequences, time, turned + self.kv_heads, self.head_dim])?;
         let mut qk = qkv.f_narrow(2, 0, turned)?;
         let mut before_norm = None;
         if let Some(weight) = &self.qk_norm {
@@ -139,16 +138,8 @@ impl Attention {
         let k = self.repeated(&qk.f_narrow(2, self.heads, self.kv_heads)?, batch)?;
         let v = self.repeated(&qkv.f_narrow(2, turned, self.kv_heads)?, batch)?;
         let (o, log_sum) = if q.device().is_cuda() {
-            let o = Tensor::f_scaled_dot_product_attention(
-                &q,
-                &k,
-                &v,
-                None::<Tensor>,
-                0.0,
-                true,
-                None,
-                false,
-            )?;
+            let o =
+                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false)?;
             (o, None)
         } else {
             let (o, log_sum) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
@@ -193,7 +184,8 @@ impl Attention {
             return Ok(x.f_transpose(1, 2)?);
         }
         let Batch { sequences, time } = batch;
-        let wide = x.f_unsqueeze(3)?.f_expand([sequences, time, self.kv_heads, group, self.head_dim], false)?;
+        let wide =
+            x.f_unsqueeze(3)?.f_expand([sequences, time, self.kv_heads, group, self.head_dim], false)?;
         Ok(wide.f_reshape([sequences, time, self.heads, self.head_dim])?.f_transpose(1, 2)?)
     }
 

@@ -118,12 +118,7 @@ impl Block {
     }
 
     /// The whole layer, with what the way back needs.
-    pub(crate) fn forward_saving(
-        &self,
-        input: Tensor,
-        rope: &Rope,
-        batch: Batch,
-    ) -> Result<(Tensor, Saved)> {
+    pub(crate) fn forward_saving(&self, input: Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Saved)> {
         let (normed, input_inv) = norm::forward(&input, &self.input_norm, self.eps)?;
         let (mut middle, attention) = self.attention.forward(&normed, rope, batch)?;
         drop(normed);

@@ -53,7 +53,12 @@ impl Mlp {
     }
 
     /// From `[gate, up, down]` and their biases, if any.
-    fn from_parts(weights: Vec<Tensor>, biases: Vec<Tensor>, inner: usize, compute: &Compute) -> Result<Self> {
+    fn from_parts(
+        weights: Vec<Tensor>,
+        biases: Vec<Tensor>,
+        inner: usize,
+        compute: &Compute,
+    ) -> Result<Self> {
         let [gate, up, down] = <[Tensor; 3]>::try_from(weights)
             .map_err(|_| Error::invalid("an MLP has three weights".to_owned()))?;
         let (outer_bias, down_bias) = match <[Tensor; 3]>::try_from(biases) {
@@ -124,7 +129,7 @@ impl Mlp {
     ) -> Result<Option<Tensor>> {
         let (gate, up) = self.split(&saved.gate_up)?;
         let d_hidden = self.down.input_grad(dy)?;
-        let mut silu = gate.f_silu()?;
+        let silu = gate.f_silu()?;
         if let Some((train, sink)) = train {
             let hidden = silu.f_mul(&up)?;
             let y = self.down.without_bias(&saved.y)?;
@@ -224,7 +229,9 @@ pub(crate) enum MlpTrain {
 impl MlpTrain {
     pub(crate) fn share(&self) -> Self {
         match self {
-            Self::Recovery { form, ids, shared } => Self::Recovery { form: *form, ids: *ids, shared: *shared },
+            Self::Recovery { form, ids, shared } => {
+                Self::Recovery { form: *form, ids: *ids, shared: *shared }
+            }
             Self::Own(ids) => Self::Own(*ids),
         }
     }
@@ -256,8 +263,7 @@ impl MlpTrain {
                         grads
                     }
                 };
-                let parts =
-                    [(ids.a, grads.a), (ids.b, grads.b), (ids.row, grads.row), (ids.col, grads.col)];
+                let parts = [(ids.a, grads.a), (ids.b, grads.b), (ids.row, grads.row), (ids.col, grads.col)];
                 for (id, grad) in parts {
                     if let (Some(id), Some(grad)) = (id, grad) {
                         sink.add(id, &grad)?;

@@ -56,7 +56,8 @@ impl<S: Send + 'static> Pool<S> {
         R: Send + 'static,
     {
         let total = items.len();
-        let queue: Arc<Mutex<VecDeque<(usize, T)>>> = Arc::new(Mutex::new(items.into_iter().enumerate().collect()));
+        let queue: Arc<Mutex<VecDeque<(usize, T)>>> =
+            Arc::new(Mutex::new(items.into_iter().enumerate().collect()));
         let work = Arc::new(work);
         let (results, received) = mpsc::channel::<(usize, Result<R>)>();
         for sender in &self.senders {

@@ -57,9 +57,7 @@ fn rotate(x: &Tensor, turn: &Tensor) -> Result<Tensor> {
 pub(crate) fn row_order(heads: usize, head_dim: usize) -> Vec<i64> {
     let half = head_dim / 2;
     (0..heads)
-        .flat_map(|head| {
-            (0..half).flat_map(move |i| [head * head_dim + i, head * head_dim + half + i])
-        })
+        .flat_map(|head| (0..half).flat_map(move |i| [head * head_dim + i, head * head_dim + half + i]))
         .map(|row| row as i64)
         .collect()
 }

@@ -29,7 +29,11 @@ pub(crate) fn load(source: &dyn TensorSource, name: &str, shape: &[usize], devic
 pub(crate) fn from_f32(values: &[f32], shape: &[usize], device: Device) -> Result<Tensor> {
     let sizes = shape.iter().map(|&n| dim(n)).collect::<Result<Vec<_>>>()?;
     if shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(values.len()) {
-        return Err(Error::Shape { what: "values".into(), expected: shape.to_vec(), found: vec![values.len()] });
+        return Err(Error::Shape {
+            what: "values".into(),
+            expected: shape.to_vec(),
+            found: vec![values.len()],
+        });
     }
     Ok(Tensor::f_from_slice(values)?.f_reshape(&sizes[..])?.f_to_device(device)?)
 }

@@ -47,7 +47,8 @@ pub(super) fn percent(v: f64) -> String {
 
 /// What a key of a measurement is called, and how its value is written, by the unit its name ends in.
 pub(super) fn labelled(key: &str, value: f64) -> (String, String) {
-    let known: [(&str, fn(f64) -> String); 8] = [
+    type Written = fn(f64) -> String;
+    let known: [(&str, Written); 8] = [
         ("_tokens_per_second", |v| format!("{v:.1} tokens/s")),
         ("_bytes_per_second", |v| format!("{:.1} GB/s", v / 1e9)),
         ("_bytes", |v| crate::output::bytes(v.max(0.0) as u64)),

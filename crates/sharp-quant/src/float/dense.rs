@@ -190,6 +190,7 @@ struct Part<'a> {
 impl Part<'_> {
     /// Where the output of `count` rows from `row` on for a token goes.
     #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "parts write to disjoint runs of the output")]
     fn out(&self, token: usize, row: usize, count: usize) -> &mut [f32] {
         // SAFETY: parts do not overlap, one thread works on a part and drops one run of outputs before it takes the next; `out`
         // stays borrowed for the whole region.

@@ -324,6 +324,7 @@ unsafe fn f16_tile<const G: usize, const T: usize>(
         });
         for c in 0..x.blocks() * BLOCK {
             let w = w.add(32 * c);
+            #[allow(clippy::needless_range_loop, reason = "g also steps through the weights")]
             for g in 0..G {
                 let w = w.add(g * group);
                 if T == 1 && c % 2 == 0 {

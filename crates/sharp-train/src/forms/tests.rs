@@ -36,9 +36,9 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
             base = row.unsqueeze(1) * base;
         }
         if kind.column_scaled() {
-            base = base * &col;
+            base *= &col;
         }
-        weight = weight + base;
+        weight += base;
     }
     let x = leaf(random(&[n, input]));
     let dy = random(&[n, output]);
