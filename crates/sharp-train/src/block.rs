@@ -42,10 +42,6 @@ impl BlockTrain {
             mlp_norm: self.mlp_norm,
         }
     }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.mlp.is_none() && self.input_norm.is_none() && self.mlp_norm.is_none()
-    }
 }
 
 /// What the way back needs. All `(n, d)` unless said otherwise, `n = sequences * time`.

@@ -106,6 +106,11 @@ impl Mlp {
         Ok(Saved { gate_up, y })
     }
 
+    /// Gate's and up's outputs, each `(n, f)`.
+    pub(crate) fn inner(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.split(&self.gate_up.forward(x)?)
+    }
+
     /// `silu(gate) ∘ up`, `(n, f)`.
     fn hidden(&self, gate_up: &Tensor) -> Result<Tensor> {
         let (gate, up) = self.split(gate_up)?;

@@ -199,11 +199,6 @@ impl Params {
     pub fn get(&self, id: ParamId) -> Result<Vec<f32>> {
         to_vec(&self.view(id)?)
     }
-
-    /// A second handle on the same memory.
-    pub(crate) fn share(&self) -> Self {
-        Self { layout: self.layout.clone(), flat: self.flat.shallow_clone() }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Between checkpoints' bytes and libtorch's tensors.
 
-use sharp_model::{TensorRef, TensorSource};
+use sharp_model::TensorRef;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -16,13 +16,6 @@ pub(crate) fn dim(n: usize) -> Result<i64> {
 /// A float32 tensor from a stored one of any type, on `device`.
 pub(crate) fn from_ref(tensor: &TensorRef, device: Device) -> Result<Tensor> {
     from_f32(&tensor.f32()?, tensor.shape(), device)
-}
-
-/// A float32 tensor by name, its shape checked.
-pub(crate) fn load(source: &dyn TensorSource, name: &str, shape: &[usize], device: Device) -> Result<Tensor> {
-    let tensor = source.tensor(name)?;
-    check_shape(name, shape, tensor.shape())?;
-    from_ref(&tensor, device)
 }
 
 /// A tensor of `shape` from row-major values.
@@ -60,12 +53,4 @@ pub(crate) fn scalar(tensor: &Tensor) -> Result<f64> {
 /// A tensor's shape in `usize`.
 pub(crate) fn shape_of(tensor: &Tensor) -> Vec<usize> {
     tensor.size().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
-}
-
-/// Refuses a shape other than `expected`.
-pub(crate) fn check_shape(what: &str, expected: &[usize], found: &[usize]) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(Error::Shape { what: what.to_owned(), expected: expected.to_vec(), found: found.to_vec() })
 }

@@ -1,0 +1,168 @@
+//! Checkpoints of fine-tuning: a folder for each, complete or absent.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sharp_data::TokenBlocks;
+use sharp_model::recovery::{RECOVERY_FILE, Replacement};
+use sharp_model::{HfCheckpoint, Recovery, SharingPlan, TensorSource, write_atomic};
+
+use super::student::flat_from;
+use super::{FinetuneOptions, step_folder};
+use crate::adamw::AdamW;
+use crate::error::{Error, Result};
+use crate::params::{Layout, Params};
+use crate::tensors::to_vec;
+
+/// The optimiser's file.
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// What the checkpoint is.
+const STATE_FILE: &str = "state.json";
+/// Version of the format.
+const VERSION: u32 = 1;
+/// Checkpoints kept; one suffices to go on, and the one before it is there while the new one is written.
+const KEPT: usize = 1;
+
+/// `state.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    version: u32,
+    step: u64,
+    parameters: usize,
+    fingerprint: String,
+}
+
+/// A number that changes with anything that changes the course of training: plan, parameters, data, start, settings.
+pub(super) fn fingerprint(
+    plan: &SharingPlan,
+    layout: &Layout,
+    train: &TokenBlocks,
+    recovery: Option<&Recovery>,
+    options: &FinetuneOptions,
+) -> Result<String> {
+    let mut hash = Fnv::new();
+    hash.write(plan.to_toml().as_bytes());
+    for spec in layout.specs() {
+        hash.write(spec.name.as_bytes());
+        spec.shape.iter().for_each(|&n| hash.write(&(n as u64).to_le_bytes()));
+    }
+    hash.write(&(train.seq_len as u64).to_le_bytes());
+    train.tokens.iter().for_each(|t| hash.write(&t.to_le_bytes()));
+    train.mask.iter().for_each(|&m| hash.write(&[u8::from(m)]));
+    for tensor in recovery.map(Recovery::tensors).transpose()?.unwrap_or_default() {
+        hash.write(tensor.name().as_bytes());
+        hash.write(&tensor.bytes);
+    }
+    let o = options;
+    let settings = format!(
+        "{:?} {} {} {} {:?} {} {} {} {} {} {}",
+        o.loss,
+        o.steps,
+        o.batch_tokens,
+        o.lr,
+        o.lr_warmup,
+        o.lr_floor,
+        o.weight_decay,
+        o.clip,
+        o.train_norms,
+        o.train_shared,
+        o.seed
+    );
+    hash.write(settings.as_bytes());
+    Ok(format!("{:016x}", hash.0))
+}
+
+/// FNV-1a, 64 bits: not against anybody, only against mistakes.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// The checkpoint of the latest step in `out`.
+pub(super) fn latest(out: &Path) -> Result<Option<PathBuf>> {
+    Ok(all(out)?.pop())
+}
+
+/// All complete checkpoints, the oldest first.
+fn all(out: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(out).map_err(Error::io(out))?.flatten() {
+        let name = entry.file_name();
+        let step = name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse::<u64>().ok());
+        if let Some(step) = step {
+            found.push((step, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Writes a checkpoint beside its place, renames it, and removes those before it.
+pub(super) fn save(
+    out: &Path,
+    step: u64,
+    print: &str,
+    recovery: &Recovery,
+    params: &Params,
+    optimiser: &AdamW,
+) -> Result<()> {
+    let partial = out.join(".partial-step");
+    remove(&partial)?;
+    fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+    recovery.save(partial.join(RECOVERY_FILE))?;
+    let (steps, first, second) = optimiser.state()?;
+    // Moments and values as flat vectors, in a file of the same kind.
+    let mut moments = Recovery::default();
+    for (name, values) in [("exp_avg", first), ("exp_avg_sq", second), ("values", to_vec(&params.flat)?)] {
+        let new = Replacement { shape: vec![values.len()], values };
+        moments.replacements.insert(format!("model.{name}"), new);
+    }
+    moments.save(partial.join(OPTIMIZER_FILE))?;
+    let state =
+        State { version: VERSION, step: steps, parameters: params.layout.total(), fingerprint: print.to_owned() };
+    let text = serde_json::to_string_pretty(&state)
+        .map_err(|e| Error::state(partial.join(STATE_FILE), e.to_string()))?;
+    write_atomic(&partial.join(STATE_FILE), |w| writeln!(w, "{text}"))?;
+    let folder = step_folder(out, step);
+    remove(&folder)?;
+    fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
+    let mut old = all(out)?;
+    old.truncate(old.len().saturating_sub(KEPT));
+    old.iter().try_for_each(|path| remove(path))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Puts a checkpoint back; its step.
+pub(super) fn load(folder: &Path, print: &str, params: &mut Params, optimiser: &mut AdamW) -> Result<u64> {
+    let path = folder.join(STATE_FILE);
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::state(&path, e.to_string()))?;
+    if state.version != VERSION || state.fingerprint != print || state.parameters != params.layout.total() {
+        let what = "was made with another plan, data or settings; remove the folder or choose another --out";
+        return Err(Error::state(folder, what));
+    }
+    let file = folder.join(OPTIMIZER_FILE);
+    let source = HfCheckpoint::open(&file)?;
+    let get = |name: &str| -> Result<Vec<f32>> { Ok(source.f32(&format!("model.{name}"))?) };
+    optimiser.restore(state.step, &get("exp_avg")?, &get("exp_avg_sq")?)?;
+    let values = flat_from(&get("values")?, params)?;
+    params.flat.f_copy_(&values)?;
+    Ok(state.step)
+}

@@ -1,0 +1,398 @@
+//! The compressed model in training, with its replicas on the worker threads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sharp_model::recovery::Replacement;
+use sharp_model::{ModelSource, Projection, Recovery, SharingPlan, names};
+use tch::{Kind, Tensor};
+
+use super::{COLD, FinetuneOptions, Gradient};
+use crate::attention::Batch;
+use crate::block::BlockTrain;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::head::{Head, Loss, LossSums, Targets};
+use crate::llama::Llama;
+use crate::mlp::{Mlp, MlpTrain, Sink, index};
+use crate::params::{Group, Layout, ParamId, Params};
+use crate::pool::Pool;
+use crate::start::zero;
+use crate::target::{Recovered, reference_weights, saved_layers};
+use crate::tensors::{dim, from_f32, shape_of};
+
+/// A row of tokens and what counts in it.
+#[derive(Debug, Clone)]
+pub(super) struct Sequence {
+    pub(super) tokens: Vec<u32>,
+    /// Where a token that counts comes next.
+    pub(super) positions: Vec<i64>,
+    /// That token.
+    pub(super) labels: Vec<i64>,
+}
+
+/// What a worker thread holds: handles on the same memory.
+struct Replica {
+    model: Llama,
+    /// The original's MLPs of the target layers, and its norms, where its predictions are needed.
+    teacher: Option<Teacher>,
+    train: Vec<BlockTrain>,
+    final_norm: Option<ParamId>,
+    /// The first layer with something to train.
+    first: usize,
+    layout: Arc<Layout>,
+    values: Tensor,
+    loss: Loss,
+}
+
+/// The original where it differs from the student: from layer `from` on.
+struct Teacher {
+    from: usize,
+    blocks: Vec<crate::block::Block>,
+    head: Head,
+}
+
+/// The compressed model in training.
+pub(super) struct Student {
+    pub(super) params: Params,
+    layout: Arc<Layout>,
+    targets: Vec<Recovered>,
+    /// Float32 weights of the layers that are shared, by layer; views of the parameters where those are trained.
+    references: BTreeMap<usize, [Tensor; 3]>,
+    /// The effective weights of the targets and, where shared MLPs are trained, of those, by layer.
+    merged: BTreeMap<usize, Mlp>,
+    /// Trained base tensors: norms and shared MLP weights.
+    replaced: Vec<ParamId>,
+    owned: BTreeMap<usize, [ParamId; 3]>,
+    pool: Pool<Replica>,
+}
+
+impl Student {
+    pub(super) fn new(
+        source: &ModelSource,
+        plan: &SharingPlan,
+        recovery: Option<&Recovery>,
+        positions: usize,
+        compute: &Compute,
+        options: &FinetuneOptions,
+    ) -> Result<Self> {
+        let original = Llama::load(source, compute, positions)?;
+        let mut model = original.share();
+        let mut layout = Layout::default();
+        let mut targets = Vec::new();
+        let layers = model.blocks.len();
+        let blank = |layer: usize| -> Result<&Mlp> {
+            original
+                .blocks
+                .get(layer)
+                .and_then(|b| b.mlp.as_ref())
+                .ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))
+        };
+        for target in &plan.targets {
+            targets.extend(Recovered::register(target, blank(target.layer)?, &mut layout)?);
+        }
+        targets.sort_by_key(|t| t.layer);
+
+        // Shared MLPs in training, then norms; both replace tensors of the base.
+        let mut owned: BTreeMap<usize, [ParamId; 3]> = BTreeMap::new();
+        if options.train_shared {
+            for reference in targets.iter().filter_map(|t| t.reference) {
+                if owned.contains_key(&reference) {
+                    continue;
+                }
+                let mut add = |p: Projection| -> Result<ParamId> {
+                    let shape = shape_of(&blank(reference)?.weight(p)?);
+                    layout.add(names::mlp_weight(reference, p), &shape, Group::Shared)
+                };
+                let ids = [add(Projection::Gate)?, add(Projection::Up)?, add(Projection::Down)?];
+                owned.insert(reference, ids);
+            }
+        }
+        let first_mlp = targets
+            .iter()
+            .map(|t| t.layer)
+            .chain(owned.keys().copied())
+            .min()
+            .ok_or_else(|| Error::invalid("the plan has no recovery parameters to train"))?;
+        let mut train: Vec<BlockTrain> = (0..layers).map(|_| BlockTrain::default()).collect();
+        let mut final_norm = None;
+        if options.train_norms {
+            let d = [source.config().hidden_size];
+            for (layer, place) in train.iter_mut().enumerate().skip(first_mlp) {
+                if layer > first_mlp {
+                    place.input_norm = Some(layout.add(names::input_norm(layer), &d, Group::Norm)?);
+                }
+                place.mlp_norm = Some(layout.add(names::mlp_norm(layer), &d, Group::Norm)?);
+            }
+            final_norm = Some(layout.add(names::FINAL_NORM, &d, Group::Norm)?);
+        }
+        for target in &targets {
+            let shared = target.reference.and_then(|r| owned.get(&r)).copied();
+            if let Some(place) = train.get_mut(target.layer) {
+                place.mlp = Some(target.train(shared));
+            }
+        }
+        for (&layer, &ids) in &owned {
+            if let Some(place) = train.get_mut(layer) {
+                place.mlp = Some(MlpTrain::Own(ids));
+            }
+        }
+
+        let mut params = Params::zeros(layout, compute.device)?;
+        let mut replaced = Vec::new();
+        // Base tensors in training begin as the base's.
+        for spec in params.layout.specs().to_vec() {
+            if matches!(spec.group, Group::Shared | Group::Norm)
+                && let Some(id) = params.layout.find(&spec.name)
+            {
+                params.set(id, &source.tensor(&spec.name)?.f32()?)?;
+                replaced.push(id);
+            }
+        }
+        for target in &targets {
+            let planned = plan.target(target.layer);
+            if let (None, Some(planned)) = (recovery, planned) {
+                debug_assert_eq!(COLD, crate::start::Start::Zero);
+                let pieces = zero(planned, blank(target.layer)?, options.seed, compute)?;
+                target.set(&params, &pieces)?;
+            }
+        }
+        if let Some(recovery) = recovery {
+            recovery.check(source.config(), plan)?;
+            for target in &targets {
+                if let Some(saved) = recovery.layers.get(&target.layer) {
+                    target.set_saved(&mut params, saved)?;
+                }
+            }
+            for (name, new) in &recovery.replacements {
+                let id = params.layout.find(name).ok_or_else(|| {
+                    Error::invalid(format!("`{name}` was trained before; train norms and shared weights again"))
+                })?;
+                params.set(id, &new.values)?;
+            }
+        }
+
+        // Weights of its own for every layer whose MLP is made of parameters.
+        let mut references = BTreeMap::new();
+        let mut merged = BTreeMap::new();
+        for target in &targets {
+            merged.insert(target.layer, blank(target.layer)?.blank()?);
+            if let Some(reference) = target.reference {
+                let weights = match owned.get(&reference) {
+                    Some([gate, up, down]) => [params.view(*gate)?, params.view(*up)?, params.view(*down)?],
+                    None => reference_weights(blank(reference)?)?,
+                };
+                references.insert(reference, weights);
+            }
+        }
+        for &layer in owned.keys() {
+            merged.insert(layer, blank(layer)?.blank()?);
+        }
+        for target in &plan.targets {
+            let Some(block) = model.blocks.get_mut(target.layer) else { continue };
+            if target.dropped {
+                block.mlp = None;
+            } else if let (true, Some(reference)) = (crate::forms::form(target.form).is_none(), target.reference) {
+                block.mlp = Some(shared_directly(blank(reference)?, blank(target.layer)?));
+            }
+        }
+        for (&layer, mlp) in &merged {
+            if let Some(block) = model.blocks.get_mut(layer) {
+                block.mlp = Some(mlp.share());
+            }
+        }
+        for (block, train) in model.blocks.iter_mut().zip(&train) {
+            if let Some(id) = train.input_norm {
+                block.input_norm = params.view(id)?;
+            }
+            if let Some(id) = train.mlp_norm {
+                block.mlp_norm = params.view(id)?;
+            }
+        }
+        if let Some(id) = final_norm {
+            model.head.norm = params.view(id)?;
+        }
+
+        // The original is needed from the first layer that differs, trained or not.
+        let differs = plan.targets.iter().map(|t| t.layer).chain([first_mlp]).min().unwrap_or(first_mlp);
+        let layout = Arc::new(params.layout.clone());
+        let mut replicas = Vec::new();
+        for _ in 0..compute.threads {
+            let teacher = options.loss.needs_teacher().then(|| Teacher {
+                from: differs,
+                blocks: original.blocks.iter().skip(differs).map(crate::block::Block::share).collect(),
+                head: original.head.share(),
+            });
+            replicas.push(Replica {
+                model: model.share(),
+                teacher,
+                train: train.iter().map(BlockTrain::share).collect(),
+                final_norm,
+                first: first_mlp,
+                layout: Arc::clone(&layout),
+                values: params.flat.shallow_clone(),
+                loss: options.loss,
+            });
+        }
+        Ok(Self { params, layout, targets, references, merged, replaced, owned, pool: Pool::new(replicas)? })
+    }
+
+    /// Puts the parameters into the effective weights.
+    pub(super) fn merge(&self) -> Result<()> {
+        let mut items = Vec::new();
+        for target in &self.targets {
+            let Some(mlp) = self.merged.get(&target.layer) else { continue };
+            for projection in Projection::ALL {
+                let reference = target
+                    .reference
+                    .and_then(|r| self.references.get(&r))
+                    .and_then(|w| w.get(index(projection)))
+                    .map(Tensor::shallow_clone);
+                items.push((target.share(), projection, reference, mlp.share()));
+            }
+        }
+        self.pool.map("merging weights", items, |replica, (target, projection, reference, mlp)| {
+            target.merge(projection, &replica.layout, &replica.values, reference.as_ref(), &mlp)
+        })?;
+        for (layer, ids) in &self.owned {
+            let Some(mlp) = self.merged.get(layer) else { continue };
+            for (projection, id) in Projection::ALL.into_iter().zip(ids) {
+                mlp.weight(projection)?.f_copy_(&self.params.view(*id)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradient `(total)` of the mean loss over the counted tokens of a batch, and the loss's sums.
+    pub(super) fn gradient(&self, batch: Vec<Sequence>) -> Result<(Gradient, LossSums)> {
+        let counted: usize = batch.iter().map(|s| s.positions.len()).sum();
+        let scale = 1.0 / counted.max(1) as f64;
+        let grad = self.layout.zeros(self.params.flat.device())?;
+        let mut total = grad.shallow_clone();
+        let mut sums = LossSums::default();
+        let batch = batch.into_iter().filter(|s| !s.positions.is_empty()).collect();
+        self.pool.run(
+            "training",
+            batch,
+            move |replica, sequence| replica.differentiate(&sequence, scale),
+            |(part, part_sums)| {
+                let _ = total.f_add_(&part)?;
+                sums.add(&part_sums);
+                Ok(())
+            },
+        )?;
+        Ok((grad, sums))
+    }
+
+    /// The loss's sums over held-out sequences.
+    pub(super) fn measure(&self, sequences: &[Sequence]) -> Result<LossSums> {
+        let mut sums = LossSums::default();
+        let items: Vec<Sequence> = sequences.iter().filter(|s| !s.positions.is_empty()).cloned().collect();
+        self.pool.run(
+            "measuring",
+            items,
+            |replica, sequence| replica.measure(&sequence),
+            |part| {
+                sums.add(&part);
+                Ok(())
+            },
+        )?;
+        Ok(sums)
+    }
+
+    /// Everything trained, as it is saved.
+    pub(super) fn recovery(&self) -> Result<Recovery> {
+        let mut all = Recovery { layers: saved_layers(&self.targets, &self.params)?, ..Recovery::default() };
+        for &id in &self.replaced {
+            let spec = self.params.layout.spec(id)?;
+            let new = Replacement { shape: spec.shape.clone(), values: self.params.get(id)? };
+            all.replacements.insert(spec.name.clone(), new);
+        }
+        Ok(all)
+    }
+}
+
+/// A reference's weights with the target's own biases.
+fn shared_directly(reference: &Mlp, own: &Mlp) -> Mlp {
+    let mut mixed = reference.share();
+    mixed.gate_up.bias = own.gate_up.bias.as_ref().map(Tensor::shallow_clone);
+    mixed.down.bias = own.down.bias.as_ref().map(Tensor::shallow_clone);
+    mixed
+}
+
+impl Replica {
+    fn targets(&self, sequence: &Sequence) -> Result<Targets> {
+        let device = self.values.device();
+        Ok(Targets {
+            positions: Tensor::f_from_slice(&sequence.positions)?.f_to_device(device)?,
+            labels: Tensor::f_from_slice(&sequence.labels)?.f_to_device(device)?,
+        })
+    }
+
+    /// The original's last hidden states from the residual stream at layer [`Teacher::from`].
+    fn taught(&self, hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
+        let Some(teacher) = &self.teacher else { return Ok(None) };
+        let mut hidden = hidden.shallow_clone();
+        for block in &teacher.blocks {
+            hidden = block.forward(&hidden, &self.model.rope, batch)?;
+        }
+        Ok(Some(hidden))
+    }
+
+    fn measure(&mut self, sequence: &Sequence) -> Result<LossSums> {
+        let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
+        let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
+        let from = self.teacher.as_ref().map(|t| t.from);
+        let mut taught = None;
+        for (layer, block) in self.model.blocks.iter().enumerate() {
+            if Some(layer) == from {
+                taught = self.taught(&hidden, batch)?;
+            }
+            hidden = block.forward(&hidden, &self.model.rope, batch)?;
+        }
+        let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
+        self.model.head.measure(&hidden, &self.targets(sequence)?, self.loss, teacher)
+    }
+
+    fn differentiate(&mut self, sequence: &Sequence, scale: f64) -> Result<(Gradient, LossSums)> {
+        let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
+        let grad = self.layout.zeros(self.values.device())?;
+        let sink = Sink { layout: &self.layout, values: &self.values, grad: &grad };
+        let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
+        let from = self.teacher.as_ref().map(|t| t.from);
+        let mut taught = None;
+        let mut kept = Vec::new();
+        for (layer, block) in self.model.blocks.iter().enumerate() {
+            if Some(layer) == from {
+                taught = self.taught(&hidden, batch)?;
+            }
+            if layer < self.first {
+                hidden = block.forward(&hidden, &self.model.rope, batch)?;
+            } else {
+                let (output, saved) = block.forward_saving(hidden, &self.model.rope, batch)?;
+                hidden = output;
+                kept.push(saved);
+            }
+        }
+        let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
+        let trained_norm = self.final_norm.map(|id| (id, &sink));
+        let targets = self.targets(sequence)?;
+        let (sums, mut d) =
+            self.model.head.differentiate(&hidden, &targets, self.loss, teacher, scale, trained_norm)?;
+        drop((hidden, taught));
+        for (layer, block) in self.model.blocks.iter().enumerate().skip(self.first).rev() {
+            let (Some(saved), Some(train)) = (kept.pop(), self.train.get(layer)) else { break };
+            let want = layer > self.first;
+            match block.backward(d, saved, &self.model.rope, batch, train, &sink, want)? {
+                Some(below) => d = below,
+                None => break,
+            }
+        }
+        Ok((grad, sums))
+    }
+}
+
+/// Values for a flat vector from a saved one.
+pub(super) fn flat_from(values: &[f32], params: &Params) -> Result<Tensor> {
+    from_f32(values, &[params.layout.total()], params.flat.device())?.f_to_kind(Kind::Float).map_err(Error::from)
+}

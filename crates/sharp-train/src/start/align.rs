@@ -1,0 +1,78 @@
+//! Hidden neurons of an MLP can be permuted freely; the target's are put in the order in which the reference serves
+//! them best (the idea of Git Re-Basin, Ainsworth et al., arXiv 2209.04836, with the activations' metric).
+
+use sharp_model::{Projection, RecoveryForm};
+use tch::{Kind, Tensor};
+
+use super::lap::assign;
+use super::whitened::Importance;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::mlp::Mlp;
+use crate::tensors::to_vec;
+
+/// For each of the reference's neurons the target's neuron that is to stand there, `(f)` int64.
+///
+/// `metric (d, d)` is the second moment of the MLP's inputs. What is maximised is the output energy that a neuron pair
+/// explains, gate, up and down together: for scaled forms with the best scale, otherwise as the reference stands.
+pub(crate) fn align(
+    form: RecoveryForm,
+    target: &Mlp,
+    reference: &Mlp,
+    metric: &Tensor,
+    importance: &Importance,
+) -> Result<Tensor> {
+    let (_, f) = target.down.weight.size2()?;
+    let mut gain = Tensor::f_zeros([f, f], (Kind::Float, metric.device()))?; // (target, reference)
+    for (projection, weight) in [(Projection::Gate, &importance.gate), (Projection::Up, &importance.up)] {
+        let theirs = target.weight(projection)?.f_to_kind(Kind::Float)?;
+        let ours = reference.weight(projection)?.f_to_kind(Kind::Float)?;
+        let ours_metric = ours.f_mm(metric)?;
+        let cross = theirs.f_mm(&ours_metric.f_tr()?)?;
+        let size = ours_metric.f_mul(&ours)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
+        let part = explained(form, &cross, &size)?;
+        let _ = gain.f_add_(&part.f_mul(&weight.f_unsqueeze(1)?)?)?;
+    }
+    let theirs = target.down.weight.f_to_kind(Kind::Float)?;
+    let ours = reference.down.weight.f_to_kind(Kind::Float)?;
+    let cross = theirs.f_tr()?.f_mm(&ours)?;
+    let size = ours.f_square()?.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Float)?;
+    // The down projection's scales belong to outputs, not to neurons: a pair of opposite sign explains nothing.
+    let part = match form.row_scaled() {
+        true => explained(form, &cross.f_clamp_min(0.0)?, &size)?,
+        false => explained(form, &cross, &size)?,
+    };
+    let _ = gain.f_add_(&part.f_mul(&importance.hidden.f_unsqueeze(1)?)?)?;
+    let n = usize::try_from(f).unwrap_or(0);
+    // Rows of the assignment are the reference's neurons, columns the target's.
+    let cost = to_vec(&gain.f_tr()?.f_neg()?)?;
+    let order = assign(&cost, n).ok_or_else(|| Error::invalid("the assignment of neurons failed"))?;
+    let order: Vec<i64> = order.into_iter().map(|i| i as i64).collect();
+    Ok(Tensor::f_from_slice(&order)?.f_to_device(metric.device())?)
+}
+
+/// What of each target row's energy a reference row explains, from inner products `cross (target, reference)` and the
+/// reference rows' squared sizes `(reference)`; up to a term of the target's own.
+fn explained(form: RecoveryForm, cross: &Tensor, size: &Tensor) -> Result<Tensor> {
+    if form.row_scaled() {
+        return Ok(cross.f_square()?.f_div(&size.f_clamp_min(1e-20)?)?);
+    }
+    Ok(cross.f_mul_scalar(2.0)?.f_sub(size)?)
+}
+
+/// The same function with its hidden neurons in the order `order (f)`.
+pub(crate) fn permuted(mlp: &Mlp, order: &Tensor, compute: &Compute) -> Result<Mlp> {
+    let order = order.f_to_device(mlp.down.weight.device())?;
+    let rows =
+        |p| -> Result<Tensor> { Ok(mlp.weight(p)?.f_index_select(0, &order)?.f_to_kind(Kind::Float)?) };
+    let down = mlp.down.weight.f_index_select(1, &order)?.f_to_kind(Kind::Float)?;
+    let mut new = Mlp::from_weights(rows(Projection::Gate)?, rows(Projection::Up)?, down, compute)?;
+    new.down.bias = mlp.down.bias.as_ref().map(Tensor::shallow_clone);
+    if let Some(bias) = &mlp.gate_up.bias {
+        let f = order.size1()?;
+        let part =
+            |start: i64| -> Result<Tensor> { Ok(bias.f_narrow(0, start, f)?.f_index_select(0, &order)?) };
+        new.gate_up.bias = Some(Tensor::f_cat(&[part(0)?, part(f)?], 0)?);
+    }
+    Ok(new)
+}

@@ -1,0 +1,94 @@
+//! Many rows of float32, in memory or in a file that is gone when they are.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tch::{Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::tensors::{from_f32, to_vec};
+
+/// `count` pieces of `(rows, cols)` each.
+#[derive(Debug)]
+pub(crate) enum Rows {
+    /// In memory, by piece.
+    Memory(Vec<Option<Tensor>>),
+    /// In an unnamed file, read and written a piece at a time.
+    File {
+        file: File,
+        path: PathBuf,
+        rows: usize,
+        cols: usize,
+        device: Device,
+    },
+}
+
+impl Rows {
+    pub(crate) fn memory(count: usize) -> Self {
+        Self::Memory((0..count).map(|_| None).collect())
+    }
+
+    /// In an unnamed temporary file in `folder`.
+    pub(crate) fn file(folder: &Path, rows: usize, cols: usize, device: Device) -> Result<Self> {
+        let file = tempfile::tempfile_in(folder).map_err(Error::io(folder))?;
+        Ok(Self::File { file, path: folder.to_path_buf(), rows, cols, device })
+    }
+
+    pub(crate) fn put(&mut self, index: usize, piece: Tensor) -> Result<()> {
+        match self {
+            Self::Memory(pieces) => {
+                let place = pieces.get_mut(index).ok_or_else(|| Error::invalid("no such piece of activations"))?;
+                *place = Some(piece);
+                Ok(())
+            }
+            Self::File { file, path, rows, cols, .. } => {
+                let bytes: Vec<u8> = to_vec(&piece)?.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let place = (index * *rows * *cols * 4) as u64;
+                file.seek(SeekFrom::Start(place)).map_err(Error::io(&path))?;
+                file.write_all(&bytes).map_err(Error::io(&path))
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, index: usize) -> Result<Tensor> {
+        match self {
+            Self::Memory(pieces) => pieces
+                .get(index)
+                .and_then(Option::as_ref)
+                .map(Tensor::shallow_clone)
+                .ok_or_else(|| Error::invalid("no such piece of activations")),
+            Self::File { file, path, rows, cols, device } => {
+                let mut bytes = vec![0u8; *rows * *cols * 4];
+                file.seek(SeekFrom::Start((index * bytes.len()) as u64)).map_err(Error::io(&path))?;
+                file.read_exact(&mut bytes).map_err(Error::io(&path))?;
+                let values: Vec<f32> = bytes
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap_or_default()))
+                    .collect();
+                from_f32(&values, &[*rows, *cols], *device)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_memory_give_back_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut memory = Rows::memory(3);
+        let mut file = Rows::file(folder.path(), 2, 5, Device::Cpu).unwrap();
+        for i in [2, 0, 1] {
+            let piece = Tensor::randn([2, 5], (tch::Kind::Float, Device::Cpu));
+            memory.put(i, piece.shallow_clone()).unwrap();
+            file.put(i, piece).unwrap();
+        }
+        for i in 0..3 {
+            assert_eq!(to_vec(&memory.get(i).unwrap()).unwrap(), to_vec(&file.get(i).unwrap()).unwrap());
+        }
+        assert!(memory.get(3).is_err() && file.get(3).is_err());
+    }
+}

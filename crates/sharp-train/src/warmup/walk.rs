@@ -1,0 +1,171 @@
+//! The one pass through the original, a layer at a time.
+
+use std::path::Path;
+
+use sharp_data::TokenBlocks;
+use sharp_model::ModelSource;
+use tch::Tensor;
+
+use super::rows::Rows;
+use super::{WarmupOptions, Weighting};
+use crate::attention::Batch;
+use crate::block::Block;
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::llama::Embedding;
+use crate::mlp::Mlp;
+use crate::pool::Pool;
+use crate::rope::Rope;
+use crate::start::Activations;
+use crate::tensors::dim;
+
+/// What is there at a target.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub(crate) train: Activations,
+    pub(crate) held_out: Activations,
+    /// The layer's own MLP.
+    pub(crate) original: Mlp,
+}
+
+/// The residual stream of all calibration sequences, on its way through the original.
+pub(crate) struct Walk<'a> {
+    source: &'a ModelSource,
+    compute: Compute,
+    weighting: Weighting,
+    rope: Rope,
+    hidden: Rows,
+    train_rows: usize,
+    count: usize,
+    batch: Batch,
+}
+
+impl<'a> Walk<'a> {
+    pub(crate) fn new(
+        source: &'a ModelSource,
+        train: &TokenBlocks,
+        held_out: &TokenBlocks,
+        folder: &Path,
+        compute: &Compute,
+        options: &WarmupOptions,
+    ) -> Result<Self> {
+        if held_out.rows() == 0 || held_out.seq_len != train.seq_len {
+            return Err(Error::invalid("warm-up needs held-out rows as long as the training rows"));
+        }
+        let d = source.config().hidden_size;
+        let count = train.rows() + held_out.rows();
+        let bytes = (count * train.seq_len * d) as u64 * 4;
+        // The stream, and a target's inputs and outputs: three of a kind at most.
+        let mut hidden = match bytes.saturating_mul(3) > options.memory_bytes {
+            true => Rows::file(folder, train.seq_len, d, compute.device)?,
+            false => Rows::memory(count),
+        };
+        let embedding = Embedding::load(source, compute.device)?;
+        for (i, (tokens, _)) in train.iter().chain(held_out.iter()).enumerate() {
+            hidden.put(i, embedding.forward(tokens)?)?;
+        }
+        Ok(Self {
+            source,
+            compute: *compute,
+            weighting: options.weighting,
+            rope: Rope::new(source.config(), train.seq_len, compute.device)?,
+            hidden,
+            train_rows: train.rows(),
+            count,
+            batch: Batch { sequences: 1, time: dim(train.seq_len)? },
+        })
+    }
+
+    /// Takes the stream through `layer`; what its MLP saw and made comes back if it is wanted.
+    pub(crate) fn step(&mut self, layer: usize, wanted: bool, pool: &Pool<()>) -> Result<Option<Reached>> {
+        let block = Block::load(self.source, layer, &self.compute)?;
+        let batch = self.batch;
+        let (mut xs, mut ys, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        // A few sequences at a time, so that what lies in files stays there.
+        let wave = 4 * self.compute.threads;
+        let mut first = 0;
+        while first < self.count {
+            let last = (first + wave).min(self.count);
+            let mut items = Vec::new();
+            for i in first..last {
+                items.push((block.share(), self.rope.share(), self.hidden.get(i)?));
+            }
+            let mut at = first;
+            let (hidden, weighting) = (&mut self.hidden, self.weighting);
+            pool.run(
+                "walking through the original",
+                items,
+                move |_, (block, rope, input)| {
+                    let mut middle = block.attend(&input, &rope, batch)?;
+                    let Some(mlp) = &block.mlp else { return Ok((middle, None)) };
+                    let x = block.mlp_input(&middle)?;
+                    let y = mlp.forward(&x)?.y().shallow_clone();
+                    let _ = middle.f_add_(&y)?;
+                    let seen = match wanted {
+                        true => Some((x, y.shallow_clone(), square_sizes(weighting, &y, &middle)?)),
+                        false => None,
+                    };
+                    Ok((middle, seen))
+                },
+                |(output, seen)| {
+                    hidden.put(at, output)?;
+                    at += 1;
+                    if let Some((x, y, size)) = seen {
+                        xs.push(x);
+                        ys.push(y);
+                        weights.push(size);
+                    }
+                    Ok(())
+                },
+            )?;
+            first = last;
+        }
+        let (true, Some(original)) = (wanted, block.mlp) else { return Ok(None) };
+        let held = |all: &mut Vec<Tensor>| -> Result<(Tensor, Tensor)> {
+            let held_out = all.split_off(self.train_rows.min(all.len()));
+            let joined = (Tensor::f_cat(all, 0)?, Tensor::f_cat(&held_out, 0)?);
+            all.clear();
+            Ok(joined)
+        };
+        let (x, x_held) = held(&mut xs)?;
+        let (y, y_held) = held(&mut ys)?;
+        let (size, size_held) = held(&mut weights)?;
+        let (weight, scale) = token_weights(self.weighting, &size, None)?;
+        let (weight_held, _) = token_weights(self.weighting, &size_held, Some(scale))?;
+        Ok(Some(Reached {
+            train: Activations { x, y, weight },
+            held_out: Activations { x: x_held, y: y_held, weight: weight_held },
+            original,
+        }))
+    }
+}
+
+/// The squared size that each token's error is divided by, `(n, 1)`.
+fn square_sizes(weighting: Weighting, y: &Tensor, residual: &Tensor) -> Result<Tensor> {
+    let of = match weighting {
+        Weighting::Residual => residual,
+        Weighting::Output | Weighting::None => y,
+    };
+    Ok(of.f_norm_scalaropt_dim(2, [1i64].as_slice(), true)?.f_square()?)
+}
+
+/// Weights `(n, 1)` with mean 1 over the training tokens, and what made them so: (floor, factor).
+fn token_weights(
+    weighting: Weighting,
+    size: &Tensor,
+    scale: Option<(f64, f64)>,
+) -> Result<(Tensor, (f64, f64))> {
+    if weighting == Weighting::None {
+        return Ok((size.f_ones_like()?, (0.0, 1.0)));
+    }
+    let floor = match scale {
+        Some((floor, _)) => floor,
+        None => 0.1 * crate::tensors::scalar(&size.f_median()?)?,
+    };
+    let raw = size.f_add_scalar(floor.max(1e-20))?.f_reciprocal()?;
+    let factor = match scale {
+        Some((_, factor)) => factor,
+        None => 1.0 / crate::tensors::scalar(&raw.f_mean(tch::Kind::Double)?)?,
+    };
+    Ok((raw.f_mul_scalar(factor)?, (floor, factor)))
+}
