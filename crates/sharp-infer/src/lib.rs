@@ -7,6 +7,7 @@ mod generate;
 mod linear;
 mod load;
 mod model;
+mod passes;
 mod quantize;
 mod same;
 mod sampler;

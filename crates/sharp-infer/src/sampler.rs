@@ -119,7 +119,7 @@ impl Sampler {
     }
 
     /// Divides or multiplies the logits of tokens in `history` by the repetition penalty, each once.
-    fn penalise(&mut self, logits: &mut [f32], history: &[u32]) {
+    pub fn penalise(&mut self, logits: &mut [f32], history: &[u32]) {
         let penalty = self.options.repetition_penalty;
         if penalty == 1.0 {
             return;

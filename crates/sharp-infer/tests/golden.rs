@@ -122,6 +122,39 @@ fn every_way_through_the_model_gives_the_same_logits() {
 }
 
 #[test]
+fn segments_are_texts_and_continuations_of_their_own() {
+    for case in CASES {
+        let expected = Expected::load(case);
+        let tokens = expected.tokens("tokens");
+        let model = open(case, 2);
+        let (vocab, d) = (model.config().vocab_size, model.config().hidden_size);
+        // A text of 9 tokens, two ways to go on after 7 of them, and another text.
+        let (text, other) = (&tokens[..9], &tokens[20..25]);
+        let (one, two) = (&tokens[9..12], &tokens[12..16]);
+        let all = [text, one, two, other].concat();
+        let segment = |at, tokens: &[u32]| sharp_infer::Segment { at, tokens: tokens.len() };
+        let segments = [segment(0, text), segment(7, one), segment(7, two), segment(0, other)];
+        let hidden = model.embed_tokens(&all).unwrap();
+        let hidden = model.hidden_segments(0, hidden, &segments, &mut ()).unwrap();
+        let alone = |tokens: &[u32], from: usize| {
+            let logits = model.forward(tokens, &mut ()).unwrap();
+            logits[from * vocab..].to_vec()
+        };
+        let found = model.logits(&hidden).unwrap();
+        let expected = [
+            alone(text, 0),
+            alone(&[&text[..7], one].concat(), 7),
+            alone(&[&text[..7], two].concat(), 7),
+            alone(other, 0),
+        ];
+        close(case, &found, &expected.concat());
+        let rows = vec![0.0; 3 * d];
+        assert!(model.hidden_segments(0, rows.clone(), &[segment(0, &[1, 2])], &mut ()).is_err());
+        assert!(model.hidden_segments(0, rows, &[segment(1, &[1, 2, 3])], &mut ()).is_err());
+    }
+}
+
+#[test]
 fn greedy_continuation_agrees_with_transformers() {
     for case in CASES {
         let expected = Expected::load(case);
@@ -161,10 +194,7 @@ fn text_generation_ends_where_it_should() {
             streamed.push_str(s);
             true
         });
-        made.map(|made| {
-            assert_eq!(made.text, streamed);
-            made
-        })
+        made.inspect(|made| assert_eq!(made.text, streamed))
     };
     let first = run(&options, 100).unwrap();
     assert_eq!((first.tokens.len(), first.finish), (20, sharp_infer::Finish::Length));

@@ -104,21 +104,36 @@ impl KvCache {
     ///
     /// # Errors
     /// [`QuantError::Capacity`] if there is no room or no such layer, [`QuantError::Length`] if `k` and `v` are not n rows.
-    pub fn write(&mut self, layer: usize, at: usize, n: usize, k: &[f32], v: &[f32]) -> Result<()> {
+    pub fn write(
+        &mut self,
+        team: &Team,
+        layer: usize,
+        at: usize,
+        n: usize,
+        k: &[f32],
+        v: &[f32],
+    ) -> Result<()> {
         self.check(layer, at, n)?;
         let width = self.kv_heads * self.head_dim;
         check_len("keys in elements", n * width, k.len())?;
         check_len("values in elements", n * width, v.len())?;
-        let shape = (self.capacity, self.head_dim);
-        match self.dtype {
-            DType::F16 => {
-                store_keys::<F16>(&mut self.k[layer], shape, width, at, k);
-                store_values::<F16>(&mut self.v[layer], shape, width, at, v);
-            }
-            _ => {
-                store_keys::<F32>(&mut self.k[layer], shape, width, at, k);
-                store_values::<F32>(&mut self.v[layer], shape, width, at, v);
-            }
+        let (capacity, dim, dtype) = (self.capacity, self.head_dim, self.dtype);
+        let key_bytes = capacity * dim * dtype.block_bytes();
+        let value_bytes = capacity * dim.next_multiple_of(LANES) * dtype.block_bytes();
+        let keys = |h: usize, store: &mut [u8]| match dtype {
+            DType::F16 => store_keys::<F16>(store, dim, (width, h), at, k),
+            _ => store_keys::<F32>(store, dim, (width, h), at, k),
+        };
+        let values = |h: usize, store: &mut [u8]| match dtype {
+            DType::F16 => store_values::<F16>(store, dim, (width, h), at, v),
+            _ => store_values::<F32>(store, dim, (width, h), at, v),
+        };
+        if n < ITEM_TOKENS {
+            self.k[layer].chunks_mut(key_bytes).enumerate().for_each(|(h, store)| keys(h, store));
+            self.v[layer].chunks_mut(value_bytes).enumerate().for_each(|(h, store)| values(h, store));
+        } else {
+            team.chunks_mut(&mut self.k[layer], key_bytes, &keys);
+            team.chunks_mut(&mut self.v[layer], value_bytes, &values);
         }
         Ok(())
     }
@@ -143,40 +158,25 @@ impl KvCache {
     }
 }
 
-fn store_keys<E: Element>(
-    store: &mut [u8],
-    (capacity, dim): (usize, usize),
-    width: usize,
-    at: usize,
-    k: &[f32],
-) {
+/// Head `h` of the rows of `k`, each `width` long, into that head's tiles.
+fn store_keys<E: Element>(store: &mut [u8], dim: usize, (width, h): (usize, usize), at: usize, k: &[f32]) {
     let store = E::view_mut(store);
     for (t, row) in k.chunks_exact(width).enumerate() {
         let position = at + t;
-        for (h, head) in row.chunks_exact(dim).enumerate() {
-            let base = (h * capacity + position / LANES * LANES) * dim + position % LANES;
-            for (slot, &x) in store[base..].iter_mut().step_by(LANES).zip(head) {
-                *slot = E::narrow(x);
-            }
+        let base = position / LANES * LANES * dim + position % LANES;
+        for (slot, &x) in store[base..].iter_mut().step_by(LANES).zip(&row[h * dim..(h + 1) * dim]) {
+            *slot = E::narrow(x);
         }
     }
 }
 
-fn store_values<E: Element>(
-    store: &mut [u8],
-    (capacity, dim): (usize, usize),
-    width: usize,
-    at: usize,
-    v: &[f32],
-) {
+/// Head `h` of the rows of `v`, each `width` long, into that head's rows.
+fn store_values<E: Element>(store: &mut [u8], dim: usize, (width, h): (usize, usize), at: usize, v: &[f32]) {
     let store = E::view_mut(store);
     let padded = dim.next_multiple_of(LANES);
     for (t, row) in v.chunks_exact(width).enumerate() {
-        for (h, head) in row.chunks_exact(dim).enumerate() {
-            let base = (h * capacity + at + t) * padded;
-            for (slot, &x) in store[base..].iter_mut().zip(head) {
-                *slot = E::narrow(x);
-            }
+        for (slot, &x) in store[(at + t) * padded..].iter_mut().zip(&row[h * dim..(h + 1) * dim]) {
+            *slot = E::narrow(x);
         }
     }
 }

@@ -17,7 +17,7 @@ const PANEL_COLS: usize = 256;
 /// Rows in one item of work of many tokens.
 const ITEM_ROWS: usize = 64;
 /// Tokens in one item of work: their activations of a panel's columns fit the second-level cache.
-const ITEM_TOKENS: usize = 512;
+const ITEM_TOKENS: usize = 256;
 /// Tokens that the innermost kernel takes at once: 12 accumulators of AVX2's 16 registers.
 const TILE: usize = 6;
 /// Up to so many tokens rows are read as they lie; from there on packing them pays.
@@ -237,6 +237,10 @@ vectorised! {
     fn many_tokens / many_tokens_body [E: Element] (part: Part<'_>, x: &[f32])
 }
 
+/// Columns of 16 rows, so aligned that no vector crosses a cache line.
+#[repr(align(64))]
+struct Panel([Lane; PANEL_COLS]);
+
 /// Panels of 16 rows, transposed and widened, times 6 tokens at a time.
 #[inline(always)]
 fn many_tokens_body<const HW: bool, E: Element>(part: Part<'_>, x: &[f32]) {
@@ -247,10 +251,10 @@ fn many_tokens_body<const HW: bool, E: Element>(part: Part<'_>, x: &[f32]) {
     // Runs of columns as equal as may be, by the matrix alone, so that the order of sums is fixed.
     let runs = cols.div_ceil(PANEL_COLS);
     let run = cols.div_ceil(runs).next_multiple_of(LANES);
-    let mut panel = [[0.0f32; LANES]; PANEL_COLS];
+    let mut panel = Panel([[0.0; LANES]; PANEL_COLS]);
     for k in (0..cols).step_by(run) {
         let width = run.min(cols - k);
-        let panel = &mut panel[..width];
+        let panel = &mut panel.0[..width];
         let mut row = first;
         for rows in weights.chunks(LANES * cols) {
             let count = rows.len() / cols;
@@ -259,16 +263,14 @@ fn many_tokens_body<const HW: bool, E: Element>(part: Part<'_>, x: &[f32]) {
             while token < to {
                 let some = TILE.min(to - token);
                 let x = &x[token * cols + k..];
-                let acc = match some {
-                    6 => spread(tile::<6>(panel, x, cols)),
-                    5 => spread(tile::<5>(panel, x, cols)),
-                    4 => spread(tile::<4>(panel, x, cols)),
-                    3 => spread(tile::<3>(panel, x, cols)),
-                    2 => spread(tile::<2>(panel, x, cols)),
-                    _ => spread(tile::<1>(panel, x, cols)),
-                };
-                for (t, acc) in acc[..some].iter().enumerate() {
-                    store(&part, token + t, row, count, k == 0, acc);
+                let to = To { part: &part, token, row, count, first: k == 0 };
+                match some {
+                    6 => to.store(tile::<6>(panel, x, cols)),
+                    5 => to.store(tile::<5>(panel, x, cols)),
+                    4 => to.store(tile::<4>(panel, x, cols)),
+                    3 => to.store(tile::<3>(panel, x, cols)),
+                    2 => to.store(tile::<2>(panel, x, cols)),
+                    _ => to.store(tile::<1>(panel, x, cols)),
                 }
                 token += some;
             }
@@ -277,33 +279,39 @@ fn many_tokens_body<const HW: bool, E: Element>(part: Part<'_>, x: &[f32]) {
     }
 }
 
-#[inline(always)]
-fn spread<const T: usize>(some: [Lane; T]) -> [Lane; TILE] {
-    let mut all = [[0.0; LANES]; TILE];
-    all[..T].copy_from_slice(&some);
-    all
+/// Where the sums of a tile go.
+struct To<'a> {
+    part: &'a Part<'a>,
+    token: usize,
+    row: usize,
+    /// Rows of the panel that exist.
+    count: usize,
+    /// Whether these are the first columns.
+    first: bool,
 }
 
-/// Adds one run's sums to the output.
-///
-/// With `add` the first run goes on top of what is there, which must then not be scaled; so scaled sums are scaled run by run.
-#[inline(always)]
-fn store(part: &Part<'_>, token: usize, row: usize, count: usize, first: bool, acc: &Lane) {
-    let out = part.out(token, row, count);
-    let mut sums = *acc;
-    if let Some(scale) = part.op.row_scale {
-        for (s, scale) in sums.iter_mut().zip(&scale[row..row + count]) {
-            *s *= scale;
-        }
-    }
-    let replace = first && !part.op.add;
-    if let (true, Some(out)) = (count == LANES, out.first_chunk_mut::<LANES>()) {
-        for l in 0..LANES {
-            out[l] = if replace { sums[l] } else { out[l] + sums[l] };
-        }
-    } else {
-        for (o, s) in out.iter_mut().zip(sums) {
-            *o = if replace { s } else { *o + s };
+impl To<'_> {
+    /// Adds one run's sums to the output, scaled run by run.
+    #[inline(always)]
+    fn store<const T: usize>(&self, acc: [Lane; T]) {
+        let &To { part, row, count, .. } = self;
+        let replace = self.first && !part.op.add;
+        for (t, mut sums) in acc.into_iter().enumerate() {
+            let out = part.out(self.token + t, row, count);
+            if let Some(scale) = part.op.row_scale {
+                for (s, scale) in sums.iter_mut().zip(&scale[row..row + count]) {
+                    *s *= scale;
+                }
+            }
+            if let (true, Some(out)) = (count == LANES, out.first_chunk_mut::<LANES>()) {
+                for l in 0..LANES {
+                    out[l] = if replace { sums[l] } else { out[l] + sums[l] };
+                }
+            } else {
+                for (o, s) in out.iter_mut().zip(sums) {
+                    *o = if replace { s } else { *o + s };
+                }
+            }
         }
     }
 }
