@@ -324,8 +324,7 @@ unsafe fn f16_tile<const G: usize, const T: usize>(
         });
         for c in 0..x.blocks() * BLOCK {
             let w = w.add(32 * c);
-            #[allow(clippy::needless_range_loop, reason = "g also steps through the weights")]
-            for g in 0..G {
+            for (g, sums) in sums.iter_mut().enumerate() {
                 let w = w.add(g * group);
                 if T == 1 && c % 2 == 0 {
                     prefetch::<1>(w);
@@ -333,8 +332,8 @@ unsafe fn f16_tile<const G: usize, const T: usize>(
                 let (w0, w1) = (halves(w), halves(w.add(16)));
                 for t in 0..T {
                     let a = _mm256_set1_ps(*tokens[t].x.add(c));
-                    sums[g][t][0] = _mm256_fmadd_ps(w0, a, sums[g][t][0]);
-                    sums[g][t][1] = _mm256_fmadd_ps(w1, a, sums[g][t][1]);
+                    sums[t][0] = _mm256_fmadd_ps(w0, a, sums[t][0]);
+                    sums[t][1] = _mm256_fmadd_ps(w1, a, sums[t][1]);
                 }
             }
         }

@@ -10,7 +10,71 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(test)]
+mod emulated;
 mod scalar;
+
+/// See `avx512.rs`.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop)] // the loops run over registers
+mod avx512 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    macro_rules! kernels {
+        ($($item:item)*) => { $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma")] $item)* };
+    }
+
+    unsafe fn prefetch<const LINES: usize>(p: *const u8) {
+        for i in 0..LINES {
+            // SAFETY: a prefetch of an address that is not mapped does nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(64 * i).cast()) };
+        }
+    }
+
+    include!("avx512.rs");
+}
+
+/// See `neon.rs`.
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::needless_range_loop)] // the loops run over registers
+mod neon {
+    use super::*;
+    use std::arch::{aarch64::*, asm};
+
+    macro_rules! kernels {
+        ($($item:item)*) => { $(#[target_feature(enable = "neon,dotprod")] $item)* };
+    }
+
+    /// `vdotq_s32`, which this compiler version does not have as a stable function.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    fn dot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+        // SAFETY: an instruction of registers only, which the features above include.
+        unsafe {
+            asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        acc
+    }
+
+    /// Four f16 as f32.
+    #[inline]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn halves(p: *const u8) -> float32x4_t {
+        // SAFETY: the caller's pointer has 8 readable bytes.
+        let bytes = unsafe { vld1_u8(p) };
+        let wide: float32x4_t;
+        // SAFETY: an instruction of registers only, which every processor with NEON of 64 bits has.
+        unsafe {
+            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) bytes,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        wide
+    }
+
+    include!("neon.rs");
+}
 
 use crate::{
     activations::{Activations, Token},
@@ -69,7 +133,11 @@ impl Kernels {
     pub(crate) fn of(isa: Isa) -> &'static Kernels {
         match isa.kind() {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::Avx512Vnni => &avx2::KERNELS,
+            Kind::Avx2 => &avx2::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => &avx512::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => &neon::KERNELS,
             _ => &scalar::KERNELS,
         }
     }
