@@ -27,11 +27,22 @@ pub struct Options {
     pub delta_nll_tokens: usize,
     /// With delta NLL, also measure the loss with each MLP left out.
     pub removal: bool,
+    /// Measure delta NLL in rounds: all replacements on the first quarter of the tokens, the better half of them on the
+    /// second, the better half of those on the rest. Half the work, spent where the decisions lie.
+    pub screen: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { window: 2, model: None, cka: true, weights: true, delta_nll_tokens: 0, removal: true }
+        Self {
+            window: 2,
+            model: None,
+            cka: true,
+            weights: true,
+            delta_nll_tokens: 0,
+            removal: true,
+            screen: true,
+        }
     }
 }
 
@@ -229,6 +240,7 @@ impl<'a> Pass<'a> {
                     cka: measured.then(|| cka(hsic, own(target), own(reference))),
                     weight_distance: None,
                     delta_nll: None,
+                    predicted_nll: None,
                     delta_nll_stderr: None,
                 }
             })

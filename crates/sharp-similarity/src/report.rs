@@ -32,11 +32,15 @@ pub enum Metric {
     WeightDistance,
     /// The model's mean loss with the target running the reference's MLP, less its own, in nats per token.
     DeltaNll,
+    /// An estimate of what recovery leaves: the lesser of delta NLL and the loss with the MLP left out times the
+    /// squared error that is left after the best scale of every output channel. Never negative.
+    PredictedNll,
 }
 
 impl Metric {
     /// All metrics, the most telling first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
+        Self::PredictedNll,
         Self::DeltaNll,
         Self::ResidualError,
         Self::RelativeError,
@@ -60,6 +64,7 @@ impl Metric {
             Self::Cka => "cka",
             Self::WeightDistance => "weight_distance",
             Self::DeltaNll => "delta_nll",
+            Self::PredictedNll => "predicted_nll",
         }
     }
 
@@ -75,6 +80,7 @@ impl Metric {
             Self::Cka => pair.cka,
             Self::WeightDistance => pair.weight_distance,
             Self::DeltaNll => pair.delta_nll,
+            Self::PredictedNll => pair.predicted_nll,
         }
     }
 
@@ -99,6 +105,7 @@ impl Metric {
             Self::Cka => "Linear CKA of own outputs",
             Self::WeightDistance => "Weight distance",
             Self::DeltaNll => "Delta NLL",
+            Self::PredictedNll => "Predicted NLL after recovery",
         }
     }
 
@@ -132,6 +139,10 @@ impl Metric {
             }
             Self::DeltaNll => {
                 "The whole model's loss with this one replacement and no recovery, less its own: nats per token."
+            }
+            Self::PredictedNll => {
+                "An estimate of what recovery leaves: the lesser of delta NLL and the loss with the MLP left out times the squared \
+                 error after channel scales. Bare replacement is often worse than no MLP at all, which recovery mends first."
             }
         }
     }
@@ -181,6 +192,9 @@ pub struct PairReport {
     /// [`Metric::DeltaNll`]; none where it was not asked for, or where the loss was not finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta_nll: Option<f64>,
+    /// [`Metric::PredictedNll`]; none where delta NLL or the loss without the target's MLP was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_nll: Option<f64>,
     /// Standard error of `delta_nll` over tokens, taken as independent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta_nll_stderr: Option<f64>,
@@ -289,20 +303,19 @@ impl Report {
 
     /// The measures that say most in a summary, of those that were taken.
     pub fn telling_metrics(&self) -> Vec<Metric> {
-        [Metric::DeltaNll, Metric::ResidualError, Metric::RelativeError]
+        [Metric::PredictedNll, Metric::DeltaNll, Metric::ResidualError, Metric::RelativeError]
             .into_iter()
             .filter(|m| self.pairs.iter().any(|p| m.of(p).is_some()))
             .collect()
     }
 
-    /// The metric to decide by where nobody chose one: delta NLL if it was measured, else the error in the residual
-    /// stream.
+    /// The metric to decide by where nobody chose one: the predicted NLL or else delta NLL if they were measured, else the
+    /// error in the residual stream.
     pub fn default_metric(&self) -> Metric {
-        if self.pairs.iter().any(|p| p.delta_nll.is_some()) {
-            Metric::DeltaNll
-        } else {
-            Metric::ResidualError
-        }
+        [Metric::PredictedNll, Metric::DeltaNll]
+            .into_iter()
+            .find(|m| self.pairs.iter().any(|p| m.of(p).is_some()))
+            .unwrap_or(Metric::ResidualError)
     }
 
     /// The costs by a metric; `None`: by [`Report::default_metric`].
@@ -325,7 +338,7 @@ impl Report {
             .layers
             .iter()
             .map(|l| match metric {
-                Metric::DeltaNll => l.removal_nll,
+                Metric::DeltaNll | Metric::PredictedNll => l.removal_nll,
                 Metric::ResidualError => Some(l.mlp_share),
                 _ => None,
             })
@@ -354,7 +367,13 @@ impl Report {
             ] {
                 *v = rounded(*v);
             }
-            for v in [&mut p.cka, &mut p.weight_distance, &mut p.delta_nll, &mut p.delta_nll_stderr] {
+            for v in [
+                &mut p.cka,
+                &mut p.weight_distance,
+                &mut p.delta_nll,
+                &mut p.delta_nll_stderr,
+                &mut p.predicted_nll,
+            ] {
                 optional(v);
             }
         }

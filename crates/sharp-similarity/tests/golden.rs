@@ -28,6 +28,7 @@ fn options(expected: &Value) -> Options {
         window: expected["window"].as_u64().unwrap() as usize,
         delta_nll_tokens: expected["delta_tokens"].as_u64().unwrap() as usize,
         model: Some("<golden> & co".into()),
+        screen: false,
         ..Options::default()
     }
 }
@@ -86,7 +87,8 @@ fn the_page_escapes_and_holds_every_map() {
     assert!(!page.contains("NaN") && !page.contains("http://www.w3.org/1999") && !page.contains("<script"));
     let again = Report::from_json(&report.to_json().unwrap()).unwrap();
     assert_eq!(again, report);
-    assert_eq!(report.costs(None).unwrap().metric, Metric::DeltaNll);
+    assert_eq!(report.costs(None).unwrap().metric, Metric::PredictedNll);
+    assert_eq!(report.costs(Some(Metric::DeltaNll)).unwrap().importance.len(), 5);
     assert_eq!(report.costs(None).unwrap().importance.len(), 5);
 }
 
@@ -122,4 +124,20 @@ fn what_cannot_be_measured_is_refused() {
     let mut broken = report;
     broken.pairs[0].reference = 7;
     assert!(Report::from_json(&broken.to_json().unwrap()).is_err());
+}
+
+#[test]
+fn screening_spends_tokens_on_the_better_half() {
+    let sequences: Vec<Vec<u32>> =
+        (0..4).map(|s| (0..200).map(|i| (i * 31 + s * 7) % 50).collect()).collect();
+    let run = |screen| {
+        let options = Options { window: 1, delta_nll_tokens: 800, screen, ..Options::default() };
+        analyze(&model(2), &sequences, &options, &Silent).unwrap()
+    };
+    let (all, screened) = (run(false), run(true));
+    assert_eq!(all.nll, screened.nll);
+    let same = all.pairs.iter().zip(&screened.pairs).filter(|(a, s)| a.delta_nll == s.delta_nll).count();
+    // Of eight pairs the better four reach the second round, the better two of those the last.
+    assert_eq!(same, 2);
+    assert!(screened.pairs.iter().all(|p| p.delta_nll.is_some()));
 }

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 HERE = pathlib.Path(__file__).parent
-LAYERS, WINDOW, MINIBATCH, DELTA_TOKENS = 5, 2, 256, 320
+LAYERS, WINDOW, MINIBATCH, PIECE, DELTA_TOKENS = 5, 2, 256, 256, 320
 
 torch.manual_seed(5)
 config = LlamaConfig(
@@ -88,14 +88,15 @@ def total_hsic(a, b):
 
 
 def losses():
-    """Negative log likelihoods of the leading tokens."""
+    """Negative log likelihoods of the leading tokens, in pieces."""
     out, left = [], DELTA_TOKENS
+    pieces = [tokens[k:k + PIECE] for tokens in sequences if len(tokens) > 1 for k in range(0, len(tokens), PIECE)]
     with torch.no_grad():
-        for tokens in sequences:
-            part = tokens[:min(left, len(tokens))]
-            if len(part) < 2:
-                break
+        for part in pieces:
+            part = part[:left]
             left -= len(part)
+            if len(part) < 2:
+                continue
             logits = model(torch.tensor([part])).logits[0].double()
             out.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(part[1:]), reduction="none"))
     return torch.cat(out).numpy()
@@ -148,6 +149,8 @@ for t in range(LAYERS):
             "cka": float(total_hsic(y, b) / np.sqrt(total_hsic(y, y) * total_hsic(b, b))),
             "weight_distance": float(norm(weights(layers[r]) - weights(layers[t])) / norm(weights(layers[t]))),
             "delta_nll": float(delta.mean()),
+            "predicted_nll": max(0.0, min(float(delta.mean()), report["layers"][t]["removal_nll"]
+                                          * float(norm(scaled - y) / norm(y)) ** 2)),
             "delta_nll_stderr": float(delta.std(ddof=1) / np.sqrt(len(delta))),
         })
 
