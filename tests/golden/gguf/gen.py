@@ -27,6 +27,8 @@ A small device has little memory, and a small model that fits is worth more than
 def share(layer, other): return layers[other] if other in layers else None
 for i in range(12): print(i, i * i); the sum of 1 to 100 is 5050. We'll see; it's done; they're here, I'd say.
 naive cafe, na\u00efve caf\u00e9, \u00fcber, \u4f60\u597d, \u041f\u0440\u0438\u0432\u0435\u0442""" * 3
+# Numbers often enough that merges of two, three and four digits are learnt: only then does it show how digits are cut.
+CORPUS += "\n1234 1234 2345 345 45 5 12 123 " * 40
 TEXTS = [
     "", " ", "a", " a", "  a  b   c    ", "The reference layer lends its matrices.", "sharing is sharing, Sharing SHARING", " sharing",
     "We'll see; it's done; THEY'RE here, I'D say.", "1 12 123 1234 12345 3.14 2024-02-29", "x=1;y=22;z=333", "line one\nline two\r\n\r\n\tindent\n   \n",
@@ -36,6 +38,9 @@ TEXTS = [
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# Every numeral apart, then GPT-2's pattern on what lies between: a space before a numeral stays by itself.
+SMOLLM = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 
 def unicode_of_bytes():
@@ -291,6 +296,11 @@ def main():
         "gpt2_pre", "llama", tok := ByteLevel(GPT2, specials), "gpt-2", small,
         hidden=32, ffn=8, layers=1, heads=2, kv=2, tied=True, biases=None, theta=10000.0, bos="<|end|>", eos="<|end|>",
         add_bos=True, begins_with_bos=True, config={"eos_token_id": tok.ids["<|end|>"]},
+    )
+    build(
+        "smollm_pre", "llama", tok := ByteLevel(SMOLLM, specials), "smollm", small,
+        hidden=32, ffn=8, layers=1, heads=2, kv=2, tied=True, biases=None, theta=10000.0, bos="<|begin|>", eos="<|end|>",
+        add_bos=False, begins_with_bos=False, config={"eos_token_id": tok.ids["<|end|>"]},
     )
 
 

@@ -10,7 +10,7 @@ use sharp_progress::Silent;
 
 use crate::{golden, json};
 
-const CASES: [&str; 4] = ["llama_mixed", "qwen2", "sentencepiece", "gpt2_pre"];
+const CASES: [&str; 5] = ["llama_mixed", "qwen2", "sentencepiece", "gpt2_pre", "smollm_pre"];
 
 fn imported(case: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().unwrap();
