@@ -20,6 +20,17 @@ pub(crate) enum Side {
     HeldOut,
 }
 
+impl Side {
+    /// Its name in files and on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Train => "train",
+            Self::HeldOut => "held_out",
+        }
+    }
+}
+
 /// A data file and the part of it that is used.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DataArgs {

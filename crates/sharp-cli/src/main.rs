@@ -1,4 +1,4 @@
-//! `sharp`: what a user runs on the device. No libtorch; see `sharp --help`.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod commands;
@@ -13,8 +13,8 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
-    analyze, benchmark, doctor, export, generate, import, inspect, plan, quantize, report as report_page,
-    synth,
+    analyze, benchmark, doctor, evaluate, export, generate, import, inspect, plan, quantize,
+    report as report_page, synth,
 };
 use crate::output::Output;
 
@@ -68,6 +68,8 @@ enum Command {
     Export(export::Args),
     /// Write one file that the engine maps and runs as it lies.
     Quantize(quantize::Args),
+    /// Measure perplexity, distance from the first model, and multiple-choice accuracy.
+    Evaluate(evaluate::Args),
     /// Measure load, prefill and decode speed, memory, and the fraction of the machine's limit.
     Benchmark(benchmark::Args),
     /// Generate text.
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args, global, &output),
         Command::Export(args) => export::run(args, global, &output),
         Command::Quantize(args) => quantize::run(args, global, &output),
+        Command::Evaluate(args) => evaluate::run(args, global, &output),
         Command::Benchmark(args) => benchmark::run(args, global, &output),
         Command::Generate(args) => generate::run(args, global, &output),
         Command::Inspect(args) => inspect::run(args, global, &output),

@@ -3,6 +3,7 @@
 pub(crate) mod analyze;
 pub(crate) mod benchmark;
 pub(crate) mod doctor;
+pub(crate) mod evaluate;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod import;
