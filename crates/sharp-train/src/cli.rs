@@ -211,8 +211,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             options.seed = a.shared.seed;
             options.memory_bytes = a.memory_mib.saturating_mul(1 << 20);
             let Prepared { source, plan, train, held_out, compute } = &ready;
-            let summary =
-                warmup(source, plan, train, held_out, &a.shared.out, compute, &options, &progress)?;
+            let summary = warmup(source, plan, train, held_out, &a.shared.out, compute, &options, &progress)?;
             report(args.json, &summary, || {
                 let mut text = String::new();
                 for l in &summary.layers {
@@ -301,8 +300,10 @@ fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
     }
     let sides = split(docs, shared.held_out, shared.seed)?;
     let ends = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
-    let options =
-        PackOptions::new(shared.seq_len).with_ends(ends.0, ends.1).with_budget(Some(tokens)).shuffled(shared.seed);
+    let options = PackOptions::new(shared.seq_len)
+        .with_ends(ends.0, ends.1)
+        .with_budget(Some(tokens))
+        .shuffled(shared.seed);
     let train = pack(&sides.train, &tokenizer, &options).context("the training side of the data")?;
     ensure!(!sides.held_out.is_empty(), "nothing is held out: raise --held-out, or give more documents");
     let held = PackOptions::new(shared.seq_len)

@@ -1,7 +1,5 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
-// The two training loops, which call most of this, are the next piece of work.
-#![allow(dead_code, clippy::large_enum_variant)]
 
 mod adamw;
 mod attention;

@@ -218,6 +218,7 @@ impl PieceIds {
 
 /// What of an MLP is trained.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one for each layer, never moved in a loop")]
 pub(crate) enum MlpTrain {
     /// A target's recovery parameters, and the reference's weights with it if those are trained too.
     Recovery {

@@ -30,7 +30,8 @@ impl Recovered {
             let rank = target.ranks.of(projection);
             let Some(place) = ids.get_mut(index(projection)) else { continue };
             if rank > 0 {
-                place.a = Some(layout.add(names::lora_a(layer, projection), &[rank, input], Group::Factor)?);
+                place.a =
+                    Some(layout.add(names::lora_a(layer, projection), &[rank, input], Group::Factor)?);
                 place.b = Some(layout.add(names::lora_b(layer, projection), &[out, rank], Group::Factor)?);
             }
             if target.form.row_scaled() {
@@ -61,7 +62,12 @@ impl Recovered {
                 match (id, value) {
                     (Some(id), Some(value)) => params.view(id)?.f_copy_(value)?,
                     (None, None) => {}
-                    _ => return Err(Error::invalid(format!("layer {}: a start that does not fit", self.layer))),
+                    _ => {
+                        return Err(Error::invalid(format!(
+                            "layer {}: a start that does not fit",
+                            self.layer
+                        )));
+                    }
                 }
             }
         }

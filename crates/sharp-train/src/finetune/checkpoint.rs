@@ -129,8 +129,12 @@ pub(super) fn save(
         moments.replacements.insert(format!("model.{name}"), new);
     }
     moments.save(partial.join(OPTIMIZER_FILE))?;
-    let state =
-        State { version: VERSION, step: steps, parameters: params.layout.total(), fingerprint: print.to_owned() };
+    let state = State {
+        version: VERSION,
+        step: steps,
+        parameters: params.layout.total(),
+        fingerprint: print.to_owned(),
+    };
     let text = serde_json::to_string_pretty(&state)
         .map_err(|e| Error::state(partial.join(STATE_FILE), e.to_string()))?;
     write_atomic(&partial.join(STATE_FILE), |w| writeln!(w, "{text}"))?;

@@ -168,9 +168,8 @@ pub fn finetune(
             break;
         }
         let step_begun = Instant::now();
-        let rows: Vec<usize> = (0..rows_per_step)
-            .map(|i| order.at((step - 1) * rows_per_step as u64 + i as u64))
-            .collect();
+        let rows: Vec<usize> =
+            (0..rows_per_step).map(|i| order.at((step - 1) * rows_per_step as u64 + i as u64)).collect();
         let batch = sequences(train, rows)?;
         let (mut grad, sums) = student.gradient(batch)?;
         let mean = sums.mean(options.loss);
@@ -271,7 +270,8 @@ fn sequences(blocks: &TokenBlocks, rows: impl IntoIterator<Item = usize>) -> Res
     rows.into_iter()
         .map(|row| {
             let (tokens, mask) = blocks.row(row);
-            let mut sequence = Sequence { tokens: tokens.to_vec(), positions: Vec::new(), labels: Vec::new() };
+            let mut sequence =
+                Sequence { tokens: tokens.to_vec(), positions: Vec::new(), labels: Vec::new() };
             for (i, (&token, &counted)) in tokens.iter().zip(mask).enumerate().skip(1) {
                 if counted {
                     sequence.positions.push(i as i64 - 1);
@@ -317,3 +317,6 @@ const COLD: Start = Start::Zero;
 
 /// A flat gradient's type, for the workers' results.
 type Gradient = Tensor;
+
+#[cfg(test)]
+mod tests;

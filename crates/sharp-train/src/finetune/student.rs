@@ -166,7 +166,9 @@ impl Student {
             }
             for (name, new) in &recovery.replacements {
                 let id = params.layout.find(name).ok_or_else(|| {
-                    Error::invalid(format!("`{name}` was trained before; train norms and shared weights again"))
+                    Error::invalid(format!(
+                        "`{name}` was trained before; train norms and shared weights again"
+                    ))
                 })?;
                 params.set(id, &new.values)?;
             }
@@ -192,7 +194,9 @@ impl Student {
             let Some(block) = model.blocks.get_mut(target.layer) else { continue };
             if target.dropped {
                 block.mlp = None;
-            } else if let (true, Some(reference)) = (crate::forms::form(target.form).is_none(), target.reference) {
+            } else if let (true, Some(reference)) =
+                (crate::forms::form(target.form).is_none(), target.reference)
+            {
                 block.mlp = Some(shared_directly(blank(reference)?, blank(target.layer)?));
             }
         }
@@ -394,5 +398,7 @@ impl Replica {
 
 /// Values for a flat vector from a saved one.
 pub(super) fn flat_from(values: &[f32], params: &Params) -> Result<Tensor> {
-    from_f32(values, &[params.layout.total()], params.flat.device())?.f_to_kind(Kind::Float).map_err(Error::from)
+    from_f32(values, &[params.layout.total()], params.flat.device())?
+        .f_to_kind(Kind::Float)
+        .map_err(Error::from)
 }

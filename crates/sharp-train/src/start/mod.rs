@@ -117,3 +117,6 @@ pub(crate) fn begin(
         (Start::Whitened, _) => whitened(target, original, reference, activations, pool, compute),
     }
 }
+
+#[cfg(test)]
+mod tests;

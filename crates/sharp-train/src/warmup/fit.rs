@@ -177,9 +177,13 @@ impl Fit<'_> {
             let flat = flat.shallow_clone();
             items.push((projection, self.recovered.share(), layout, flat, reference, self.student.share()));
         }
-        self.pool.map("merging weights", items, |_, (projection, recovered, layout, flat, reference, student)| {
-            recovered.merge(projection, &layout, &flat, reference.as_ref(), &student)
-        })?;
+        self.pool.map(
+            "merging weights",
+            items,
+            |_, (projection, recovered, layout, flat, reference, student)| {
+                recovered.merge(projection, &layout, &flat, reference.as_ref(), &student)
+            },
+        )?;
         Ok(())
     }
 
@@ -304,9 +308,12 @@ struct Batches {
 impl Batches {
     fn new(rows: i64, batch_tokens: usize, seed: u64) -> Result<Self> {
         let length = RUN.min(dim(batch_tokens)?).max(1);
-        let runs: Vec<(i64, i64)> =
-            (0..rows).step_by(usize::try_from(length).unwrap_or(1)).map(|s| (s, length.min(rows - s))).collect();
-        let per_batch = batch_tokens.div_ceil(usize::try_from(length).unwrap_or(1)).clamp(1, runs.len().max(1));
+        let runs: Vec<(i64, i64)> = (0..rows)
+            .step_by(usize::try_from(length).unwrap_or(1))
+            .map(|s| (s, length.min(rows - s)))
+            .collect();
+        let per_batch =
+            batch_tokens.div_ceil(usize::try_from(length).unwrap_or(1)).clamp(1, runs.len().max(1));
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let _ = rng.random::<u64>();
         Ok(Self { order: Vec::new(), at: 0, runs, runs_per_batch: per_batch, rng })

@@ -15,13 +15,7 @@ pub(crate) enum Rows {
     /// In memory, by piece.
     Memory(Vec<Option<Tensor>>),
     /// In an unnamed file, read and written a piece at a time.
-    File {
-        file: File,
-        path: PathBuf,
-        rows: usize,
-        cols: usize,
-        device: Device,
-    },
+    File { file: File, path: PathBuf, rows: usize, cols: usize, device: Device },
 }
 
 impl Rows {
@@ -38,7 +32,8 @@ impl Rows {
     pub(crate) fn put(&mut self, index: usize, piece: Tensor) -> Result<()> {
         match self {
             Self::Memory(pieces) => {
-                let place = pieces.get_mut(index).ok_or_else(|| Error::invalid("no such piece of activations"))?;
+                let place =
+                    pieces.get_mut(index).ok_or_else(|| Error::invalid("no such piece of activations"))?;
                 *place = Some(piece);
                 Ok(())
             }

@@ -1,0 +1,141 @@
+//! The mathematics of the closed-form start.
+
+use sharp_model::{Projection, Ranks, RecoveryForm, Target};
+use tch::{Device, Kind, Tensor};
+
+use super::whitened::{Second, regression, truncated};
+use super::{Activations, permuted, whitened::whitened};
+use crate::device::Compute;
+use crate::forms::form;
+use crate::mlp::Mlp;
+use crate::pool::Pool;
+use crate::tensors::scalar;
+
+fn random(shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Double, Device::Cpu))
+}
+
+fn mlp(d: i64, f: i64) -> Mlp {
+    let w = |o: i64, i: i64| (random(&[o, i]) / (i as f64).sqrt()).to_kind(Kind::Float);
+    Mlp::from_weights(w(f, d), w(f, d), w(d, f), &Compute::cpu(1)).unwrap()
+}
+
+fn error(found: &Tensor, wanted: &Tensor) -> f64 {
+    scalar(&(found - wanted).square().sum(Kind::Double)).unwrap()
+        / scalar(&wanted.square().sum(Kind::Double)).unwrap()
+}
+
+/// `‖diag(rows) (W − M) C^½‖²`
+fn objective(weight: &Tensor, other: &Tensor, metric: &Tensor, rows: &Tensor) -> f64 {
+    let off = (weight - other) * rows.unsqueeze(1);
+    scalar(&(off.matmul(metric) * &off).sum(Kind::Double)).unwrap()
+}
+
+#[test]
+fn whitened_truncation_beats_alternating_least_squares_from_many_starts() {
+    tch::manual_seed(3);
+    for (out, input, rank) in [(7, 5, 2), (4, 9, 3), (6, 6, 1)] {
+        let weight = random(&[out, input]);
+        let x = random(&[40, input]).matmul(&random(&[input, input]));
+        let metric = x.tr().matmul(&x) / 40.0;
+        let rows = random(&[out]).abs() + 0.2;
+        let (a, b) = truncated(&weight, &metric, Some(&rows), rank).unwrap();
+        let ours = objective(&weight, &b.matmul(&a), &metric, &rows);
+        // Brute force: for fixed A the best B is a least-squares fit and the other way round; from many starts.
+        let mut best = f64::INFINITY;
+        let factor = metric.linalg_cholesky(false);
+        let wanted = (&weight * rows.unsqueeze(1)).matmul(&factor);
+        for _ in 0..30 {
+            let mut right = random(&[rank, input]);
+            let mut left = random(&[out, rank]);
+            for _ in 0..200 {
+                left = wanted.matmul(&right.tr()).matmul(&right.matmul(&right.tr()).inverse());
+                right = left.tr().matmul(&left).inverse().matmul(&left.tr()).matmul(&wanted);
+            }
+            best = best.min(scalar(&(&wanted - left.matmul(&right)).square().sum(Kind::Double)).unwrap());
+        }
+        assert!(ours < best * 1.0001 + 1e-9, "({out}, {input}) rank {rank}: {ours} against {best}");
+        assert!(ours > best * 0.999 - 1e-9, "better than possible: {ours} against {best}");
+        let (a, b) = truncated(&weight, &metric, Some(&rows), input).unwrap();
+        assert!(error(&b.matmul(&a), &weight) < 1e-10, "full rank is exact");
+    }
+}
+
+#[test]
+fn regression_with_full_rank_is_least_squares() {
+    tch::manual_seed(4);
+    let (n, input, out) = (200, 6, 4);
+    let x = random(&[n, input]);
+    let truth = random(&[out, input]);
+    let base = random(&[out, input]);
+    let y = x.matmul(&truth.tr());
+    let second = Second { xx: x.tr().matmul(&x) / n as f64, xy: x.tr().matmul(&y) / n as f64 };
+    for kind in [RecoveryForm::LowRank, RecoveryForm::ScaledLowRank] {
+        let pieces = regression(kind, Some(&base), &second, out).unwrap();
+        let mut effective = Tensor::zeros([out, input], (Kind::Double, Device::Cpu));
+        form(kind).unwrap().effective_into(&mut effective, Some(&base), &pieces).unwrap();
+        assert!(error(&effective, &truth) < 1e-6, "{kind}");
+    }
+    // Row scales alone: what least squares says for each row.
+    let pieces = regression(RecoveryForm::ScaledLowRank, Some(&base), &second, 0).unwrap();
+    let through = x.matmul(&base.tr());
+    let best = (&through * &y).sum_dim_intlist([0i64].as_slice(), false, Kind::Double)
+        / through.square().sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
+    assert!(error(&pieces.row.unwrap(), &best) < 1e-12);
+}
+
+#[test]
+fn permuting_neurons_leaves_the_function_unchanged() {
+    tch::manual_seed(5);
+    let mut original = mlp(8, 13);
+    original.gate_up.bias = Some(random(&[26]).to_kind(Kind::Float));
+    original.down.bias = Some(random(&[8]).to_kind(Kind::Float));
+    let order = Tensor::randperm(13, (Kind::Int64, Device::Cpu));
+    let other = permuted(&original, &order, &Compute::cpu(1)).unwrap();
+    let x = random(&[20, 8]).to_kind(Kind::Float);
+    assert!(error(other.forward(&x).unwrap().y(), original.forward(&x).unwrap().y()) < 1e-10);
+    let moved = error(&other.weight(Projection::Gate).unwrap(), &original.weight(Projection::Gate).unwrap());
+    assert!(moved > 0.1, "the weights did move: {moved}");
+}
+
+#[test]
+fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
+    tch::manual_seed(6);
+    let compute = Compute::cpu(1);
+    let (d, f, n) = (8, 20, 600);
+    let original = mlp(d, f);
+    let x = random(&[n, d]).to_kind(Kind::Float);
+    let y = original.forward(&x).unwrap().y().shallow_clone();
+    let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
+    let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
+    let pool = Pool::new(vec![(), ()]).unwrap();
+    let fitted_error = |kind: RecoveryForm, reference: Option<&Mlp>, rank: usize| {
+        let target = match kind {
+            RecoveryForm::LowRankOnly => Target::low_rank_only(1, Ranks::uniform(rank)),
+            _ => Target::sharing(1, 0, kind, Ranks::uniform(rank)),
+        };
+        let pieces = whitened(&target, &original, reference, &rows, &pool, &compute).unwrap();
+        let mut weights = Vec::new();
+        for (projection, pieces) in Projection::ALL.into_iter().zip(&pieces) {
+            let base = reference.map(|r| r.weight(projection).unwrap());
+            let mut w = original.weight(projection).unwrap().zeros_like();
+            form(kind).unwrap().effective_into(&mut w, base.as_ref(), pieces).unwrap();
+            weights.push(w);
+        }
+        let [gate, up, down] = <[Tensor; 3]>::try_from(weights).unwrap();
+        let fitted = Mlp::from_weights(gate, up, down, &compute).unwrap();
+        error(fitted.forward(&x).unwrap().y(), &y)
+    };
+    // The same function with its neurons shuffled, as reference: alignment alone must repair it, at rank 0.
+    let shuffled = permuted(&original, &Tensor::randperm(f, (Kind::Int64, Device::Cpu)), &compute).unwrap();
+    for kind in [RecoveryForm::LowRank, RecoveryForm::ScaledLowRank, RecoveryForm::RowColumnScaledLowRank] {
+        let found = fitted_error(kind, Some(&shuffled), 0);
+        assert!(found < 1e-8, "{kind}: a permuted reference leaves {found}");
+        let found = fitted_error(kind, Some(&mlp(d, f)), 8);
+        assert!(found < 1e-5, "{kind}: full rank leaves {found}");
+        let (little, more) =
+            (fitted_error(kind, Some(&mlp(d, f)), 1), fitted_error(kind, Some(&mlp(d, f)), 6));
+        assert!(more < little, "{kind}: rank 6 leaves {more}, rank 1 {little}");
+    }
+    assert!(fitted_error(RecoveryForm::LowRankOnly, None, 8) < 1e-5);
+}

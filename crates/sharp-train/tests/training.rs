@@ -1,0 +1,183 @@
+//! Both trainings end to end on a small random model: they learn, they resume bit-equal, threads do not show.
+
+use std::path::{Path, PathBuf};
+
+use sharp_data::TokenBlocks;
+use sharp_model::{ModelSource, Ranks, Recovery, RecoveryForm, SharingPlan, Target};
+use sharp_progress::Silent;
+use sharp_train::finetune::{FinetuneOptions, finetune};
+use sharp_train::warmup::{WarmupOptions, warmup};
+use sharp_train::{Compute, Error, Loss, Start};
+
+fn model(case: &str) -> ModelSource {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
+    ModelSource::open(folder.join(case)).unwrap()
+}
+
+/// A repeating pattern with a little noise: something to learn.
+fn blocks(rows: usize, vocab: u32, seed: u32) -> TokenBlocks {
+    let n = rows * 16;
+    let tokens: Vec<u32> =
+        (0..n as u32).map(|i| (i * 3 + (i.wrapping_mul(2_654_435_761 + seed) >> 30)) % vocab).collect();
+    TokenBlocks { seq_len: 16, tokens, mask: (0..n).map(|i| i % 5 != 0).collect() }
+}
+
+fn plan(form: RecoveryForm) -> SharingPlan {
+    let target = match form {
+        RecoveryForm::LowRankOnly => Target::low_rank_only(2, Ranks::uniform(4)),
+        _ => Target::sharing(2, 1, form, Ranks::uniform(4)),
+    };
+    SharingPlan::new("explicit", vec![target])
+}
+
+#[test]
+fn warm_up_improves_every_form_from_every_start_and_resumes() {
+    let source = model("tied");
+    let (train, held) = (blocks(40, 61, 1), blocks(12, 61, 2));
+    for form in RecoveryForm::ALL.into_iter().filter(|f| *f != RecoveryForm::None) {
+        let mut started = Vec::new();
+        for start in [Start::Zero, Start::Whitened] {
+            let out = tempfile::tempdir().unwrap();
+            let mut options = WarmupOptions::default();
+            options.start = start;
+            options.steps = 60;
+            options.eval_every = 20;
+            options.batch_tokens = 128;
+            options.lr = 5e-3;
+            let run = |threads, out: &Path, options: &WarmupOptions| {
+                warmup(&source, &plan(form), &train, &held, out, &Compute::cpu(threads), options, &Silent)
+            };
+            let summary = run(2, out.path(), &options).unwrap();
+            let layer = &summary.layers[0];
+            assert!(layer.error < layer.start_error, "{form} {}: {layer:?}", start.name());
+            assert_eq!(layer.layer, 2);
+            started.push(layer.start_error);
+            let recovery = Recovery::load(out.path()).unwrap();
+            recovery.check(source.config(), &plan(form)).unwrap();
+            // What is there is not done again; threads and files instead of memory change nothing.
+            assert_eq!(run(2, out.path(), &options).unwrap().skipped, [2]);
+            let other = tempfile::tempdir().unwrap();
+            options.memory_bytes = 0;
+            run(1, other.path(), &options).unwrap();
+            assert!(Recovery::load(other.path()).unwrap() == recovery, "{form}: threads show");
+        }
+        assert!(started[1] < started[0], "{form}: whitened {} zero {}", started[1], started[0]);
+    }
+}
+
+struct Run {
+    source: ModelSource,
+    plan: SharingPlan,
+    options: FinetuneOptions,
+    threads: usize,
+}
+
+impl Run {
+    fn new(case: &str, form: RecoveryForm) -> Self {
+        let mut plan = plan(form);
+        if case != "tied" {
+            plan.targets[0].layer = 1;
+            plan.targets[0].reference = plan.targets[0].reference.map(|_| 0);
+        }
+        let mut options = FinetuneOptions::default();
+        options.steps = 12;
+        options.batch_tokens = 48;
+        options.save_every = 5;
+        options.eval_every = 4;
+        options.lr = 1e-2;
+        Self { source: model(case), plan, options, threads: 2 }
+    }
+
+    fn go(&self, out: &Path) -> Result<sharp_train::finetune::FinetuneSummary, Error> {
+        let vocab = self.source.config().vocab_size as u32;
+        finetune(
+            &self.source,
+            &self.plan,
+            None,
+            &blocks(10, vocab, 1),
+            &blocks(4, vocab, 2),
+            out,
+            &Compute::cpu(self.threads),
+            &self.options,
+            &Silent,
+        )
+    }
+}
+
+fn bytes(out: &Path) -> Vec<u8> {
+    std::fs::read(out.join("recovery.safetensors")).unwrap()
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_path_buf();
+    (dir, path)
+}
+
+#[test]
+fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
+    for (loss, extras) in [(Loss::Completion, false), (Loss::Mixed { weight: 0.3, temperature: 2.0 }, true)] {
+        let mut run = Run::new("tied", RecoveryForm::ScaledLowRank);
+        run.options.loss = loss;
+        run.options.train_norms = extras;
+        run.options.train_shared = extras;
+        let (_a, whole) = folder();
+        let done = run.go(&whole).unwrap();
+        assert!(done.perplexity < done.start_perplexity, "{done:?}");
+        assert!(!whole.join("step-000005").exists() && whole.join("step-000010").exists());
+
+        let (_b, parts) = folder();
+        run.options.stop_after = Some(7); // dies two steps after its checkpoint
+        run.go(&parts).unwrap();
+        assert!(!parts.join("recovery.safetensors").exists());
+        run.options.stop_after = None;
+        run.threads = 1;
+        let resumed = run.go(&parts).unwrap();
+        assert_eq!(resumed.resumed_from, Some(5));
+        assert!(bytes(&parts) == bytes(&whole), "{loss:?}: resumed training differs");
+        let losses = |out: &Path| -> Vec<String> {
+            let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+            text.lines()
+                .map(|l| {
+                    let v: serde_json::Value = serde_json::from_str(l).unwrap();
+                    format!("{} {} {}", v["step"], v["train_loss"], v["held_out_loss"])
+                })
+                .collect()
+        };
+        assert_eq!(losses(&parts), losses(&whole));
+        assert_eq!(losses(&whole).len(), 13);
+        let saved = Recovery::load(whole.join("recovery.safetensors")).unwrap();
+        saved.check(run.source.config(), &run.plan).unwrap();
+        assert_eq!(saved.replacements.is_empty(), !extras);
+
+        // A checkpoint of other settings is refused, not continued.
+        run.options.lr *= 2.0;
+        assert!(matches!(run.go(&parts), Err(Error::State { .. })));
+    }
+}
+
+#[test]
+fn every_form_trains_on_every_kind_of_model() {
+    for form in RecoveryForm::ALL.into_iter().filter(|f| *f != RecoveryForm::None) {
+        for case in ["gqa_untied", "biases"] {
+            let (_dir, out) = folder();
+            let summary = Run::new(case, form).go(&out).unwrap();
+            assert!(summary.perplexity < summary.start_perplexity, "{form} {case}: {summary:?}");
+        }
+    }
+}
+
+#[test]
+fn senseless_settings_are_refused() {
+    let refused = |change: &dyn Fn(&mut Run)| {
+        let mut run = Run::new("tied", RecoveryForm::LowRank);
+        change(&mut run);
+        let (_dir, out) = folder();
+        assert!(run.go(&out).is_err());
+    };
+    refused(&|r| r.options.lr = f64::NAN);
+    refused(&|r| r.options.loss = Loss::Distill { temperature: 0.0 });
+    refused(&|r| r.options.loss = Loss::Mixed { weight: 2.0, temperature: 1.0 });
+    refused(&|r| r.plan.targets[0].layer = 99);
+    refused(&|r| r.plan.targets.clear());
+}
