@@ -24,7 +24,13 @@ impl Programs {
         if programs.is_empty() {
             return Ok(Self::default());
         }
-        let packages = programs.iter().flat_map(|program| ["--package", program.names().1]);
+        // Always the same set where that is possible: with another set some dependencies have other features, and
+        // would be compiled again.
+        let mut together = programs.to_vec();
+        if !together.contains(&Program::SharpTrain) && libtorch::found().is_ok_and(|found| found.is_some()) {
+            together.push(Program::SharpTrain);
+        }
+        let packages = together.iter().flat_map(|program| ["--package", program.names().1]);
         let found: BTreeMap<Program, PathBuf> = build(packages)?
             .into_iter()
             .filter_map(|(name, path)| {

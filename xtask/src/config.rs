@@ -38,8 +38,10 @@ pub(crate) struct Config {
     pub(crate) train_data: Vec<String>,
     pub(crate) sequence: usize,
     pub(crate) bf16: String,
+    pub(crate) device: String,
 
     pub(crate) warmup_start: String,
+    pub(crate) warmup_weighting: String,
     pub(crate) warmup_tokens: usize,
     pub(crate) warmup_steps: usize,
     pub(crate) warmup_batch_tokens: usize,
@@ -49,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) finetune_batch_tokens: usize,
     pub(crate) finetune_lr: f64,
     pub(crate) finetune_distill: f64,
+    pub(crate) finetune_norms: bool,
+    pub(crate) finetune_shared: bool,
     pub(crate) finetune_save_every: usize,
     pub(crate) finetune_cold: bool,
 
@@ -96,7 +100,9 @@ impl Default for Config {
             train_data: Vec::new(),
             sequence: 512,
             bf16: "auto".into(),
+            device: "auto".into(),
             warmup_start: "zero".into(),
+            warmup_weighting: "residual".into(),
             warmup_tokens: 65_536,
             warmup_steps: 400,
             warmup_batch_tokens: 1024,
@@ -105,6 +111,8 @@ impl Default for Config {
             finetune_batch_tokens: 2048,
             finetune_lr: 1e-3,
             finetune_distill: 0.0,
+            finetune_norms: false,
+            finetune_shared: false,
             finetune_save_every: 50,
             finetune_cold: true,
             export_dtype: "f16".into(),
@@ -283,6 +291,12 @@ impl Config {
             &self.form,
             &["low_rank", "scaled_low_rank", "row_column_scaled_low_rank", "low_rank_only"],
         )?;
+        choice("warmup_start", &self.warmup_start, &["zero", "whitened"])?;
+        choice("warmup_weighting", &self.warmup_weighting, &["none", "residual", "output"])?;
+        let cuda = self.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
+        if !cuda {
+            choice("device", &self.device, &["auto", "cpu", "cuda"])?;
+        }
         for row in &self.rows {
             choice("rows", row, ROWS)?;
         }

@@ -311,7 +311,9 @@ fn training(run: &Run, command: &str, folder: &'static str) -> Result<(Line, Vec
         .flag("--out", run.path(folder))
         .number("--seed", config.seed)
         .number("--held-out", config.held_out)
-        .flag("--bf16", config.bf16.as_str());
+        .number("--seq-len", config.sequence)
+        .flag("--bf16", config.bf16.as_str())
+        .flag("--device", config.device.as_str());
     for typed in &config.train_data {
         let (argument, input) = data(typed)?;
         line = line.flag("--data", argument);
@@ -324,8 +326,8 @@ fn warmup(run: &Run) -> Result<Step> {
     let config = &run.config;
     let (line, inputs) = training(run, "warmup", WARMUP)?;
     let line = line
-        .number("--seq-len", config.sequence)
         .flag("--start", config.warmup_start.as_str())
+        .flag("--weighting", config.warmup_weighting.as_str())
         .number("--tokens", config.warmup_tokens)
         .number("--steps", config.warmup_steps)
         .number("--batch-tokens", config.warmup_batch_tokens)
@@ -343,9 +345,11 @@ fn warmup(run: &Run) -> Result<Step> {
                 "train_data",
                 "sequence",
                 "bf16",
+                "device",
                 "held_out",
                 "seed",
                 "warmup_start",
+                "warmup_weighting",
                 "warmup_tokens",
                 "warmup_steps",
                 "warmup_batch_tokens",
@@ -360,12 +364,13 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
     let folder = if warm { FINETUNE } else { FINETUNE_COLD };
     let (line, mut inputs) = training(run, "finetune", folder)?;
     let line = line
-        .number("--seq-len", config.sequence)
         .number("--steps", config.finetune_steps)
         .number("--batch-tokens", config.finetune_batch_tokens)
         .number("--lr", config.finetune_lr)
         .number("--distill", config.finetune_distill)
         .number("--save-every", config.finetune_save_every)
+        .when(config.finetune_norms, |line| line.arg("--train-norms"))
+        .when(config.finetune_shared, |line| line.arg("--train-shared"))
         .when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
     if warm {
         inputs.push(WARM_LAYERS);
@@ -384,12 +389,15 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
                 "train_data",
                 "sequence",
                 "bf16",
+                "device",
                 "held_out",
                 "seed",
                 "finetune_steps",
                 "finetune_batch_tokens",
                 "finetune_lr",
                 "finetune_distill",
+                "finetune_norms",
+                "finetune_shared",
                 "finetune_save_every",
             ],
         )?
