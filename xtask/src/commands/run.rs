@@ -19,7 +19,7 @@ pub(crate) struct RunArgs {
     /// Replace one value of the configuration, as in --set remove=0.4; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
-    /// The folder of the run; runs/<name of the configuration> by default
+    /// The folder of the run; `runs/` and the name of the configuration by default
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }
