@@ -264,7 +264,7 @@ fn best(x: &[f32]) -> usize {
 pub fn text_tokens(tokenizer: &Tokenizer, text: &str, limit: Option<usize>) -> Result<Vec<u32>> {
     let mut tokens = begin_tokens(tokenizer)?;
     let limit = limit.unwrap_or(usize::MAX);
-    let mut bytes = limit.saturating_mul(8);
+    let mut bytes = limit.saturating_mul(8).max(256);
     loop {
         // Cut after a line, well behind the last token that is wanted, so that the cut shows in none of them.
         let mut end = bytes.min(text.len());
