@@ -52,7 +52,7 @@ pub(crate) struct Config {
     pub(crate) finetune_lr: f64,
     pub(crate) finetune_distill: f64,
     pub(crate) finetune_norms: bool,
-    pub(crate) finetune_shared: bool,
+    pub(crate) finetune_mlps: String,
     pub(crate) finetune_save_every: usize,
     pub(crate) finetune_cold: bool,
 
@@ -112,7 +112,7 @@ impl Default for Config {
             finetune_lr: 1e-3,
             finetune_distill: 0.0,
             finetune_norms: false,
-            finetune_shared: false,
+            finetune_mlps: "none".into(),
             finetune_save_every: 50,
             finetune_cold: true,
             export_dtype: "f16".into(),
@@ -292,6 +292,7 @@ impl Config {
             &["low_rank", "scaled_low_rank", "row_column_scaled_low_rank", "low_rank_only"],
         )?;
         choice("warmup_start", &self.warmup_start, &["zero", "whitened"])?;
+        choice("finetune_mlps", &self.finetune_mlps, &["none", "shared", "all"])?;
         choice("warmup_weighting", &self.warmup_weighting, &["none", "residual", "output"])?;
         let cuda = self.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
         if !cuda {

@@ -370,7 +370,7 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
         .number("--distill", config.finetune_distill)
         .number("--save-every", config.finetune_save_every)
         .when(config.finetune_norms, |line| line.arg("--train-norms"))
-        .when(config.finetune_shared, |line| line.arg("--train-shared"))
+        .flag("--train-mlps", config.finetune_mlps.as_str())
         .when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
     if warm {
         inputs.push(WARM_LAYERS);
@@ -397,7 +397,7 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
                 "finetune_lr",
                 "finetune_distill",
                 "finetune_norms",
-                "finetune_shared",
+                "finetune_mlps",
                 "finetune_save_every",
             ],
         )?

@@ -8,7 +8,7 @@ use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack, read,
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Recovery, SharingPlan};
 use sharp_progress::Terminal;
-use sharp_train::finetune::{FinetuneOptions, finetune};
+use sharp_train::finetune::{FinetuneOptions, TrainMlps, finetune};
 use sharp_train::warmup::{WarmupOptions, Weighting, warmup};
 use sharp_train::{Compute, Loss, Start};
 
@@ -173,9 +173,9 @@ struct FinetuneArgs {
     /// Train the RMS norms too.
     #[arg(long)]
     train_norms: bool,
-    /// Train the shared MLPs too.
-    #[arg(long)]
-    train_shared: bool,
+    /// Train stored MLPs too: none (the paper's), shared or all.
+    #[arg(long, default_value = "none")]
+    train_mlps: TrainMlps,
     /// Steps between checkpoints; 0 writes none.
     #[arg(long, default_value_t = 50)]
     save_every: u64,
@@ -243,7 +243,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             options.weight_decay = a.weight_decay;
             options.clip = a.clip;
             options.train_norms = a.train_norms;
-            options.train_shared = a.train_shared;
+            options.train_mlps = a.train_mlps;
             options.save_every = a.save_every;
             options.eval_every = a.eval_every;
             options.seed = a.shared.seed;

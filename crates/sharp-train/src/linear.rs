@@ -38,6 +38,11 @@ impl Linear {
         product(dy, &self.weight)
     }
 
+    /// The weight's gradient `(out, in)` from the input `(n, in)` and the output's gradient `(n, out)`.
+    pub(crate) fn weight_grad(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        product(&dy.f_tr()?, &x.f_to_kind(self.weight.f_kind()?)?)
+    }
+
     /// `y` without the bias.
     pub(crate) fn without_bias(&self, y: &Tensor) -> Result<Tensor> {
         match &self.bias {

@@ -1,4 +1,5 @@
 //! `sharp-train`: warms up and fine-tunes recovery parameters.
+#![forbid(unsafe_code)]
 
 mod cli;
 

@@ -139,7 +139,7 @@ impl Mlp {
             let hidden = silu.f_mul(&up)?;
             let y = self.down.without_bias(&saved.y)?;
             let flow = Flow { x: &hidden, y: &y, dy, dx: Some(&d_hidden) };
-            train.accumulate(Projection::Down, &flow, sink)?;
+            train.accumulate(Projection::Down, &self.down, &flow, sink)?;
         }
         let d_gate_up = saved.gate_up.f_empty_like()?;
         let (d_gate, d_up) = self.split(&d_gate_up)?;
@@ -159,10 +159,10 @@ impl Mlp {
         let (gate, up) = self.split(&before_bias)?;
         let dx_gate = own(Projection::Gate, &d_gate)?;
         let flow = Flow { x, y: &gate, dy: &d_gate, dx: dx_gate.as_ref() };
-        train.accumulate(Projection::Gate, &flow, sink)?;
+        train.accumulate(Projection::Gate, &self.gate_up, &flow, sink)?;
         let dx_up = own(Projection::Up, &d_up)?;
         let flow = Flow { x, y: &up, dy: &d_up, dx: dx_up.as_ref() };
-        train.accumulate(Projection::Up, &flow, sink)?;
+        train.accumulate(Projection::Up, &self.gate_up, &flow, sink)?;
         Ok(match (want_dx, dx_gate, dx_up) {
             (false, ..) => None,
             (true, Some(gate), Some(up)) => Some(gate.f_add(&up)?),
@@ -246,9 +246,15 @@ impl MlpTrain {
         matches!(self, Self::Recovery { form, shared: None, .. } if form.needs_input_grad())
     }
 
-    fn accumulate(&self, projection: Projection, flow: &Flow<'_>, sink: &Sink<'_>) -> Result<()> {
+    fn accumulate(
+        &self,
+        projection: Projection,
+        linear: &Linear,
+        flow: &Flow<'_>,
+        sink: &Sink<'_>,
+    ) -> Result<()> {
         let which = index(projection);
-        let weight_grad = || -> Result<Tensor> { Ok(flow.dy.f_tr()?.f_mm(flow.x)?) };
+        let weight_grad = || linear.weight_grad(flow.x, flow.dy);
         match self {
             Self::Own(ids) => match ids.get(which) {
                 Some(&id) => sink.add(id, &weight_grad()?),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sharp_data::TokenBlocks;
 use sharp_model::{ModelSource, Ranks, Recovery, RecoveryForm, SharingPlan, Target};
 use sharp_progress::Silent;
-use sharp_train::finetune::{FinetuneOptions, finetune};
+use sharp_train::finetune::{FinetuneOptions, TrainMlps, finetune};
 use sharp_train::warmup::{WarmupOptions, warmup};
 use sharp_train::{Compute, Error, Loss, Start};
 
@@ -120,7 +120,7 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
         let mut run = Run::new("tied", RecoveryForm::ScaledLowRank);
         run.options.loss = loss;
         run.options.train_norms = extras;
-        run.options.train_shared = extras;
+        run.options.train_mlps = if extras { TrainMlps::Shared } else { TrainMlps::None };
         let (_a, whole) = folder();
         let done = run.go(&whole).unwrap();
         assert!(done.perplexity < done.start_perplexity, "{done:?}");

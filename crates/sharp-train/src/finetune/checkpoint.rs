@@ -67,7 +67,7 @@ pub(super) fn fingerprint(
         o.weight_decay,
         o.clip,
         o.train_norms,
-        o.train_shared,
+        o.train_mlps.name(),
         o.seed
     );
     hash.write(settings.as_bytes());

@@ -26,6 +26,40 @@ use crate::schedule::Schedule;
 use crate::start::Start;
 use student::{Sequence, Student};
 
+/// Which stored MLPs are trained along with the recovery parameters. The compressed model is as large whichever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrainMlps {
+    /// None: the recovery parameters alone (the paper's).
+    #[default]
+    None,
+    /// Those that other layers use too, for all layers that use them.
+    Shared,
+    /// Those, and every other layer's above the first of them.
+    All,
+}
+
+impl TrainMlps {
+    /// `none`, `shared` or `all`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Shared => "shared",
+            Self::All => "all",
+        }
+    }
+}
+
+impl std::str::FromStr for TrainMlps {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Self::None, Self::Shared, Self::All]
+            .into_iter()
+            .find(|which| which.name() == text)
+            .ok_or_else(|| Error::invalid(format!("MLPs to train `{text}`: use none, shared or all")))
+    }
+}
+
 /// How to fine-tune.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -48,8 +82,8 @@ pub struct FinetuneOptions {
     pub clip: f64,
     /// Also train the RMS norms from the first target on.
     pub train_norms: bool,
-    /// Also train the shared MLPs, for all layers that use them.
-    pub train_shared: bool,
+    /// Which MLPs' own weights are trained as well.
+    pub train_mlps: TrainMlps,
     /// Write a checkpoint every so many steps; 0 writes none.
     pub save_every: u64,
     /// Measure the held-out loss every so many steps; 0 only at the beginning and the end.
@@ -72,7 +106,7 @@ impl Default for FinetuneOptions {
             weight_decay: 0.01,
             clip: 1.0,
             train_norms: false,
-            train_shared: false,
+            train_mlps: TrainMlps::None,
             save_every: 50,
             eval_every: 25,
             seed: 0,

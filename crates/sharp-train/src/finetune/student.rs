@@ -1,13 +1,13 @@
 //! The compressed model in training, with its replicas on the worker threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sharp_model::recovery::Replacement;
 use sharp_model::{ModelSource, Projection, Recovery, SharingPlan, names};
 use tch::{Kind, Tensor};
 
-use super::{COLD, FinetuneOptions, Gradient};
+use super::{COLD, FinetuneOptions, Gradient, TrainMlps};
 use crate::attention::Batch;
 use crate::block::BlockTrain;
 use crate::device::Compute;
@@ -93,20 +93,14 @@ impl Student {
         }
         targets.sort_by_key(|t| t.layer);
 
-        // Shared MLPs in training, then norms; both replace tensors of the base.
+        // Stored MLPs in training, then norms; both replace tensors of the base.
         let mut owned: BTreeMap<usize, [ParamId; 3]> = BTreeMap::new();
-        if options.train_shared {
-            for reference in targets.iter().filter_map(|t| t.reference) {
-                if owned.contains_key(&reference) {
-                    continue;
-                }
-                let mut add = |p: Projection| -> Result<ParamId> {
-                    let shape = shape_of(&blank(reference)?.weight(p)?);
-                    layout.add(names::mlp_weight(reference, p), &shape, Group::Shared)
-                };
-                let ids = [add(Projection::Gate)?, add(Projection::Up)?, add(Projection::Down)?];
-                owned.insert(reference, ids);
-            }
+        for layer in owned_layers(plan, layers, options.train_mlps) {
+            let mut add = |p: Projection| -> Result<ParamId> {
+                let shape = shape_of(&blank(layer)?.weight(p)?);
+                layout.add(names::mlp_weight(layer, p), &shape, Group::Shared)
+            };
+            owned.insert(layer, [add(Projection::Gate)?, add(Projection::Up)?, add(Projection::Down)?]);
         }
         let first_mlp = targets
             .iter()
@@ -313,6 +307,19 @@ impl Student {
             all.replacements.insert(spec.name.clone(), new);
         }
         Ok(all)
+    }
+}
+
+/// The layers whose own MLP is trained.
+fn owned_layers(plan: &SharingPlan, layers: usize, which: TrainMlps) -> BTreeSet<usize> {
+    let shared: BTreeSet<usize> = plan.targets.iter().filter_map(|t| t.reference).collect();
+    match which {
+        TrainMlps::None => BTreeSet::new(),
+        TrainMlps::Shared => shared,
+        TrainMlps::All => {
+            let first = plan.targets.iter().map(|t| t.layer).chain(shared).min().unwrap_or(layers);
+            (first..layers).filter(|&layer| plan.target(layer).is_none()).collect()
+        }
     }
 }
 

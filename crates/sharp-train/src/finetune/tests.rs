@@ -5,8 +5,8 @@ use std::path::Path;
 use sharp_model::{ModelSource, Ranks, RecoveryForm, SharingPlan, Target};
 use tch::{Kind, Tensor};
 
-use super::FinetuneOptions;
 use super::student::{Sequence, Student};
+use super::{FinetuneOptions, TrainMlps};
 use crate::device::Compute;
 use crate::head::Loss;
 use crate::tensors::scalar;
@@ -20,8 +20,12 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
         _ => Target::sharing(1, 0, form, Ranks::uniform(3)),
     };
     let plan = SharingPlan::new("explicit", vec![target]);
-    let options =
-        FinetuneOptions { loss, train_norms: extras, train_shared: extras, ..FinetuneOptions::default() };
+    let options = FinetuneOptions {
+        loss,
+        train_norms: extras,
+        train_mlps: if extras { TrainMlps::All } else { TrainMlps::None },
+        ..FinetuneOptions::default()
+    };
     let compute = Compute::cpu(2);
     let mut student = Student::new(&source, &plan, None, 12, &compute, &options).unwrap();
     // Away from B = 0, where half of the gradients vanish.
