@@ -34,7 +34,9 @@ fn the_tiny_pipeline_leaves_a_report_and_honest_rows() {
     for page in [&html, &markdown] {
         assert!(page.contains("perplexity") || page.contains("Perplexity"));
     }
-    assert!(!html.contains("http://") && !html.contains("src=\"https"), "the page must stand alone");
+    for outside in ["src=\"http", "href=\"http", "url(", "@import"] {
+        assert!(!html.contains(outside), "the page must stand alone, and it has {outside}");
+    }
 }
 
 #[test]

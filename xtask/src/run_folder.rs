@@ -3,12 +3,16 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::config::{self, Config};
 use crate::paths;
 use crate::provision::write_atomic;
+
+/// How long a folder's lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A run: what is to be done, and where.
 #[derive(Debug)]
@@ -59,7 +63,7 @@ impl Run {
             .write(true)
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
-        if file.try_lock().is_err() {
+        if !locked_soon(&file) {
             let mut owner = String::new();
             file.read_to_string(&mut owner).ok();
             bail!(
@@ -83,6 +87,21 @@ impl Run {
             self.config_file.display()
         );
         write_atomic(&self.folder.join("config.toml"), text.as_bytes())
+    }
+}
+
+/// Takes the lock, or gives up after a little while: the programs of a run that was just killed hold it until the system has
+/// taken their memory back.
+fn locked_soon(file: &File) -> bool {
+    let begun = Instant::now();
+    loop {
+        if file.try_lock().is_ok() {
+            return true;
+        }
+        if begun.elapsed() > PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
