@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn the_shipped_configurations_load_and_explain_every_key() {
         let folder = paths::repository().unwrap().join("configs");
-        for name in ["smollm2-135m", "smollm2-135m-full", "tiny"] {
+        for name in ["smollm2-135m", "smollm2-135m-full", "smollm2-135m-paper", "tiny"] {
             let path = folder.join(format!("{name}.toml"));
             let text = std::fs::read_to_string(&path).unwrap();
             load(&path, &[]).unwrap();
