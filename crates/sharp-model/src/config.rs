@@ -140,6 +140,8 @@ impl ModelConfig {
     /// As [`ModelConfig::from_json`].
     pub fn from_map(path: &Path, mut raw: Map<String, Value>) -> Result<Self> {
         raw.remove("sharp_config");
+        // Names Python files beside the checkpoint, which do not go where it goes.
+        raw.remove("auto_map");
         let family = family_of(path, &raw)?;
         raw.insert("architectures".into(), json!([family.architecture]));
         raw.insert("model_type".into(), json!(family.model_type));

@@ -128,6 +128,13 @@ impl Family {
         FAMILIES.iter().find(|f| f.architecture == name || f.compact_architecture == name)
     }
 
+    /// `auto_map` of a compact checkpoint's `config.json`: the classes of `modeling_sharp.py` that transformers runs it with.
+    pub(crate) fn auto_map(&self) -> serde_json::Value {
+        let model = format!("modeling_sharp.{}", self.compact_architecture);
+        let config = model.replace("ForCausalLM", "Config");
+        serde_json::json!({ "AutoConfig": config, "AutoModelForCausalLM": model })
+    }
+
     /// The family of a `config.json`'s `model_type` (plain or compact).
     pub fn by_model_type(name: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|f| f.model_type == name || f.compact_model_type == name)

@@ -16,6 +16,7 @@ use sharp_quant::DType;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::export::{CARD_FILE, Origin};
 use crate::family;
 use crate::gguf::{Gguf, HfView, tokenizer_config_json, tokenizer_json};
 use crate::hf::HfCheckpoint;
@@ -37,6 +38,7 @@ const COMPANIONS: &[&str] = &[
     "chat_template.jinja",
     "generation_config.json",
     "LICENSE",
+    CARD_FILE,
 ];
 
 /// Writes the checkpoint `source` (a Hugging Face folder, a GGUF file, or a folder with one GGUF file in it) to the
@@ -172,7 +174,12 @@ fn open_gguf(path: &Path) -> Result<Opened> {
     // What was built must load, or the fault would show only in a later stage.
     Tokenizer::from_parts(path, tokenizer.as_bytes(), tokenizer_config.clone(), &[])?;
     let model = ModelSource::new(view.config().clone(), None, Arc::new(view))?;
+    let origin = Origin {
+        name: gguf.string("general.name")?.map(str::to_owned),
+        licence: gguf.string("general.license")?.map(str::to_owned),
+    };
     let files = vec![
+        (CARD_FILE, origin.to_card("Imported from a GGUF file.")),
         ("tokenizer.json", tokenizer),
         ("tokenizer_config.json", pretty(&Json::Object(tokenizer_config))),
     ];

@@ -23,7 +23,7 @@ pub mod writer;
 pub use atomic::write_atomic;
 pub use config::{ModelConfig, RopeScaling};
 pub use error::{Error, Result};
-pub use export::{ExportOptions, ExportSummary, export_compact, export_dense};
+pub use export::{CardNotes, ExportOptions, ExportSummary, export_compact, export_dense, export_peft};
 pub use family::Family;
 pub use hf::HfCheckpoint;
 pub use model::{ModelSource, ProjectionSource};

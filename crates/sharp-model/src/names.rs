@@ -173,6 +173,7 @@ pub(crate) fn parse_layer(text: &str) -> Option<usize> {
     if plain { text.parse().ok() } else { None }
 }
 
-fn mlp(layer: usize, projection: Projection) -> String {
+/// `model.layers.5.mlp.gate_proj`
+pub(crate) fn mlp(layer: usize, projection: Projection) -> String {
     format!("model.layers.{layer}.mlp.{}", projection.name())
 }
