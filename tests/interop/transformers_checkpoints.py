@@ -24,6 +24,11 @@ FAMILIES = {
     "mistral": dict(sliding_window=None, head_dim=10),
     "qwen2": dict(),
     "qwen3": dict(head_dim=10),
+    "smollm3": dict(no_rope_layer_interval=2),
+    "granite": dict(embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.3, logits_scaling=0.5),
+    "olmo2": dict(),
+    "gemma2": dict(head_dim=8, sliding_window=16, query_pre_attn_scalar=5),
+    "gemma3_text": dict(head_dim=8, sliding_window=16, query_pre_attn_scalar=5),
 }
 TEXT = "The cat sat on the mat. The dog did not, and so the two of them looked at each other for ten seconds. "
 

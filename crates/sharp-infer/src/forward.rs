@@ -6,11 +6,13 @@ use sharp_quant::{
     gate_up_silu, matmul,
 };
 
+use sharp_model::family::Activation;
+
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::model::{Attention, Mlp, Model};
 use crate::session::Session;
-use crate::workspace::Buffers;
+use crate::workspace::{Buffers, RopeTable};
 
 /// From so many tokens on, elementwise work is shared out to the threads.
 const PARALLEL_TOKENS: usize = 8;
@@ -277,6 +279,10 @@ impl Model {
                 return Err(Error::Token { token, position, vocab_size });
             }
             self.inner.embedding.row(token as usize, out)?;
+            let factor = self.config().scales.embedding as f32;
+            if factor != 1.0 {
+                out.iter_mut().for_each(|x| *x *= factor);
+            }
         }
         Ok(())
     }
@@ -297,11 +303,12 @@ impl Model {
         self.run_attention(&layer.attention, hidden, n, b, place)?;
         let team = &*self.inner.team;
         add(team, hidden, part(&b.delta, n * d), d);
-        norm(team, hidden, &layer.mlp_norm, self.config().rms_norm_eps, part_mut(&mut b.normed, n * d));
+        self.norm_input(hidden, layer.mlp_norm.as_deref(), part_mut(&mut b.normed, n * d));
         if layer.mlp.zero {
             part_mut(&mut b.delta, n * d).fill(0.0);
         } else {
             self.run_mlp(&layer.mlp, n, b)?;
+            self.finish_branch(layer.after_mlp.as_deref(), part_mut(&mut b.delta, n * d));
             add(team, hidden, part(&b.delta, n * d), d);
         }
         if let Some(before) = before {
@@ -329,7 +336,7 @@ impl Model {
         let team = &*self.inner.team;
         let d = config.hidden_size;
         let (q_size, kv_size) = (config.query_size(), config.key_value_size());
-        norm(team, hidden, &attention.norm, config.rms_norm_eps, part_mut(&mut b.normed, n * d));
+        self.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
         let mut aside =
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (q, k, v) = (
@@ -343,8 +350,9 @@ impl Model {
         let mixed = part_mut(&mut b.mixed, n * q_size);
         match place {
             Place::Sequence { cache, layer, at, segments } => {
+                let table = RopeTable::of(attention.kind.rotary, &b.rope, &b.local_rope);
                 let turn = |t: usize, heads: &mut [f32], weight: Option<&[f32]>| {
-                    self.turn(heads, weight, (&b.cos, &b.sin), position(at, segments, t));
+                    self.turn(heads, weight, table, position(at, segments, t));
                 };
                 rows(team, q, q_size, &|t, heads| turn(t, heads, attention.q_norm.as_deref()));
                 rows(team, k, kv_size, &|t, heads| turn(t, heads, attention.k_norm.as_deref()));
@@ -361,7 +369,7 @@ impl Model {
                         slice(v, piece(kv_size)),
                     )?;
                     let mixed = mixed.get_mut(piece(q_size)).unwrap_or_default();
-                    self.attend(cache, layer, at, slice(q, piece(q_size)), mixed)?;
+                    self.attend(attention, cache, layer, at, slice(q, piece(q_size)), mixed)?;
                     begin += tokens;
                 }
             }
@@ -383,7 +391,29 @@ impl Model {
             }
         }
         let delta = part_mut(&mut b.delta, n * d);
-        project(team, [&attention.output], mixed, n, [delta], &mut aside)
+        project(team, [&attention.output], mixed, n, [delta], &mut aside)?;
+        self.finish_branch(attention.after.as_deref(), part_mut(&mut b.delta, n * d));
+        Ok(())
+    }
+
+    /// What attention or an MLP gets: the residual stream `x` (n, d), normed where there is a norm.
+    fn norm_input(&self, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
+        match weight {
+            Some(weight) => norm(&self.inner.team, x, weight, self.config().rms_norm_eps, out),
+            None => out.copy_from_slice(x),
+        }
+    }
+
+    /// What attention's or an MLP's output `x` (n, d) passes before it is added to the residual stream.
+    fn finish_branch(&self, weight: Option<&[f32]>, x: &mut [f32]) {
+        let (team, config) = (&*self.inner.team, self.config());
+        let (d, factor) = (config.hidden_size, config.scales.residual as f32);
+        if let Some(weight) = weight {
+            rows(team, x, d, &|_, x| norm_in_place(team.isa(), x, weight, config.rms_norm_eps as f32));
+        }
+        if factor != 1.0 {
+            rows(team, x, d, &|_, x| x.iter_mut().for_each(|x| *x *= factor));
+        }
     }
 
     /// Norms and turns the query or key heads of one token for its position.
@@ -391,22 +421,26 @@ impl Model {
         &self,
         heads: &mut [f32],
         weight: Option<&[f32]>,
-        (cos, sin): (&[f32], &[f32]),
+        table: Option<&RopeTable>,
         position: usize,
     ) {
         let isa = self.inner.team.isa();
         let (dim, eps) = (self.config().head_dim, self.config().rms_norm_eps as f32);
         if let Some(weight) = weight {
-            for head in heads.chunks_exact_mut(dim) {
-                norm_in_place(isa, head, weight, eps);
+            // One head at a time, or all of them, as long as the weight is.
+            for heads in heads.chunks_exact_mut(weight.len()) {
+                norm_in_place(isa, heads, weight, eps);
             }
         }
-        float::rope(isa, heads, row(cos, dim / 2, position), row(sin, dim / 2, position));
+        if let Some(RopeTable { cos, sin }) = table {
+            float::rope(isa, heads, row(cos, dim / 2, position), row(sin, dim / 2, position));
+        }
     }
 
     /// Queries `q` (n, heads, head_dim) at positions from `at` on over what the cache holds, into `mixed` of the same shape.
     pub(crate) fn attend(
         &self,
+        attention: &Attention,
         cache: &KvCache,
         layer: usize,
         at: usize,
@@ -414,8 +448,12 @@ impl Model {
         mixed: &mut [f32],
     ) -> Result<()> {
         let config = self.config();
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
-        float::attention(&self.inner.team, cache, layer, config.num_attention_heads, at, q, scale, mixed)?;
+        let scores = float::Scores {
+            scale: config.scales.attention as f32,
+            cap: config.scales.attention_cap.map(|c| c as f32),
+            window: attention.kind.window,
+        };
+        float::attention(&self.inner.team, cache, layer, config.num_attention_heads, at, q, scores, mixed)?;
         Ok(())
     }
 
@@ -438,7 +476,12 @@ impl Model {
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (gate, up) = (part_mut(&mut b.gate, n * f), part_mut(&mut b.up, n * f));
         project(team, [&mlp.gate, &mlp.up], x, n, [gate, up], &mut aside)?;
-        rows(team, gate, f, &|i, gate| sharp_quant::silu_mul(isa, gate, row(up, f, i)));
+        match mlp.activation {
+            Activation::Silu => {
+                rows(team, gate, f, &|i, gate| sharp_quant::silu_mul(isa, gate, row(up, f, i)))
+            }
+            Activation::GeluTanh => rows(team, gate, f, &|i, gate| gelu_mul(gate, row(up, f, i))),
+        }
         project(team, [&mlp.down], gate, n, [delta], &mut aside)
     }
 
@@ -451,13 +494,27 @@ impl Model {
         let head = &self.inner.head;
         if head.is_packed() {
             b.acts.quantize_parallel(team, normed, n, d)?;
-            let op = sharp_quant::MatOp { linear: head.packed()?.into(), out };
+            let op = sharp_quant::MatOp { linear: head.packed()?.into(), out: &mut *out };
             matmul(team, &mut [op], &b.acts, &mut b.scratch)?;
         } else {
-            let op = DenseOp { weight: head.dense()?, row_scale: None, add: false, out };
+            let op = DenseOp { weight: head.dense()?, row_scale: None, add: false, out: &mut *out };
             float::dense_matmul(team, &mut [op], normed, n)?;
         }
+        if let Some(cap) = self.config().scales.logit_cap.map(|c| c as f32) {
+            rows(team, out, self.config().vocab_size, &|_, row| {
+                row.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            });
+        }
         Ok(())
+    }
+}
+
+/// `gate[i] = gelu(gate[i]) * up[i]`, the GELU by its tanh approximation.
+fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    const ROOT_2_OVER_PI: f32 = 0.797_884_6;
+    for (g, u) in gate.iter_mut().zip(up) {
+        let x = *g;
+        *g = 0.5 * x * (1.0 + (ROOT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh()) * u;
     }
 }
 

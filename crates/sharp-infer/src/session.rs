@@ -5,7 +5,7 @@ use sharp_quant::float::KvCache;
 use crate::error::{Error, Result};
 use crate::forward::{Place, part, part_mut};
 use crate::model::{Attention, Model};
-use crate::workspace::Workspace;
+use crate::workspace::{RopeTable, Workspace};
 
 /// Tokens of a prompt that pass through a layer together.
 const PIECE: usize = 512;
@@ -175,14 +175,14 @@ impl Session {
     ) -> Result<()> {
         let at = self.tokens.len();
         let b = &mut self.ws.run;
+        let table = RopeTable::of(attention.kind.rotary, &b.rope, &b.local_rope);
         let (turned_q, turned_k) = (part_mut(&mut b.q, q.len()), part_mut(&mut b.k, k.len()));
         turned_q.copy_from_slice(q);
         turned_k.copy_from_slice(k);
-        let table = (&*b.cos, &*b.sin);
         self.model.turn(turned_q, attention.q_norm.as_deref(), table, at);
         self.model.turn(turned_k, attention.k_norm.as_deref(), table, at);
         self.cache.write(&self.model.inner.team, layer, at, 1, turned_k, v)?;
-        self.model.attend(&self.cache, layer, at, turned_q, part_mut(&mut b.mixed, q.len()))
+        self.model.attend(attention, &self.cache, layer, at, turned_q, part_mut(&mut b.mixed, q.len()))
     }
 
     /// What [`Session::attend`] computed (heads, head_dim).
