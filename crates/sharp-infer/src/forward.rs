@@ -6,10 +6,13 @@ use sharp_quant::{
     gate_up_silu, matmul,
 };
 
+use sharp_model::family::Activation;
+
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::model::{Attention, Mlp, Model};
-use crate::workspace::Buffers;
+use crate::session::Session;
+use crate::workspace::{Buffers, RopeTable};
 
 /// From so many tokens on, elementwise work is shared out to the threads.
 const PARALLEL_TOKENS: usize = 8;
@@ -238,29 +241,32 @@ fn scaled(
     Ok(())
 }
 
-/// Where a layer's keys and values go.
-pub(crate) struct Place<'a> {
-    pub(crate) cache: &'a mut KvCache,
-    /// The layer's index in the cache.
-    pub(crate) layer: usize,
-    /// Position of the first token.
-    pub(crate) at: usize,
-    /// How the tokens fall into segments; none: they follow one another from `at` on.
-    pub(crate) segments: &'a [Segment],
+/// Whose keys and values the tokens of a pass meet.
+pub(crate) enum Place<'a, 's> {
+    /// Tokens of one sequence.
+    Sequence {
+        cache: &'a mut KvCache,
+        /// The layer's index in the cache.
+        layer: usize,
+        /// Position of the first token.
+        at: usize,
+        /// How the tokens fall into segments; none: they follow one another from `at` on.
+        segments: &'a [Segment],
+    },
+    /// One token of each of several sessions.
+    Sessions { sessions: &'a mut [&'s mut Session], layer: usize },
 }
 
-impl Place<'_> {
-    /// Position of token `t` of the pass.
-    fn position(&self, t: usize) -> usize {
-        let mut begin = 0;
-        for segment in self.segments {
-            if t < begin + segment.tokens {
-                return segment.at + t - begin;
-            }
-            begin += segment.tokens;
+/// Position of token `t` of a pass that begins at `at` and falls into `segments`.
+fn position(at: usize, segments: &[Segment], t: usize) -> usize {
+    let mut begin = 0;
+    for segment in segments {
+        if t < begin + segment.tokens {
+            return segment.at + t - begin;
         }
-        self.at + t
+        begin += segment.tokens;
     }
+    at + t
 }
 
 impl Model {
@@ -273,6 +279,10 @@ impl Model {
                 return Err(Error::Token { token, position, vocab_size });
             }
             self.inner.embedding.row(token as usize, out)?;
+            let factor = self.config().scales.embedding as f32;
+            if factor != 1.0 {
+                out.iter_mut().for_each(|x| *x *= factor);
+            }
         }
         Ok(())
     }
@@ -284,7 +294,7 @@ impl Model {
         hidden: &mut [f32],
         n: usize,
         b: &mut Buffers,
-        place: Place<'_>,
+        place: Place<'_, '_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let layer = self.layer(index)?;
@@ -293,11 +303,12 @@ impl Model {
         self.run_attention(&layer.attention, hidden, n, b, place)?;
         let team = &*self.inner.team;
         add(team, hidden, part(&b.delta, n * d), d);
-        norm(team, hidden, &layer.mlp_norm, self.config().rms_norm_eps, part_mut(&mut b.normed, n * d));
+        self.norm_input(hidden, layer.mlp_norm.as_deref(), part_mut(&mut b.normed, n * d));
         if layer.mlp.zero {
             part_mut(&mut b.delta, n * d).fill(0.0);
         } else {
             self.run_mlp(&layer.mlp, n, b)?;
+            self.finish_branch(layer.after_mlp.as_deref(), part_mut(&mut b.delta, n * d));
             add(team, hidden, part(&b.delta, n * d), d);
         }
         if let Some(before) = before {
@@ -319,14 +330,13 @@ impl Model {
         hidden: &[f32],
         n: usize,
         b: &mut Buffers,
-        place: Place<'_>,
+        place: Place<'_, '_>,
     ) -> Result<()> {
         let config = self.config();
         let team = &*self.inner.team;
-        let isa = team.isa();
-        let (d, dim) = (config.hidden_size, config.head_dim);
+        let d = config.hidden_size;
         let (q_size, kv_size) = (config.query_size(), config.key_value_size());
-        norm(team, hidden, &attention.norm, config.rms_norm_eps, part_mut(&mut b.normed, n * d));
+        self.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
         let mut aside =
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (q, k, v) = (
@@ -337,43 +347,114 @@ impl Model {
         let linears = [&attention.query, &attention.key, &attention.value];
         project(team, linears, part(&b.normed, n * d), n, [q, k, v], &mut aside)?;
 
-        let half = dim / 2;
-        let (cos, sin, eps) = (&b.cos, &b.sin, config.rms_norm_eps as f32);
-        let turn = |t: usize, heads: &mut [f32], weight: &Option<std::sync::Arc<[f32]>>| {
-            if let Some(weight) = weight {
-                for head in heads.chunks_exact_mut(dim) {
-                    norm_in_place(isa, head, weight, eps);
+        let mixed = part_mut(&mut b.mixed, n * q_size);
+        match place {
+            Place::Sequence { cache, layer, at, segments } => {
+                let table = RopeTable::of(attention.kind.rotary, &b.rope, &b.local_rope);
+                let turn = |t: usize, heads: &mut [f32], weight: Option<&[f32]>| {
+                    self.turn(heads, weight, table, position(at, segments, t));
+                };
+                rows(team, q, q_size, &|t, heads| turn(t, heads, attention.q_norm.as_deref()));
+                rows(team, k, kv_size, &|t, heads| turn(t, heads, attention.k_norm.as_deref()));
+                let whole = [Segment { at, tokens: n }];
+                let mut begin = 0;
+                for &Segment { at, tokens } in if segments.is_empty() { &whole } else { segments } {
+                    let piece = |width: usize| begin * width..(begin + tokens) * width;
+                    cache.write(
+                        team,
+                        layer,
+                        at,
+                        tokens,
+                        slice(k, piece(kv_size)),
+                        slice(v, piece(kv_size)),
+                    )?;
+                    let mixed = mixed.get_mut(piece(q_size)).unwrap_or_default();
+                    self.attend(attention, cache, layer, at, slice(q, piece(q_size)), mixed)?;
+                    begin += tokens;
                 }
             }
-            let at = place.position(t);
-            float::rope(isa, heads, row(cos, half, at), row(sin, half, at));
-        };
-        rows(team, q, q_size, &|t, heads| turn(t, heads, &attention.q_norm));
-        rows(team, k, kv_size, &|t, heads| turn(t, heads, &attention.k_norm));
-        let mixed = part_mut(&mut b.mixed, n * q_size);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let heads = config.num_attention_heads;
-        let whole = [Segment { at: place.at, tokens: n }];
-        let mut begin = 0;
-        for &Segment { at, tokens } in if place.segments.is_empty() { &whole } else { place.segments } {
-            let piece = |width: usize| begin * width..(begin + tokens) * width;
-            let (k, v) = (slice(k, piece(kv_size)), slice(v, piece(kv_size)));
-            place.cache.write(team, place.layer, at, tokens, k, v)?;
-            let mixed = mixed.get_mut(piece(q_size)).unwrap_or_default();
-            float::attention(
-                team,
-                place.cache,
-                place.layer,
-                heads,
-                at,
-                slice(q, piece(q_size)),
-                scale,
-                mixed,
-            )?;
-            begin += tokens;
+            Place::Sessions { sessions, layer } => {
+                let failure = std::sync::Mutex::new(None);
+                team.chunks_mut(sessions, 1, &|i, session| {
+                    let [session] = session else { return };
+                    let rows = [row(q, q_size, i), row(k, kv_size, i), row(v, kv_size, i)];
+                    if let Err(error) = session.attend(layer, attention, rows) {
+                        *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                    }
+                });
+                if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+                    return Err(error);
+                }
+                for (session, to) in sessions.iter().zip(mixed.chunks_exact_mut(q_size)) {
+                    to.copy_from_slice(session.mixed());
+                }
+            }
         }
         let delta = part_mut(&mut b.delta, n * d);
-        project(team, [&attention.output], mixed, n, [delta], &mut aside)
+        project(team, [&attention.output], mixed, n, [delta], &mut aside)?;
+        self.finish_branch(attention.after.as_deref(), part_mut(&mut b.delta, n * d));
+        Ok(())
+    }
+
+    /// What attention or an MLP gets: the residual stream `x` (n, d), normed where there is a norm.
+    fn norm_input(&self, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
+        match weight {
+            Some(weight) => norm(&self.inner.team, x, weight, self.config().rms_norm_eps, out),
+            None => out.copy_from_slice(x),
+        }
+    }
+
+    /// What attention's or an MLP's output `x` (n, d) passes before it is added to the residual stream.
+    fn finish_branch(&self, weight: Option<&[f32]>, x: &mut [f32]) {
+        let (team, config) = (&*self.inner.team, self.config());
+        let (d, factor) = (config.hidden_size, config.scales.residual as f32);
+        if let Some(weight) = weight {
+            rows(team, x, d, &|_, x| norm_in_place(team.isa(), x, weight, config.rms_norm_eps as f32));
+        }
+        if factor != 1.0 {
+            rows(team, x, d, &|_, x| x.iter_mut().for_each(|x| *x *= factor));
+        }
+    }
+
+    /// Norms and turns the query or key heads of one token for its position.
+    pub(crate) fn turn(
+        &self,
+        heads: &mut [f32],
+        weight: Option<&[f32]>,
+        table: Option<&RopeTable>,
+        position: usize,
+    ) {
+        let isa = self.inner.team.isa();
+        let (dim, eps) = (self.config().head_dim, self.config().rms_norm_eps as f32);
+        if let Some(weight) = weight {
+            // One head at a time, or all of them, as long as the weight is.
+            for heads in heads.chunks_exact_mut(weight.len()) {
+                norm_in_place(isa, heads, weight, eps);
+            }
+        }
+        if let Some(RopeTable { cos, sin }) = table {
+            float::rope(isa, heads, row(cos, dim / 2, position), row(sin, dim / 2, position));
+        }
+    }
+
+    /// Queries `q` (n, heads, head_dim) at positions from `at` on over what the cache holds, into `mixed` of the same shape.
+    pub(crate) fn attend(
+        &self,
+        attention: &Attention,
+        cache: &KvCache,
+        layer: usize,
+        at: usize,
+        q: &[f32],
+        mixed: &mut [f32],
+    ) -> Result<()> {
+        let config = self.config();
+        let scores = float::Scores {
+            scale: config.scales.attention as f32,
+            cap: config.scales.attention_cap.map(|c| c as f32),
+            window: attention.kind.window,
+        };
+        float::attention(&self.inner.team, cache, layer, config.num_attention_heads, at, q, scores, mixed)?;
+        Ok(())
     }
 
     /// An MLP from `b.normed` (n, d) into `b.delta` (n, d).
@@ -395,7 +476,12 @@ impl Model {
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (gate, up) = (part_mut(&mut b.gate, n * f), part_mut(&mut b.up, n * f));
         project(team, [&mlp.gate, &mlp.up], x, n, [gate, up], &mut aside)?;
-        rows(team, gate, f, &|i, gate| sharp_quant::silu_mul(isa, gate, row(up, f, i)));
+        match mlp.activation {
+            Activation::Silu => {
+                rows(team, gate, f, &|i, gate| sharp_quant::silu_mul(isa, gate, row(up, f, i)))
+            }
+            Activation::GeluTanh => rows(team, gate, f, &|i, gate| gelu_mul(gate, row(up, f, i))),
+        }
         project(team, [&mlp.down], gate, n, [delta], &mut aside)
     }
 
@@ -408,13 +494,27 @@ impl Model {
         let head = &self.inner.head;
         if head.is_packed() {
             b.acts.quantize_parallel(team, normed, n, d)?;
-            let op = sharp_quant::MatOp { linear: head.packed()?.into(), out };
+            let op = sharp_quant::MatOp { linear: head.packed()?.into(), out: &mut *out };
             matmul(team, &mut [op], &b.acts, &mut b.scratch)?;
         } else {
-            let op = DenseOp { weight: head.dense()?, row_scale: None, add: false, out };
+            let op = DenseOp { weight: head.dense()?, row_scale: None, add: false, out: &mut *out };
             float::dense_matmul(team, &mut [op], normed, n)?;
         }
+        if let Some(cap) = self.config().scales.logit_cap.map(|c| c as f32) {
+            rows(team, out, self.config().vocab_size, &|_, row| {
+                row.iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+            });
+        }
         Ok(())
+    }
+}
+
+/// `gate[i] = gelu(gate[i]) * up[i]`, the GELU by its tanh approximation.
+fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+    const ROOT_2_OVER_PI: f32 = 0.797_884_6;
+    for (g, u) in gate.iter_mut().zip(up) {
+        let x = *g;
+        *g = 0.5 * x * (1.0 + (ROOT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh()) * u;
     }
 }
 

@@ -91,6 +91,37 @@ fn check(config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
+/// Norm weights as they are multiplied by, `(len)`: read by `read`, the family's offset added.
+struct NormReader<'a, F> {
+    config: &'a ModelConfig,
+    read: F,
+}
+
+impl<F: Fn(&str, usize) -> Result<Arc<[f32]>>> NormReader<'_, F> {
+    fn norm(&self, name: &str, len: usize) -> Result<Arc<[f32]>> {
+        let (weights, offset) = ((self.read)(name, len)?, self.config.family().norm_offset);
+        Ok(if offset == 0.0 { weights } else { weights.iter().map(|w| w + offset).collect() })
+    }
+
+    fn some(&self, name: Option<String>) -> Result<Option<Arc<[f32]>>> {
+        name.map(|name| self.norm(&name, self.config.hidden_size)).transpose()
+    }
+
+    /// Of query or key heads, `width` of them all together.
+    fn heads(&self, name: String, width: usize) -> Result<Option<Arc<[f32]>>> {
+        let config = self.config;
+        let len = if config.family().qk_norm_whole { width } else { config.head_dim };
+        config.qk_norm.then(|| self.norm(&name, len)).transpose()
+    }
+
+    /// The last one. What logits are divided by divides it, since the head is linear.
+    fn last(&self) -> Result<Arc<[f32]>> {
+        let weights = self.norm(names::FINAL_NORM, self.config.hidden_size)?;
+        let divisor = self.config.scales.logits as f32;
+        Ok(if divisor == 1.0 { weights } else { weights.iter().map(|w| w / divisor).collect() })
+    }
+}
+
 impl Model {
     /// A model from a checkpoint: dense, compact, or an overlay. Weights stay where they are mapped, in F32, F16 or BF16, and are
     /// computed with in f32.
@@ -106,6 +137,7 @@ impl Model {
             expect(name, &[len], tensor.shape())?;
             Ok(tensor.f32()?.into())
         };
+        let norms = NormReader { config, read: vector };
         let mut matrix = |tensor: TensorRef, shape: (usize, usize)| -> Result<Arc<Weight>> {
             expect(tensor.name(), &[shape.0, shape.1], tensor.shape())?;
             shared.dense(&tensor)
@@ -121,14 +153,17 @@ impl Model {
                 Linear::new(shape, Some(weight), None, None, None, bias)
             };
             let qkv = config.attention_bias;
+            let own = config.family().norms.of(i);
             let attention = Attention {
-                norm: vector(&names::input_norm(i), d)?,
+                norm: norms.some(own.attention)?,
+                after: norms.some(own.after_attention)?,
+                kind: config.layer_kind(i),
                 query: attention(Part::Query, qkv)?,
                 key: attention(Part::Key, qkv)?,
                 value: attention(Part::Value, qkv)?,
                 output: attention(Part::Output, config.attention_output_bias)?,
-                q_norm: config.qk_norm.then(|| vector(&names::q_norm(i), config.head_dim)).transpose()?,
-                k_norm: config.qk_norm.then(|| vector(&names::k_norm(i), config.head_dim)).transpose()?,
+                q_norm: norms.heads(names::q_norm(i), config.query_size())?,
+                k_norm: norms.heads(names::k_norm(i), config.key_value_size())?,
             };
             let mut projection = |p: Projection| -> Result<Linear> {
                 let s = source.projection(i, p)?;
@@ -150,17 +185,19 @@ impl Model {
                 projection(Projection::Gate)?,
                 projection(Projection::Up)?,
                 projection(Projection::Down)?,
+                config.family().activation,
             );
             layers.push(Layer {
                 attention: Arc::new(attention),
-                mlp_norm: vector(&names::mlp_norm(i), d)?,
+                mlp_norm: norms.some(own.mlp)?,
+                after_mlp: norms.some(own.after_mlp)?,
                 mlp: Arc::new(mlp),
             });
         }
         Ok(Self::build(Inner {
             embedding: matrix(source.tensor(names::EMBED)?, (vocab, d))?,
             head: matrix(source.lm_head()?, (vocab, d))?,
-            final_norm: vector(names::FINAL_NORM, d)?,
+            final_norm: norms.last()?,
             config: config.clone(),
             plan: source.plan().cloned(),
             layers,
@@ -184,6 +221,7 @@ impl Model {
             expect(name, &[1, len], &[tensor.rows, tensor.cols])?;
             Ok(tensor.f32()?.into())
         };
+        let norms = NormReader { config, read: vector };
         let mut matrix = |name: &str, shape: (usize, usize)| -> Result<Arc<Weight>> {
             shared.packed(name, file.tensor(name)?, shape)
         };
@@ -198,14 +236,17 @@ impl Model {
                 Linear::new(shape, Some(weight), None, None, None, bias)
             };
             let qkv = config.attention_bias;
+            let own = config.family().norms.of(i);
             let attention = Attention {
-                norm: vector(&names::input_norm(i), d)?,
+                norm: norms.some(own.attention)?,
+                after: norms.some(own.after_attention)?,
+                kind: config.layer_kind(i),
                 query: attention(Part::Query, qkv)?,
                 key: attention(Part::Key, qkv)?,
                 value: attention(Part::Value, qkv)?,
                 output: attention(Part::Output, config.attention_output_bias)?,
-                q_norm: config.qk_norm.then(|| vector(&names::q_norm(i), config.head_dim)).transpose()?,
-                k_norm: config.qk_norm.then(|| vector(&names::k_norm(i), config.head_dim)).transpose()?,
+                q_norm: norms.heads(names::q_norm(i), config.query_size())?,
+                k_norm: norms.heads(names::k_norm(i), config.key_value_size())?,
             };
             let target = file.plan().and_then(|p| p.target(i));
             let mut projection = |p: Projection| -> Result<Linear> {
@@ -236,10 +277,12 @@ impl Model {
                 projection(Projection::Gate)?,
                 projection(Projection::Up)?,
                 projection(Projection::Down)?,
+                config.family().activation,
             );
             layers.push(Layer {
                 attention: Arc::new(attention),
-                mlp_norm: vector(&names::mlp_norm(i), d)?,
+                mlp_norm: norms.some(own.mlp)?,
+                after_mlp: norms.some(own.after_mlp)?,
                 mlp: Arc::new(mlp),
             });
         }
@@ -251,7 +294,7 @@ impl Model {
         Ok(Self::build(Inner {
             embedding: matrix(names::EMBED, (vocab, d))?,
             head: matrix(head, (vocab, d))?,
-            final_norm: vector(names::FINAL_NORM, d)?,
+            final_norm: norms.last()?,
             config: config.clone(),
             plan: file.plan().cloned(),
             layers,

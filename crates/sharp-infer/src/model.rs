@@ -5,7 +5,10 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use sharp_model::{ModelConfig, ModelSource, SharingPlan, packed::PackedFile, tokenizer::Tokenizer};
+use sharp_model::{
+    ModelConfig, ModelSource, SharingPlan, family::Activation, packed::PackedFile, shape::LayerKind,
+    tokenizer::Tokenizer,
+};
 use sharp_quant::{DType, Team};
 
 use crate::error::{Error, Result};
@@ -35,15 +38,19 @@ impl fmt::Debug for Options {
 /// Attention of one layer.
 #[derive(Debug)]
 pub struct Attention {
-    /// (d)
-    pub(crate) norm: Arc<[f32]>,
+    /// On its input (d).
+    pub(crate) norm: Option<Arc<[f32]>>,
+    /// On its output (d).
+    pub(crate) after: Option<Arc<[f32]>>,
+    /// How queries and keys are turned, and how far queries see.
+    pub(crate) kind: LayerKind,
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
     pub(crate) output: Linear,
-    /// (head_dim)
+    /// (head_dim), or (heads * head_dim) where all heads are normed together.
     pub(crate) q_norm: Option<Arc<[f32]>>,
-    /// (head_dim)
+    /// (head_dim), or (kv_heads * head_dim).
     pub(crate) k_norm: Option<Arc<[f32]>>,
 }
 
@@ -54,12 +61,13 @@ impl Attention {
     }
 }
 
-/// One MLP: `down(silu(gate x) * up x)`.
+/// One MLP: `down(activation(gate x) * up x)`.
 #[derive(Debug)]
 pub struct Mlp {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+    pub(crate) activation: Activation,
     /// Whether its output is zero whatever the input (a dropped layer).
     pub(crate) zero: bool,
     /// Whether the packed kernels run it in two regions.
@@ -67,15 +75,16 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    pub(crate) fn new(gate: Linear, up: Linear, down: Linear) -> Self {
+    pub(crate) fn new(gate: Linear, up: Linear, down: Linear, activation: Activation) -> Self {
         let none = |l: &Linear| l.is_zero() && l.bias.is_none();
         let zero = none(&down) || (down.bias.is_none() && (none(&gate) || none(&up)));
-        let fused = gate.is_packed()
+        let fused = activation == Activation::Silu
+            && gate.is_packed()
             && up.is_packed()
             && down.is_packed()
             && gate.bias.is_none()
             && up.bias.is_none();
-        Self { gate, up, down, zero, fused }
+        Self { gate, up, down, activation, zero, fused }
     }
 
     /// Gate, up and down projections.
@@ -94,7 +103,9 @@ impl Mlp {
 pub struct Layer {
     pub(crate) attention: Arc<Attention>,
     /// Before the MLP (d): the layer's own even where the MLP is another layer's.
-    pub(crate) mlp_norm: Arc<[f32]>,
+    pub(crate) mlp_norm: Option<Arc<[f32]>>,
+    /// On the MLP's output (d).
+    pub(crate) after_mlp: Option<Arc<[f32]>>,
     pub(crate) mlp: Arc<Mlp>,
 }
 
@@ -109,9 +120,9 @@ impl Layer {
         &self.mlp
     }
 
-    /// Weight of the norm before the MLP (d).
-    pub fn mlp_norm(&self) -> &[f32] {
-        &self.mlp_norm
+    /// Weight of the norm before the MLP (d), in the families that have one there.
+    pub fn mlp_norm(&self) -> Option<&[f32]> {
+        self.mlp_norm.as_deref()
     }
 }
 
@@ -147,7 +158,7 @@ pub(crate) struct Inner {
     pub(crate) layers: Vec<Layer>,
     pub(crate) embedding: Arc<Weight>,
     pub(crate) head: Arc<Weight>,
-    /// (d)
+    /// (d): divided by what logits are divided by.
     pub(crate) final_norm: Arc<[f32]>,
     pub(crate) needs: Needs,
     pub(crate) team: Arc<Team>,
@@ -277,7 +288,8 @@ impl Model {
         let count = layers.len();
         let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
         let zero = |shape| Linear::new(shape, None, None, None, None, None);
-        let mlp = Arc::new(Mlp::new(zero((f, d))?, zero((f, d))?, zero((d, f))?));
+        let activation = self.config().family().activation;
+        let mlp = Arc::new(Mlp::new(zero((f, d))?, zero((f, d))?, zero((d, f))?, activation));
         for &i in dropped {
             layers.get_mut(i).ok_or(Error::Layer { layer: i, layers: count })?.mlp = mlp.clone();
         }
@@ -316,7 +328,8 @@ impl Model {
         all.per_token_unshared = head_bytes;
         let mut rest = 4 * self.inner.final_norm.len() as u64;
         for layer in &self.inner.layers {
-            rest += 4 * (layer.attention.norm.len() + layer.mlp_norm.len()) as u64;
+            rest += vector(&layer.attention.norm) + vector(&layer.attention.after);
+            rest += vector(&layer.mlp_norm) + vector(&layer.after_mlp);
             rest += vector(&layer.attention.q_norm) + vector(&layer.attention.k_norm);
             for (linear, mlp) in (layer.attention.projections().into_iter().map(|l| (l, false)))
                 .chain(layer.mlp.projections().into_iter().map(|l| (l, true)))

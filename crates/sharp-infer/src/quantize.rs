@@ -215,7 +215,10 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
     };
     all.add(names::EMBED.to_owned(), source.tensor(names::EMBED)?, packed(recipe.embedding))?;
     for i in 0..config.num_hidden_layers {
-        vector(&mut all, names::input_norm(i))?;
+        let norms = config.family().norms.of(i);
+        for name in [norms.attention, norms.after_attention].into_iter().flatten() {
+            vector(&mut all, name)?;
+        }
         for part in Attention::ALL {
             let name = names::attention_weight(i, part);
             let tensor = source.tensor(&name)?;
@@ -229,7 +232,9 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
             vector(&mut all, names::q_norm(i))?;
             vector(&mut all, names::k_norm(i))?;
         }
-        vector(&mut all, names::mlp_norm(i))?;
+        for name in [norms.mlp, norms.after_mlp].into_iter().flatten() {
+            vector(&mut all, name)?;
+        }
         for p in Projection::ALL {
             let s = source.projection(i, p)?;
             if let Some(base) = s.base {

@@ -25,17 +25,19 @@ fn linear(a: &Linear, b: &Linear) -> bool {
 }
 
 fn attention(a: &Attention, b: &Attention) -> bool {
-    (&a.norm, &a.q_norm, &a.k_norm) == (&b.norm, &b.q_norm, &b.k_norm)
+    (&a.norm, &a.after, &a.q_norm, &a.k_norm) == (&b.norm, &b.after, &b.q_norm, &b.k_norm)
+        && a.kind == b.kind
         && a.projections().into_iter().zip(b.projections()).all(|(a, b)| linear(a, b))
 }
 
 fn mlp(a: &Mlp, b: &Mlp) -> bool {
-    a.zero == b.zero && a.projections().into_iter().zip(b.projections()).all(|(a, b)| linear(a, b))
+    (a.zero, a.activation) == (b.zero, b.activation)
+        && a.projections().into_iter().zip(b.projections()).all(|(a, b)| linear(a, b))
 }
 
 fn layer(a: &Layer, b: &Layer) -> bool {
     (Arc::ptr_eq(&a.attention, &b.attention) || attention(&a.attention, &b.attention))
-        && a.mlp_norm == b.mlp_norm
+        && (&a.mlp_norm, &a.after_mlp) == (&b.mlp_norm, &b.after_mlp)
         && (Arc::ptr_eq(&a.mlp, &b.mlp) || mlp(&a.mlp, &b.mlp))
 }
 
@@ -54,7 +56,8 @@ impl Model {
             )
         };
         if shape(a) != shape(b)
-            || a.inv_freq() != b.inv_freq()
+            || (a.inv_freq(), a.local_inv_freq()) != (b.inv_freq(), b.local_inv_freq())
+            || a.scales != b.scales
             || !weight(self.embedding(), other.embedding())
         {
             return None;

@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, made once.
 
-use sharp_model::ModelConfig;
+use sharp_model::{ModelConfig, shape::Rotary};
 use sharp_quant::{Activations, Scratch};
 
 use crate::error::Result;
@@ -42,10 +42,27 @@ pub(crate) struct Buffers {
     /// (n, f): input of the packed down projection.
     pub(crate) mlp_acts: Activations,
     pub(crate) scratch: Scratch,
-    /// (positions, head_dim / 2)
+    /// Of the model's RoPE.
+    pub(crate) rope: RopeTable,
+    /// Of the RoPE that some layers have of their own.
+    pub(crate) local_rope: Option<RopeTable>,
+}
+
+/// Cosines and sines of every position's angles, each (positions, head_dim / 2).
+pub(crate) struct RopeTable {
     pub(crate) cos: Vec<f32>,
-    /// (positions, head_dim / 2)
     pub(crate) sin: Vec<f32>,
+}
+
+impl RopeTable {
+    /// The table a layer turns its queries and keys by; `None` where it does not.
+    pub(crate) fn of<'a>(rotary: Rotary, global: &'a Self, local: &'a Option<Self>) -> Option<&'a Self> {
+        match rotary {
+            Rotary::None => None,
+            Rotary::Global => Some(global),
+            Rotary::Local => local.as_ref(),
+        }
+    }
 }
 
 impl Workspace {
@@ -57,7 +74,6 @@ impl Workspace {
         // Where nothing is packed the integer kernels' buffers stay empty, and the other way round.
         let packed = if needs.packed { n } else { 1 };
         let floats = |wanted: bool, width: usize| vec![0.0; if wanted { n * width } else { 0 }];
-        let (cos, sin) = rope_table(config, positions);
         Ok(Self {
             n,
             hidden: vec![0.0; n * d],
@@ -80,24 +96,25 @@ impl Workspace {
                     needs.rank,
                     if needs.col_scale { wide } else { 0 },
                 )?,
-                cos,
-                sin,
+                rope: RopeTable::new(&config.inv_freq(), positions),
+                local_rope: config.local_inv_freq().map(|freq| RopeTable::new(&freq, positions)),
             },
         })
     }
 }
 
-/// Cosines and sines of every position's angles. Angles are products in f32, as in the models' own training code.
-fn rope_table(config: &ModelConfig, positions: usize) -> (Vec<f32>, Vec<f32>) {
-    let frequencies: Vec<f32> = config.inv_freq().iter().map(|f| *f as f32).collect();
-    let mut cos = Vec::with_capacity(positions * frequencies.len());
-    let mut sin = Vec::with_capacity(positions * frequencies.len());
-    for position in 0..positions {
-        for f in &frequencies {
-            let (s, c) = f64::from(position as f32 * f).sin_cos();
-            cos.push(c as f32);
-            sin.push(s as f32);
+impl RopeTable {
+    /// Angles are products in f32, as in the models' own training code.
+    fn new(frequencies: &[f64], positions: usize) -> Self {
+        let mut cos = Vec::with_capacity(positions * frequencies.len());
+        let mut sin = Vec::with_capacity(positions * frequencies.len());
+        for position in 0..positions {
+            for f in frequencies {
+                let (s, c) = f64::from(position as f32 * *f as f32).sin_cos();
+                cos.push(c as f32);
+                sin.push(s as f32);
+            }
         }
+        Self { cos, sin }
     }
-    (cos, sin)
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::family::{FAMILIES, Family};
 use crate::names::Projection;
 use crate::plan::SharingPlan;
+use crate::shape::{self, LayerKind, Scales};
 
 /// How RoPE's frequencies are stretched for contexts longer than those the model was first trained on.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,6 +72,12 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether query and key heads are normed before RoPE.
     pub qk_norm: bool,
+    /// Constant factors and caps.
+    pub scales: Scales,
+    /// What each layer's attention does, `(num_hidden_layers)`.
+    pub layer_kinds: Vec<LayerKind>,
+    /// Base of RoPE's frequencies in layers with a RoPE of their own.
+    pub local_rope_theta: Option<f64>,
     /// Token that begins a text, where the model has one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
@@ -140,7 +147,18 @@ impl ModelConfig {
     /// As [`ModelConfig::from_json`].
     pub fn from_map(path: &Path, mut raw: Map<String, Value>) -> Result<Self> {
         raw.remove("sharp_config");
+        // Names Python files beside the checkpoint, which do not go where it goes.
+        raw.remove("auto_map");
         let family = family_of(path, &raw)?;
+        let keys = Keys { path, raw: &raw };
+        let num_hidden_layers = keys.size("num_hidden_layers", MAX_LAYERS)?;
+        let layer_kinds = shape::layer_kinds(&keys, family, num_hidden_layers)?;
+        // Said outright, since another reader's default may be another.
+        if family.default_window.is_some() || family.read_as.is_some() {
+            let window = raw.get("sliding_window").cloned().unwrap_or_else(|| json!(family.default_window));
+            raw.insert("sliding_window".into(), window);
+        }
+        let family = family.read_as.and_then(Family::by_architecture).unwrap_or(family);
         raw.insert("architectures".into(), json!([family.architecture]));
         raw.insert("model_type".into(), json!(family.model_type));
         let keys = Keys { path, raw: &raw };
@@ -171,7 +189,8 @@ impl ModelConfig {
         }
         let max_position_embeddings =
             keys.optional_size("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(2048);
-        let (rope_theta, rope_scaling) = rope(&keys, family, max_position_embeddings)?;
+        let Rope { theta: rope_theta, scaling: rope_scaling, local: local_rope_theta } =
+            rope(&keys, family, max_position_embeddings)?;
         let flag =
             |presence: crate::family::Presence| presence.resolve(|k| raw.get(k).and_then(Value::as_bool));
 
@@ -179,7 +198,7 @@ impl ModelConfig {
             architecture: family.architecture.to_owned(),
             hidden_size,
             intermediate_size: keys.size("intermediate_size", MAX_WIDTH)?,
-            num_hidden_layers: keys.size("num_hidden_layers", MAX_LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -193,6 +212,9 @@ impl ModelConfig {
             attention_output_bias: flag(family.output_bias),
             mlp_bias: flag(family.mlp_bias),
             qk_norm: flag(family.qk_norm),
+            scales: shape::scales(&keys, family, hidden_size, head_dim)?,
+            layer_kinds,
+            local_rope_theta,
             bos_token_id: keys.tokens("bos_token_id")?.first().copied(),
             eos_token_ids: keys.tokens("eos_token_id")?,
             raw: raw.clone(),
@@ -214,7 +236,11 @@ impl ModelConfig {
         let mut put = |key: &str, value: Value| drop(all.insert(key.to_owned(), value));
         put("architectures", json!([family.architecture]));
         put("model_type", json!(family.model_type));
-        put("hidden_act", json!("silu"));
+        for key in ["hidden_act", "hidden_activation"] {
+            if key == "hidden_act" || self.raw.contains_key(key) {
+                put(key, json!(family.activation.names().first()));
+            }
+        }
         put("hidden_size", json!(self.hidden_size));
         put("intermediate_size", json!(self.intermediate_size));
         put("num_hidden_layers", json!(self.num_hidden_layers));
@@ -231,6 +257,9 @@ impl ModelConfig {
         }
         if let crate::family::Presence::Key(key) = family.mlp_bias {
             put(key, json!(self.mlp_bias));
+        }
+        if let Some(theta) = self.local_rope_theta {
+            put("rope_local_base_freq", json!(theta));
         }
         if let Some(bos) = self.bos_token_id {
             put("bos_token_id", json!(bos));
@@ -312,11 +341,8 @@ impl ModelConfig {
     /// RoPE's angles per position, `(head_dim / 2)`, in radians, with the scaling applied: pair `i` of a head at
     /// position `p` turns by `p * inv_freq[i]`. Pair `i` is the dimensions `(i, i + head_dim / 2)`.
     pub fn inv_freq(&self) -> Vec<f64> {
-        let pairs = self.head_dim / 2;
-        let plain = |i: usize| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64);
-        (0..pairs)
-            .map(|i| {
-                let freq = plain(i);
+        self.plain_freq(self.rope_theta)
+            .map(|freq| {
                 match self.rope_scaling {
                     RopeScaling::Default => freq,
                     RopeScaling::Linear { factor } => freq / factor,
@@ -340,6 +366,27 @@ impl ModelConfig {
                 }
             })
             .collect()
+    }
+
+    /// The same for layers with a RoPE of their own, which is not scaled; `None` where the model has no such layers.
+    pub fn local_inv_freq(&self) -> Option<Vec<f64>> {
+        self.local_rope_theta.map(|theta| self.plain_freq(theta).collect())
+    }
+
+    fn plain_freq(&self, theta: f64) -> impl Iterator<Item = f64> {
+        let width = self.head_dim;
+        (0..width / 2).map(move |i| theta.powf(-2.0 * i as f64 / width as f64))
+    }
+
+    /// What a layer's attention does; Llama's for a layer the model has not.
+    pub fn layer_kind(&self, layer: usize) -> LayerKind {
+        self.layer_kinds.get(layer).copied().unwrap_or(LayerKind::PLAIN)
+    }
+
+    /// What of the model is not as in Llama, in words, for a program that knows Llama's layers only. Sliding windows count only where
+    /// sequences of `tokens` outgrow them.
+    pub fn departures(&self, tokens: usize) -> Vec<&'static str> {
+        shape::departures(self, tokens)
     }
 
     fn check_sizes(&self, path: &Path) -> Result<()> {
@@ -433,22 +480,22 @@ fn family_of(path: &Path, raw: &Map<String, Value>) -> Result<&'static Family> {
 }
 
 /// Keys of `config.json` with their checks.
-struct Keys<'a> {
-    path: &'a Path,
-    raw: &'a Map<String, Value>,
+pub(crate) struct Keys<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) raw: &'a Map<String, Value>,
 }
 
 impl Keys<'_> {
-    fn fault(&self, field: &str, what: impl std::fmt::Display) -> Error {
+    pub(crate) fn fault(&self, field: &str, what: impl std::fmt::Display) -> Error {
         Error::config(self.path, field, what)
     }
 
     /// A key's value; JSON's null counts as absent, as it does in transformers.
-    fn get(&self, field: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
         self.raw.get(field).filter(|v| !v.is_null())
     }
 
-    fn optional_size(&self, field: &str, most: usize) -> Result<Option<usize>> {
+    pub(crate) fn optional_size(&self, field: &str, most: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(field) else { return Ok(None) };
         let n = value.as_u64().and_then(|n| usize::try_from(n).ok());
         match n {
@@ -457,11 +504,11 @@ impl Keys<'_> {
         }
     }
 
-    fn size(&self, field: &str, most: usize) -> Result<usize> {
+    pub(crate) fn size(&self, field: &str, most: usize) -> Result<usize> {
         self.optional_size(field, most)?.ok_or_else(|| self.fault(field, "missing"))
     }
 
-    fn positive(&self, field: &str, default: Option<f64>) -> Result<f64> {
+    pub(crate) fn positive(&self, field: &str, default: Option<f64>) -> Result<f64> {
         match self.get(field) {
             None => default.ok_or_else(|| self.fault(field, "missing")),
             Some(value) => match value.as_f64() {
@@ -471,7 +518,7 @@ impl Keys<'_> {
         }
     }
 
-    fn bool(&self, field: &str) -> Result<Option<bool>> {
+    pub(crate) fn bool(&self, field: &str) -> Result<Option<bool>> {
         match self.get(field) {
             None => Ok(None),
             Some(Value::Bool(b)) => Ok(Some(*b)),
@@ -497,10 +544,15 @@ impl Keys<'_> {
 
 /// What would run and give wrong numbers in silence.
 fn refuse_unsupported(path: &Path, family: &Family, keys: &Keys<'_>) -> Result<()> {
-    if let Some(act) = keys.get("hidden_act").and_then(Value::as_str)
-        && !matches!(act, "silu" | "swish")
+    // Where both are there, the newer key counts.
+    let activation = keys.get("hidden_activation").or_else(|| keys.get("hidden_act")).and_then(Value::as_str);
+    let known = family.activation.names();
+    if let Some(activation) = activation
+        && !known.contains(&activation)
     {
-        return Err(Error::unsupported(path, format!("hidden_act `{act}`; only silu")));
+        let what =
+            format!("activation `{activation}` in a {}; only {}", family.architecture, known.join(", "));
+        return Err(Error::unsupported(path, what));
     }
     if keys.get("quantization_config").is_some() {
         return Err(Error::unsupported(
@@ -508,27 +560,44 @@ fn refuse_unsupported(path: &Path, family: &Family, keys: &Keys<'_>) -> Result<(
             "a checkpoint that another tool quantised (`quantization_config`); give the original",
         ));
     }
-    if keys.get("partial_rotary_factor").and_then(Value::as_f64).is_some_and(|f| f != 1.0) {
+    let inner = keys.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor"));
+    let partial = keys.get("partial_rotary_factor").or(inner).and_then(Value::as_f64);
+    if partial.is_some_and(|f| f != 1.0) {
         return Err(Error::unsupported(path, "partial_rotary_factor other than 1"));
     }
-    let switched = family.sliding_window.resolve(|key| keys.get(key).and_then(Value::as_bool));
-    if let Some(window) = keys.get("sliding_window").and_then(Value::as_u64)
-        && switched
-        && keys.get("max_position_embeddings").and_then(Value::as_u64).is_none_or(|n| window < n)
-    {
-        return Err(Error::unsupported(path, format!("sliding-window attention (window {window})")));
+    if keys.get("use_bidirectional_attention").and_then(Value::as_bool) == Some(true) {
+        return Err(Error::unsupported(path, "use_bidirectional_attention"));
     }
     Ok(())
 }
 
+struct Rope {
+    theta: f64,
+    scaling: RopeScaling,
+    local: Option<f64>,
+}
+
 /// RoPE's base and scaling, from transformers 4's keys or transformers 5's `rope_parameters`.
-fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<(f64, RopeScaling)> {
+fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<Rope> {
     let field = if keys.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     let theta = keys.positive("rope_theta", Some(family.default_rope_theta))?;
-    let Some(value) = keys.get(field) else { return Ok((theta, RopeScaling::Default)) };
-    let Some(map) = value.as_object() else {
+    let mut local = match family.default_local_rope_theta {
+        None => None,
+        default => Some(keys.positive("rope_local_base_freq", default)?),
+    };
+    let Some(value) = keys.get(field) else {
+        return Ok(Rope { theta, scaling: RopeScaling::Default, local });
+    };
+    let Some(mut map) = value.as_object() else {
         return Err(keys.fault(field, format!("{value} is not an object")));
     };
+    // One for layers of each type, in the families that have two.
+    if let (Some(_), Some(global)) = (local, map.get("full_attention").and_then(Value::as_object)) {
+        if let Some(sliding) = map.get("sliding_attention").and_then(Value::as_object) {
+            local = Some(Keys { path: keys.path, raw: sliding }.positive("rope_theta", local)?);
+        }
+        map = global;
+    }
     let inner = Keys { path: keys.path, raw: map };
     let theta = inner.positive("rope_theta", Some(theta))?;
     let kind =
@@ -568,5 +637,5 @@ fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<(f64, Rope
             ));
         }
     };
-    Ok((theta, scaling))
+    Ok(Rope { theta, scaling, local })
 }

@@ -27,6 +27,112 @@ impl Presence {
     }
 }
 
+/// What the gate's output passes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`
+    Silu,
+    /// The GELU approximated by a hyperbolic tangent.
+    GeluTanh,
+}
+
+impl Activation {
+    /// Its names in `config.json`, the one to be written first.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Silu => &["silu", "swish"],
+            // Gemma's first configurations say `gelu` and mean this.
+            Self::GeluTanh => &["gelu_pytorch_tanh", "gelu_new", "gelu"],
+        }
+    }
+}
+
+/// Where a layer's norms are. In any case there is one before the output head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// Before attention and before the MLP.
+    Before,
+    /// On the outputs of attention and of the MLP.
+    After,
+    /// Both.
+    Both,
+}
+
+/// Names of a layer's norms; those it does not have are absent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LayerNorms {
+    /// Before attention.
+    pub attention: Option<String>,
+    /// On attention's output.
+    pub after_attention: Option<String>,
+    /// Before the MLP.
+    pub mlp: Option<String>,
+    /// On the MLP's output.
+    pub after_mlp: Option<String>,
+}
+
+impl Norms {
+    /// The norms of a layer.
+    pub fn of(self, layer: usize) -> LayerNorms {
+        use crate::names::{input_norm, mlp_norm, post_feedforward_norm, pre_feedforward_norm};
+        match self {
+            Self::Before => LayerNorms {
+                attention: Some(input_norm(layer)),
+                mlp: Some(mlp_norm(layer)),
+                ..LayerNorms::default()
+            },
+            Self::After => LayerNorms {
+                after_attention: Some(mlp_norm(layer)),
+                after_mlp: Some(post_feedforward_norm(layer)),
+                ..LayerNorms::default()
+            },
+            Self::Both => LayerNorms {
+                attention: Some(input_norm(layer)),
+                after_attention: Some(mlp_norm(layer)),
+                mlp: Some(pre_feedforward_norm(layer)),
+                after_mlp: Some(post_feedforward_norm(layer)),
+            },
+        }
+    }
+}
+
+/// Which layers see a window of `sliding_window` positions. `layer_types`, where the family has it, says it layer by layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// None, whatever `config.json` says.
+    Never,
+    /// Every one.
+    Every,
+    /// Where `use_sliding_window` is true, those from `max_window_layers` on (this by default).
+    FromLayer(usize),
+    /// Where `use_sliding_window` is true, those without RoPE.
+    Unrotated,
+    /// All but every `sliding_window_pattern`th (this by default).
+    AllButEvery(usize),
+}
+
+/// Where a constant factor comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scale {
+    /// As in Llama.
+    Plain,
+    /// This key of `config.json`, by default 1.
+    Key(&'static str),
+    /// `sqrt(hidden_size)`
+    RootOfHidden,
+    /// `1 / sqrt` of this key, with its default.
+    InverseRootOf(&'static str, f64),
+}
+
+/// Caps where `config.json` names none.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Caps {
+    /// Of attention scores, `attn_logit_softcapping`.
+    pub attention: Option<f64>,
+    /// Of logits, `final_logit_softcapping`.
+    pub logits: Option<f64>,
+}
+
 /// What makes a family of Llama-like models its own.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Family {
@@ -49,18 +155,45 @@ pub struct Family {
     pub output_bias: Presence,
     /// Biases of the three MLP projections.
     pub mlp_bias: Presence,
-    /// RMS norms of each query and key head before RoPE.
+    /// RMS norms of query and key heads before RoPE.
     pub qk_norm: Presence,
+    /// Whether those norm all heads together, not each by itself.
+    pub qk_norm_whole: bool,
+    /// Where the layers' norms are.
+    pub norms: Norms,
+    /// What is added to norm weights: 1 where the model multiplies by `1 + weight`.
+    pub norm_offset: f32,
+    /// What the gate's output passes through.
+    pub activation: Activation,
     /// `rope_theta` where `config.json` has none.
     pub default_rope_theta: f64,
     /// `tie_word_embeddings` where `config.json` has none.
     pub default_tied: bool,
-    /// Whether a `sliding_window` in `config.json` narrows attention (some families write it and ignore it).
-    pub sliding_window: Presence,
+    /// RoPE base of the layers with windows (`rope_local_base_freq`), in the families where they have one of their own.
+    pub default_local_rope_theta: Option<f64>,
+    /// Every how manieth layer has no RoPE (`no_rope_layer_interval`) where `no_rope_layers` does not list them; none: all have it.
+    pub unrotated_every: Option<usize>,
+    /// Which layers see a window.
+    pub windows: Windows,
+    /// `sliding_window` where `config.json` has no such key.
+    pub default_window: Option<usize>,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: Scale,
+    /// What the outputs of attention and MLP are multiplied by.
+    pub residual_scale: Scale,
+    /// What attention scores are multiplied by.
+    pub attention_scale: Scale,
+    /// What logits are divided by.
+    pub logits_scale: Scale,
+    /// Soft caps, in the families that have them.
+    pub caps: Option<Caps>,
+    /// The family whose layout and mathematics its models have once their fused tensors ([`FUSED`]) are cut apart.
+    pub read_as: Option<&'static str>,
 }
 
 /// The families this project runs.
-pub static FAMILIES: &[Family] = &[LLAMA, MISTRAL, QWEN2, QWEN3];
+pub static FAMILIES: &[Family] =
+    &[LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, OLMO2, PHI3, GEMMA, GEMMA2, GEMMA3];
 
 /// Llama 1 to 3, SmolLM2, TinyLlama and everything else saved as `LlamaForCausalLM`.
 pub const LLAMA: Family = Family {
@@ -74,12 +207,25 @@ pub const LLAMA: Family = Family {
     output_bias: Presence::Key("attention_bias"),
     mlp_bias: Presence::Key("mlp_bias"),
     qk_norm: Presence::Never,
+    qk_norm_whole: false,
+    norms: Norms::Before,
+    norm_offset: 0.0,
+    activation: Activation::Silu,
     default_rope_theta: 10_000.0,
     default_tied: false,
-    sliding_window: Presence::Never,
+    default_local_rope_theta: None,
+    unrotated_every: None,
+    windows: Windows::Never,
+    default_window: None,
+    embedding_scale: Scale::Plain,
+    residual_scale: Scale::Plain,
+    attention_scale: Scale::Plain,
+    logits_scale: Scale::Plain,
+    caps: None,
+    read_as: None,
 };
 
-/// Mistral 7B v0.2 and later (full attention).
+/// Mistral 7B: a window in every layer where the configuration has one.
 pub const MISTRAL: Family = Family {
     architecture: "MistralForCausalLM",
     model_type: "mistral",
@@ -90,7 +236,8 @@ pub const MISTRAL: Family = Family {
     qkv_bias: Presence::Never,
     output_bias: Presence::Never,
     mlp_bias: Presence::Never,
-    sliding_window: Presence::Always,
+    windows: Windows::Every,
+    default_window: Some(4096),
     ..LLAMA
 };
 
@@ -105,7 +252,8 @@ pub const QWEN2: Family = Family {
     qkv_bias: Presence::Always,
     output_bias: Presence::Never,
     mlp_bias: Presence::Never,
-    sliding_window: Presence::Key("use_sliding_window"),
+    windows: Windows::FromLayer(28),
+    default_window: Some(4096),
     ..LLAMA
 };
 
@@ -122,10 +270,129 @@ pub const QWEN3: Family = Family {
     ..QWEN2
 };
 
+/// SmolLM3: every fourth layer without RoPE.
+pub const SMOLLM3: Family = Family {
+    architecture: "SmolLM3ForCausalLM",
+    model_type: "smollm3",
+    compact_architecture: "SharpSmolLM3ForCausalLM",
+    compact_model_type: "sharp_smollm3",
+    gguf_architecture: None,
+    default_rope_theta: 2_000_000.0,
+    default_tied: true,
+    unrotated_every: Some(4),
+    windows: Windows::Unrotated,
+    ..LLAMA
+};
+
+/// Granite 3 (dense): Llama with four constant factors.
+pub const GRANITE: Family = Family {
+    architecture: "GraniteForCausalLM",
+    model_type: "granite",
+    compact_architecture: "SharpGraniteForCausalLM",
+    compact_model_type: "sharp_granite",
+    gguf_architecture: None,
+    embedding_scale: Scale::Key("embedding_multiplier"),
+    residual_scale: Scale::Key("residual_multiplier"),
+    attention_scale: Scale::Key("attention_multiplier"),
+    logits_scale: Scale::Key("logits_scaling"),
+    ..LLAMA
+};
+
+/// OLMo 2: norms on the outputs of attention and MLP, and on all query and all key heads together.
+pub const OLMO2: Family = Family {
+    architecture: "Olmo2ForCausalLM",
+    model_type: "olmo2",
+    compact_architecture: "SharpOlmo2ForCausalLM",
+    compact_model_type: "sharp_olmo2",
+    gguf_architecture: None,
+    mlp_bias: Presence::Never,
+    qk_norm: Presence::Always,
+    qk_norm_whole: true,
+    norms: Norms::After,
+    ..LLAMA
+};
+
+/// Phi-3 mini and medium with short contexts: Mistral with fused projections.
+pub const PHI3: Family = Family {
+    architecture: "Phi3ForCausalLM",
+    model_type: "phi3",
+    compact_architecture: "SharpPhi3ForCausalLM",
+    compact_model_type: "sharp_phi3",
+    default_window: None,
+    read_as: Some("MistralForCausalLM"),
+    ..MISTRAL
+};
+
+/// Gemma: GELU, norms that multiply by `1 + weight`, scaled embeddings.
+pub const GEMMA: Family = Family {
+    architecture: "GemmaForCausalLM",
+    model_type: "gemma",
+    compact_architecture: "SharpGemmaForCausalLM",
+    compact_model_type: "sharp_gemma",
+    gguf_architecture: None,
+    mlp_bias: Presence::Never,
+    norm_offset: 1.0,
+    activation: Activation::GeluTanh,
+    default_tied: true,
+    embedding_scale: Scale::RootOfHidden,
+    ..LLAMA
+};
+
+/// Gemma 2: norms on both sides, a window in every second layer, capped scores and logits.
+pub const GEMMA2: Family = Family {
+    architecture: "Gemma2ForCausalLM",
+    model_type: "gemma2",
+    compact_architecture: "SharpGemma2ForCausalLM",
+    compact_model_type: "sharp_gemma2",
+    norms: Norms::Both,
+    windows: Windows::AllButEvery(2),
+    default_window: Some(4096),
+    attention_scale: Scale::InverseRootOf("query_pre_attn_scalar", 256.0),
+    caps: Some(Caps { attention: Some(50.0), logits: Some(30.0) }),
+    ..GEMMA
+};
+
+/// Gemma 3 (text): query and key norms, windows in five of six layers, which have a RoPE of their own.
+pub const GEMMA3: Family = Family {
+    architecture: "Gemma3ForCausalLM",
+    model_type: "gemma3_text",
+    compact_architecture: "SharpGemma3TextForCausalLM",
+    compact_model_type: "sharp_gemma3_text",
+    qk_norm: Presence::Always,
+    default_rope_theta: 1_000_000.0,
+    default_local_rope_theta: Some(10_000.0),
+    windows: Windows::AllButEvery(6),
+    caps: Some(Caps { attention: None, logits: None }),
+    ..GEMMA2
+};
+
+/// Tensors that some checkpoints store one below the other as one, and what they are cut into. `{}` stands for the layer.
+pub static FUSED: &[(&str, &[&str])] = &[
+    (
+        "model.layers.{}.self_attn.qkv_proj.weight",
+        &[
+            "model.layers.{}.self_attn.q_proj.weight",
+            "model.layers.{}.self_attn.k_proj.weight",
+            "model.layers.{}.self_attn.v_proj.weight",
+        ],
+    ),
+    (
+        "model.layers.{}.mlp.gate_up_proj.weight",
+        &["model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"],
+    ),
+];
+
 impl Family {
     /// The family of a `config.json`'s `architectures[0]` (plain or compact).
     pub fn by_architecture(name: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|f| f.architecture == name || f.compact_architecture == name)
+    }
+
+    /// `auto_map` of a compact checkpoint's `config.json`: the classes of `modeling_sharp.py` that transformers runs it with.
+    pub(crate) fn auto_map(&self) -> serde_json::Value {
+        let model = format!("modeling_sharp.{}", self.compact_architecture);
+        let config = model.replace("ForCausalLM", "Config");
+        serde_json::json!({ "AutoConfig": config, "AutoModelForCausalLM": model })
     }
 
     /// The family of a `config.json`'s `model_type` (plain or compact).
@@ -183,8 +450,18 @@ pub enum When {
     OutputBias,
     /// Where the MLP projections have biases.
     MlpBias,
-    /// Where query and key heads are normed.
+    /// Where each query and key head is normed.
     QkNorm,
+    /// Where all query heads, and all key heads, are normed together.
+    QkNormWhole,
+    /// Where norms come before attention and MLP.
+    NormBefore,
+    /// Where norms come before them and nowhere else.
+    NormBeforeOnly,
+    /// Where norms come after them.
+    NormAfter,
+    /// Where norms come before and after.
+    NormBoth,
 }
 
 impl When {
@@ -196,7 +473,12 @@ impl When {
             Self::QkvBias => config.attention_bias,
             Self::OutputBias => config.attention_output_bias,
             Self::MlpBias => config.mlp_bias,
-            Self::QkNorm => config.qk_norm,
+            Self::QkNorm => config.qk_norm && !config.family().qk_norm_whole,
+            Self::QkNormWhole => config.qk_norm && config.family().qk_norm_whole,
+            Self::NormBefore => config.family().norms != Norms::After,
+            Self::NormBeforeOnly => config.family().norms == Norms::Before,
+            Self::NormAfter => config.family().norms != Norms::Before,
+            Self::NormBoth => config.family().norms == Norms::Both,
         }
     }
 }
@@ -266,7 +548,7 @@ pub static TENSORS: &[TensorRule] = {
     use When::*;
     &[
         rule("model.embed_tokens.weight", "token_embd.weight", &[Vocab, Hidden], Always, Heads::None),
-        rule("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", &[Hidden], Always, Heads::None),
+        rule("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", &[Hidden], NormBefore, Heads::None),
         rule("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight", &[Query, Hidden], Always, Heads::Query),
         rule("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight", &[KeyValue, Hidden], Always, Heads::Key),
         rule("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight", &[KeyValue, Hidden], Always, Heads::None),
@@ -277,13 +559,18 @@ pub static TENSORS: &[TensorRule] = {
         rule("model.layers.{}.self_attn.o_proj.bias", "blk.{}.attn_output.bias", &[Hidden], OutputBias, Heads::None),
         rule("model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight", &[Head], QkNorm, Heads::None),
         rule("model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight", &[Head], QkNorm, Heads::None),
-        rule("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", &[Hidden], Always, Heads::None),
+        rule("model.layers.{}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight", &[Query], QkNormWhole, Heads::None),
+        rule("model.layers.{}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight", &[KeyValue], QkNormWhole, Heads::None),
+        rule("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", &[Hidden], NormBeforeOnly, Heads::None),
+        rule("model.layers.{}.post_attention_layernorm.weight", "blk.{}.post_attention_norm.weight", &[Hidden], NormAfter, Heads::None),
+        rule("model.layers.{}.pre_feedforward_layernorm.weight", "blk.{}.ffn_norm.weight", &[Hidden], NormBoth, Heads::None),
         rule("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight", &[Intermediate, Hidden], Always, Heads::None),
         rule("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight", &[Intermediate, Hidden], Always, Heads::None),
         rule("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight", &[Hidden, Intermediate], Always, Heads::None),
         rule("model.layers.{}.mlp.gate_proj.bias", "blk.{}.ffn_gate.bias", &[Intermediate], MlpBias, Heads::None),
         rule("model.layers.{}.mlp.up_proj.bias", "blk.{}.ffn_up.bias", &[Intermediate], MlpBias, Heads::None),
         rule("model.layers.{}.mlp.down_proj.bias", "blk.{}.ffn_down.bias", &[Hidden], MlpBias, Heads::None),
+        rule("model.layers.{}.post_feedforward_layernorm.weight", "blk.{}.post_ffw_norm.weight", &[Hidden], NormAfter, Heads::None),
         rule("model.norm.weight", "output_norm.weight", &[Hidden], Always, Heads::None),
         rule("lm_head.weight", "output.weight", &[Vocab, Hidden], Untied, Heads::None),
     ]

@@ -16,7 +16,9 @@ use sharp_quant::DType;
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::export::{CARD_FILE, Origin};
 use crate::family;
+use crate::fused;
 use crate::gguf::{Gguf, HfView, tokenizer_config_json, tokenizer_json};
 use crate::hf::HfCheckpoint;
 use crate::model::ModelSource;
@@ -37,6 +39,7 @@ const COMPANIONS: &[&str] = &[
     "chat_template.jinja",
     "generation_config.json",
     "LICENSE",
+    CARD_FILE,
 ];
 
 /// Writes the checkpoint `source` (a Hugging Face folder, a GGUF file, or a folder with one GGUF file in it) to the
@@ -172,7 +175,12 @@ fn open_gguf(path: &Path) -> Result<Opened> {
     // What was built must load, or the fault would show only in a later stage.
     Tokenizer::from_parts(path, tokenizer.as_bytes(), tokenizer_config.clone(), &[])?;
     let model = ModelSource::new(view.config().clone(), None, Arc::new(view))?;
+    let origin = Origin {
+        name: gguf.string("general.name")?.map(str::to_owned),
+        licence: gguf.string("general.license")?.map(str::to_owned),
+    };
     let files = vec![
+        (CARD_FILE, origin.to_card("Imported from a GGUF file.")),
         ("tokenizer.json", tokenizer),
         ("tokenizer_config.json", pretty(&Json::Object(tokenizer_config))),
     ];
@@ -186,9 +194,9 @@ fn open_folder(folder: &Path) -> Result<Opened> {
         return Err(Error::unsupported(folder, what));
     }
     let config = model_config.to_json();
-    let checkpoint = HfCheckpoint::open(folder)?;
-    refuse_strangers(&model_config, &checkpoint)?;
-    let model = ModelSource::new(model_config, None, Arc::new(checkpoint))?;
+    let checkpoint = fused::split(&model_config, HfCheckpoint::open(folder)?)?;
+    refuse_strangers(&model_config, checkpoint.as_ref())?;
+    let model = ModelSource::new(model_config, None, checkpoint)?;
     let copies: Vec<PathBuf> = COMPANIONS.iter().map(|n| folder.join(n)).filter(|p| p.is_file()).collect();
     if folder.join("tokenizer.json").is_file() {
         Tokenizer::load(folder)?;
@@ -199,7 +207,7 @@ fn open_folder(folder: &Path) -> Result<Opened> {
 }
 
 /// A tensor the architecture does not have means that the model computes something this project would leave out.
-fn refuse_strangers(config: &config::ModelConfig, checkpoint: &HfCheckpoint) -> Result<()> {
+fn refuse_strangers(config: &config::ModelConfig, checkpoint: &dyn TensorSource) -> Result<()> {
     let known: std::collections::HashSet<String> =
         family::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();
     for info in checkpoint.tensors() {

@@ -9,6 +9,7 @@ use sharp_quant::DType;
 use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
 use crate::family;
+use crate::fused;
 use crate::hf::HfCheckpoint;
 use crate::names::{self, Projection};
 use crate::plan::{RecoveryForm, SharingPlan, Target};
@@ -147,7 +148,7 @@ impl ModelSource {
             return Err(Error::missing(path, "not a checkpoint folder"));
         }
         let (config, plan) = config::load_with_plan(path)?;
-        let base = Arc::new(HfCheckpoint::open(path)?);
+        let base = fused::split(&config, HfCheckpoint::open(path)?)?;
         Self::build(path.to_path_buf(), config, plan, base, BTreeMap::new(), false)
     }
 

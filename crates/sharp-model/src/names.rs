@@ -140,9 +140,20 @@ pub fn input_norm(layer: usize) -> String {
     format!("model.layers.{layer}.input_layernorm.weight")
 }
 
-/// `model.layers.5.post_attention_layernorm.weight`, shape `(hidden_size)`: before the MLP.
+/// `model.layers.5.post_attention_layernorm.weight`, shape `(hidden_size)`: before the MLP. In the families with norms on
+/// outputs ([`crate::family::Norms`]) the same name is the norm on attention's.
 pub fn mlp_norm(layer: usize) -> String {
     format!("model.layers.{layer}.post_attention_layernorm.weight")
+}
+
+/// `model.layers.5.pre_feedforward_layernorm.weight`, shape `(hidden_size)`: before the MLP, in the families with norms on both sides.
+pub fn pre_feedforward_norm(layer: usize) -> String {
+    format!("model.layers.{layer}.pre_feedforward_layernorm.weight")
+}
+
+/// `model.layers.5.post_feedforward_layernorm.weight`, shape `(hidden_size)`: on the MLP's output.
+pub fn post_feedforward_norm(layer: usize) -> String {
+    format!("model.layers.{layer}.post_feedforward_layernorm.weight")
 }
 
 /// The layer and projection an MLP weight's name stands for; `None` for every other name.
@@ -173,6 +184,7 @@ pub(crate) fn parse_layer(text: &str) -> Option<usize> {
     if plain { text.parse().ok() } else { None }
 }
 
-fn mlp(layer: usize, projection: Projection) -> String {
+/// `model.layers.5.mlp.gate_proj`
+pub(crate) fn mlp(layer: usize, projection: Projection) -> String {
     format!("model.layers.{layer}.mlp.{}", projection.name())
 }

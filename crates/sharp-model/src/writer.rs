@@ -248,31 +248,45 @@ impl SafetensorsWriter {
     ///
     /// # Errors
     /// [`Error::Tensor`] for a tensor with values missing, [`Error::Io`].
-    pub fn finish(mut self, config: &Map<String, Value>) -> Result<WriteSummary> {
+    pub fn finish(self, config: &Map<String, Value>) -> Result<WriteSummary> {
+        let count = self.shards.len();
+        let files = match count {
+            1 => vec![SINGLE.to_owned()],
+            _ => (0..count).map(|i| format!("model-{:05}-of-{count:05}.safetensors", i + 1)).collect(),
+        };
+        let old = earlier_weights(self.staging.folder());
+        self.finish_as(files, "config.json", config, &old)
+    }
+
+    /// [`SafetensorsWriter::finish`] with the names of a PEFT adapter, whose weights are one file.
+    pub(crate) fn finish_adapter(self, config: &Map<String, Value>) -> Result<WriteSummary> {
+        self.finish_as(vec!["adapter_model.safetensors".to_owned()], "adapter_config.json", config, &[])
+    }
+
+    fn finish_as(
+        mut self,
+        files: Vec<String>,
+        config_name: &str,
+        config: &Map<String, Value>,
+        old: &[String],
+    ) -> Result<WriteSummary> {
         let folder = self.staging.folder().to_path_buf();
         if let Some((name, slot)) = self.slots.iter().find(|(_, s)| s.done != s.elements) {
             let what = format!("{} of {} values written", slot.done, slot.elements);
             return Err(Error::tensor(folder, name, what));
         }
-        let count = self.shards.len();
-        let file_name = |i: usize| match count {
-            1 => SINGLE.to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-        };
-        let files: Vec<String> = (0..count).map(file_name).collect();
         let data_bytes: u64 = self.slots.values().map(|s| (s.elements * s.dtype.block_bytes()) as u64).sum();
         for (file, name) in std::mem::take(&mut self.shards).into_iter().zip(&files) {
             self.staging.add(file, name.clone())?;
         }
-        if count > 1 {
+        if files.len() > 1 {
             let map: Map<String, Value> =
-                self.slots.iter().map(|(name, slot)| (name.clone(), json!(file_name(slot.shard)))).collect();
+                self.slots.iter().map(|(name, slot)| (name.clone(), json!(files.get(slot.shard)))).collect();
             let index = json!({"metadata": {"total_size": data_bytes}, "weight_map": map});
             self.staging.add_bytes(INDEX, pretty(&index).as_bytes())?;
         }
-        self.staging.add_bytes("config.json", pretty(&Value::Object(config.clone())).as_bytes())?;
-        let old = earlier_weights(&folder);
-        let stale: Vec<&str> = std::iter::once("config.json").chain(old.iter().map(String::as_str)).collect();
+        self.staging.add_bytes(config_name, pretty(&Value::Object(config.clone())).as_bytes())?;
+        let stale: Vec<&str> = std::iter::once(config_name).chain(old.iter().map(String::as_str)).collect();
         self.staging.commit(&stale)?;
         Ok(WriteSummary { files, bytes: self.bytes, tensors: self.slots.len(), parameters: self.parameters })
     }

@@ -3,7 +3,7 @@
 use crate::{
     dtype::DType,
     error::{QuantError, Result, check_len},
-    search,
+    read_only, search,
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
@@ -77,6 +77,12 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
                 }
             }
         }
+        DType::Q5_0 => read_only::q5_0(bytes, out),
+        DType::Q5_1 => read_only::q5_1(bytes, out),
+        DType::IQ4_NL => read_only::iq4_nl(bytes, out),
+        DType::Q4_K => read_only::q4_k(bytes, out),
+        DType::Q5_K => read_only::q5_k(bytes, out),
+        DType::Q6_K => read_only::q6_k(bytes, out),
     }
     Ok(())
 }
@@ -87,7 +93,8 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 /// block formats.
 ///
 /// # Errors
-/// [`QuantError::NotWholeBlocks`], [`QuantError::Length`], and for the block formats [`QuantError::NotFinite`].
+/// [`QuantError::NotWholeBlocks`], [`QuantError::Length`], for the block formats [`QuantError::NotFinite`], and
+/// [`QuantError::ReadOnly`] for the formats that are not written.
 pub fn quantize(dtype: DType, rule: ScaleRule, x: &[f32], out: &mut [u8]) -> Result<()> {
     quantize_weighted(dtype, rule, x, None, out)
 }
@@ -129,6 +136,7 @@ pub fn quantize_weighted(
             return Ok(());
         }
         DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => {}
+        _ => return Err(QuantError::ReadOnly { dtype: dtype.name() }),
     }
     let blocks = x.as_chunks::<BLOCK>().0;
     for (i, (x, out)) in blocks.iter().zip(out.chunks_exact_mut(dtype.block_bytes())).enumerate() {

@@ -3,7 +3,7 @@
 use crate::error::{QuantError, Result};
 use std::{fmt, str::FromStr};
 
-/// A stored number format. The three block formats are ggml's to the byte.
+/// A stored number format. The block formats are ggml's to the byte; those marked so are read and never written.
 ///
 /// | format | elements a block | bytes a block | layout |
 /// |---|---|---|---|
@@ -11,6 +11,10 @@ use std::{fmt, str::FromStr};
 /// | `Q8_0` | 32 | 34 | f16 scale `d`, 32 signed bytes; weight = `d * q` |
 /// | `Q4_0` | 32 | 18 | f16 scale `d`, 16 bytes; low nibble = element `j`, high = `16 + j`; weight = `d * (q - 8)` |
 /// | `Q4_1` | 32 | 20 | f16 scale `d`, f16 minimum `m`, 16 bytes as in `Q4_0`; weight = `d * q + m` |
+/// | `Q5_0`, `Q5_1` | 32 | 22, 24 | as `Q4_0` (with `q - 16`) and `Q4_1` with a fifth bit; read only |
+/// | `IQ4_NL` | 32 | 18 | as `Q4_0` with 16 uneven levels; read only |
+/// | `Q4_K`, `Q5_K` | 256 | 144, 176 | eight 6-bit scales and minimums under two f16 scales; read only |
+/// | `Q6_K` | 256 | 210 | sixteen 8-bit scales under one f16 scale; read only |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types)]
 #[non_exhaustive]
@@ -27,17 +31,43 @@ pub enum DType {
     Q4_0,
     /// 4 bits a weight, a scale and a minimum for every 32.
     Q4_1,
+    /// 5 bits a weight and a scale for every 32.
+    Q5_0,
+    /// 5 bits a weight, a scale and a minimum for every 32.
+    Q5_1,
+    /// 4 bits a weight that number uneven levels, a scale for every 32.
+    IQ4_NL,
+    /// 4 bits a weight in super-blocks of 256.
+    Q4_K,
+    /// 5 bits a weight in super-blocks of 256.
+    Q5_K,
+    /// 6 bits a weight in super-blocks of 256.
+    Q6_K,
 }
 
 impl DType {
     /// Every format, for tables and messages.
-    pub const ALL: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
+    pub const ALL: [DType; 12] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q8_0,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::IQ4_NL,
+        DType::Q4_K,
+        DType::Q5_K,
+        DType::Q6_K,
+    ];
 
-    /// Elements in a block: 1 or 32.
+    /// Elements in a block: 1, 32 or 256.
     pub const fn block_len(self) -> usize {
         match self {
             DType::F32 | DType::F16 | DType::BF16 => 1,
-            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => 32,
+            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::IQ4_NL => 32,
+            DType::Q4_K | DType::Q5_K | DType::Q6_K => crate::read_only::SUPER,
         }
     }
 
@@ -49,6 +79,12 @@ impl DType {
             DType::Q8_0 => 34,
             DType::Q4_0 => 18,
             DType::Q4_1 => 20,
+            DType::Q5_0 => 22,
+            DType::Q5_1 => 24,
+            DType::IQ4_NL => 18,
+            DType::Q4_K => 144,
+            DType::Q5_K => 176,
+            DType::Q6_K => 210,
         }
     }
 
@@ -77,6 +113,12 @@ impl DType {
             DType::Q8_0 => "Q8_0",
             DType::Q4_0 => "Q4_0",
             DType::Q4_1 => "Q4_1",
+            DType::Q5_0 => "Q5_0",
+            DType::Q5_1 => "Q5_1",
+            DType::IQ4_NL => "IQ4_NL",
+            DType::Q4_K => "Q4_K",
+            DType::Q5_K => "Q5_K",
+            DType::Q6_K => "Q6_K",
         }
     }
 

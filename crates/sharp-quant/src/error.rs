@@ -52,6 +52,12 @@ pub enum QuantError {
         /// The value, printed, because a float is not `Eq`.
         value: String,
     },
+    /// The format can be read, and nothing here writes it.
+    #[error("{dtype} is read and not written")]
+    ReadOnly {
+        /// Name of the format.
+        dtype: &'static str,
+    },
     /// No format or instruction set has this name.
     #[error("unknown {what} {name:?}; known: {known}")]
     Unknown {

@@ -11,6 +11,7 @@ mod math;
 mod matmul;
 mod packed;
 mod raw;
+mod read_only;
 mod search;
 mod team;
 

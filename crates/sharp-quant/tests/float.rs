@@ -82,11 +82,13 @@ proptest! {
     fn attention_is_right_and_does_not_depend_on_batch_or_threads(
         kv_heads in 1usize..4, group in 1usize..6, dim in 1usize..40, n in 1usize..150, split in 0usize..150,
         seed: u64, dtype in prop::sample::select(vec![DType::F32, DType::F16]),
+        window in prop::option::of(1usize..150), cap in prop::option::of(0.5f32..4.0),
     ) {
         let heads = kv_heads * group;
         let (k, v) = (numbers(seed, n * kv_heads * dim), numbers(seed ^ 1, n * kv_heads * dim));
         let q = numbers(seed ^ 2, n * heads * dim);
         let scale = 2.0 / (dim as f32).sqrt();
+        let scores = float::Scores { scale, cap, window };
         let (_, k_stored) = stored(dtype, &k);
         let (_, v_stored) = stored(dtype, &v);
         let mut expected = Vec::new();
@@ -94,8 +96,12 @@ proptest! {
             for h in 0..heads {
                 let at = |all: &[f32], s: usize, d: usize| f64::from(all[(s * kv_heads + h / group) * dim + d]);
                 let query = |d: usize| f64::from(q[(t * heads + h) * dim + d]);
-                let score = |s| f64::from(scale) * (0..dim).map(|d| query(d) * at(&k_stored, s, d)).sum::<f64>();
-                let scores: Vec<f64> = (0..=t).map(score).collect();
+                let score = |s| {
+                    let score = f64::from(scale) * (0..dim).map(|d| query(d) * at(&k_stored, s, d)).sum::<f64>();
+                    cap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
+                };
+                let seen = |s| if window.is_none_or(|w| t - s < w) { score(s) } else { f64::NEG_INFINITY };
+                let scores: Vec<f64> = (0..=t).map(seen).collect();
                 let top = scores.iter().copied().fold(f64::MIN, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
                 let total: f64 = weights.iter().sum();
@@ -115,7 +121,7 @@ proptest! {
                     let kv = from * kv_heads * dim..to * kv_heads * dim;
                     cache.write(&team, 1, from, to - from, &k[kv.clone()], &v[kv]).unwrap();
                     let qs = from * heads * dim..to * heads * dim;
-                    attention(&team, &cache, 1, heads, from, &q[qs.clone()], scale, &mut out[qs]).unwrap();
+                    attention(&team, &cache, 1, heads, from, &q[qs.clone()], scores, &mut out[qs]).unwrap();
                 }
                 close(&out, &expected, 1e-5);
                 let found = bits(&out);

@@ -7,7 +7,7 @@
 use sharp_model::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensors::dim;
 
 /// The rotations of positions `0..n`.
@@ -20,7 +20,16 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
+    /// Every forward pass begins here, so here a model is refused whose layers are not Llama's.
     pub(crate) fn new(config: &ModelConfig, positions: usize, device: Device) -> Result<Self> {
+        let departures = config.departures(positions);
+        if !departures.is_empty() {
+            return Err(Error::invalid(format!(
+                "training a {} is not supported: it has {}",
+                config.architecture,
+                departures.join(", ")
+            )));
+        }
         let freq = Tensor::f_from_slice(&config.inv_freq())?;
         let position = Tensor::f_arange(dim(positions)?, (Kind::Double, Device::Cpu))?;
         let angle = position.f_outer(&freq)?.f_unsqueeze(1)?;

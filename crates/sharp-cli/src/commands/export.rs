@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
+use sharp_eval::Results;
 use sharp_model::{
-    DType, ExportOptions, ExportSummary, ModelSource, Recovery, SharingPlan, export_compact, export_dense,
+    CardNotes, DType, ExportOptions, ExportSummary, ModelSource, Recovery, SharingPlan, export_compact,
+    export_dense, export_peft,
 };
-use sharp_progress::Terminal;
+use sharp_progress::{Progress, Terminal};
 
 use crate::Global;
 use crate::output::{self, Output};
@@ -24,11 +26,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// A dense checkpoint with the effective weights, which any tool loads and which saves nothing.
-    #[arg(long, value_name = "DIR", required_unless_present = "out")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["out", "peft"])]
     dense: Option<PathBuf>,
+    /// A PEFT adapter of the low-rank factors, and in DIR/base the dense checkpoint it belongs on.
+    #[arg(long, value_name = "DIR")]
+    peft: Option<PathBuf>,
     /// Type of the written weights: F32, F16 or BF16.
     #[arg(long, default_value = "F16")]
     dtype: DType,
+    /// Results of `sharp evaluate`, for the model card.
+    #[arg(long, value_name = "FILE")]
+    figures: Option<PathBuf>,
+    /// What the recovery parameters were trained on, for the model card.
+    #[arg(long, value_name = "TEXT")]
+    data: Option<String>,
 }
 
 /// A model as it lies, or an original with a plan and recovery parameters laid over it.
@@ -72,6 +83,7 @@ pub(crate) fn overlay(
 struct Summary {
     compact: Option<Written>,
     dense: Option<Written>,
+    peft: Option<Written>,
 }
 
 #[derive(Serialize)]
@@ -87,29 +99,55 @@ impl Written {
     }
 }
 
+/// One export of those there are.
+type Export = fn(&ModelSource, &Path, &ExportOptions, &dyn Progress) -> sharp_model::Result<ExportSummary>;
+
 pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
     let source = args.source.open()?;
-    let options = ExportOptions::new(args.dtype);
+    let figures = args.figures.as_deref().map(figures).transpose()?;
+    let card = CardNotes { data: args.data, figures };
+    let options = ExportOptions { card, ..ExportOptions::new(args.dtype) };
     let progress = Terminal::stderr();
-    let compact = match &args.out {
-        Some(path) => Some(Written::new(path, &export_compact(&source, path, &options, &progress)?)),
-        None => None,
+    let write = |path: &Option<PathBuf>, export: Export| -> Result<Option<Written>> {
+        let Some(path) = path else { return Ok(None) };
+        Ok(Some(Written::new(path, &export(&source, path, &options, &progress)?)))
     };
-    let dense = match &args.dense {
-        Some(path) => Some(Written::new(path, &export_dense(&source, path, &options, &progress)?)),
-        None => None,
+    let summary = Summary {
+        compact: write(&args.out, |s, p, o, t| export_compact(s, p, o, t))?,
+        dense: write(&args.dense, |s, p, o, t| export_dense(s, p, o, t))?,
+        peft: write(&args.peft, |s, p, o, t| export_peft(s, p, o, t))?,
     };
-    let summary = Summary { compact, dense };
     output.result(&summary, || {
-        let line = |name: &str, written: &Written| {
-            format!(
+        let line = |name: &str, written: &Option<Written>| match written {
+            None => String::new(),
+            Some(written) => format!(
                 "{name}: {} ({:.1} M MLP parameters, {})\n",
                 written.path.display(),
                 written.mlp_parameters as f64 / 1e6,
                 output::bytes(written.bytes)
-            )
+            ),
         };
-        let compact = summary.compact.as_ref().map(|w| line("compact", w)).unwrap_or_default();
-        compact + &summary.dense.as_ref().map(|w| line("dense", w)).unwrap_or_default()
+        line("compact", &summary.compact) + &line("dense", &summary.dense) + &line("adapter", &summary.peft)
     })
+}
+
+/// Results of `sharp evaluate` as a table in Markdown: a row for each model, a column for each text and task.
+fn figures(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let results: Results = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let first = results.rows.first().with_context(|| format!("{}: no rows", path.display()))?;
+    let (texts, tasks): (Vec<_>, Vec<_>) = (first.perplexity.keys().collect(), first.tasks.keys().collect());
+    let mut lines = vec!["| model | M parameters in MLPs |".to_owned(), "|---|---|".to_owned()];
+    lines[0].extend(texts.iter().map(|t| format!(" perplexity, {t} |")));
+    lines[0].extend(tasks.iter().map(|t| format!(" accuracy, {t} |")));
+    lines[1].push_str(&"---|".repeat(texts.len() + tasks.len()));
+    let cell =
+        |value: Option<f64>, digits: usize| value.map_or(" |".to_owned(), |v| format!(" {v:.digits$} |"));
+    for row in &results.rows {
+        let mut line = format!("| {} | {:.1} |", row.name, row.mlp_parameters as f64 / 1e6);
+        line.extend(texts.iter().map(|t| cell(row.perplexity.get(*t).copied(), 2)));
+        line.extend(tasks.iter().map(|t| cell(row.tasks.get(*t).map(|s| s.acc), 3)));
+        lines.push(line);
+    }
+    Ok(lines.join("\n"))
 }

@@ -17,6 +17,21 @@ const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_TENSOR_NAME_BYTES: u64 = 1_024;
 const MAX_DIMENSIONS: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// ggml's numbers of the types that are read.
+pub(super) const TYPES: [(u32, DType); 12] = [
+    (0, DType::F32),
+    (1, DType::F16),
+    (2, DType::Q4_0),
+    (3, DType::Q4_1),
+    (6, DType::Q5_0),
+    (7, DType::Q5_1),
+    (8, DType::Q8_0),
+    (12, DType::Q4_K),
+    (13, DType::Q5_K),
+    (14, DType::Q6_K),
+    (20, DType::IQ4_NL),
+    (30, DType::BF16),
+];
 
 pub(super) struct Header {
     pub(super) version: u32,
@@ -250,7 +265,8 @@ fn tensor(c: &mut Cursor, index: u64) -> Result<Entry> {
     }
     let kind = c.u32(&format!("the type of `{name}`"))?;
     let dtype = dtype(kind).map_err(|what| {
-        let why = format!("{what}; tensors of type F32, F16, BF16, Q8_0, Q4_0 and Q4_1 can be read");
+        let known = TYPES.map(|(_, dtype)| dtype.name()).join(", ");
+        let why = format!("{what}; tensors of these types can be read: {known}");
         Error::unsupported(c.path, format!("tensor `{name}`: {why}"))
     })?;
     // GGUF writes the fastest-running dimension first.
@@ -306,27 +322,18 @@ fn place(c: &Cursor, alignment: u64, tensors: &mut [Entry]) -> Result<()> {
 
 /// ggml's type numbers. Types that exist but are not read are named, so that the message helps.
 fn dtype(kind: u32) -> Result<DType, String> {
+    if let Some((_, dtype)) = TYPES.into_iter().find(|(number, _)| *number == kind) {
+        return Ok(dtype);
+    }
     let name = match kind {
-        0 => return Ok(DType::F32),
-        1 => return Ok(DType::F16),
-        2 => return Ok(DType::Q4_0),
-        3 => return Ok(DType::Q4_1),
-        8 => return Ok(DType::Q8_0),
-        30 => return Ok(DType::BF16),
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
         18 => "IQ3_XXS",
         19 => "IQ1_S",
-        20 => "IQ4_NL",
         21 => "IQ3_S",
         22 => "IQ2_S",
         23 => "IQ4_XS",

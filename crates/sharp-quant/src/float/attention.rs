@@ -181,8 +181,27 @@ fn store_values<E: Element>(store: &mut [u8], dim: usize, (width, h): (usize, us
     }
 }
 
+/// How scores of queries and keys become weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// What they are multiplied by.
+    pub scale: f32,
+    /// `c` of `c tanh(score / c)`; none: they stay as they are.
+    pub cap: Option<f32>,
+    /// Positions a query sees, its own among them; none: all up to its own.
+    pub window: Option<usize>,
+}
+
+impl From<f32> for Scores {
+    /// Multiplied by `scale` and nothing else.
+    fn from(scale: f32) -> Self {
+        Scores { scale, cap: None, window: None }
+    }
+}
+
 /// Causal attention of the queries `q` (n, heads, head_dim) at positions `at..at + n` over positions `0..=` their own, whose keys and
-/// values the cache must hold: `out[t, h] = softmax(scale * q[t, h] . K) V` (n, heads, head_dim).
+/// values the cache must hold: `out[t, h] = softmax(scale * q[t, h] . K) V` (n, heads, head_dim), the scores capped and the positions
+/// narrowed to a window where `scores` says so.
 ///
 /// `heads` is a multiple of the cache's KV heads; consecutive query heads share a KV head. Keys are taken 64 at a time in ascending
 /// order whatever the number of queries and threads, so a token's result does not depend on those. Allocates nothing.
@@ -197,7 +216,7 @@ pub fn attention(
     heads: usize,
     at: usize,
     q: &[f32],
-    scale: f32,
+    scores: impl Into<Scores>,
     out: &mut [f32],
 ) -> Result<()> {
     if heads == 0 || !heads.is_multiple_of(cache.kv_heads) {
@@ -217,7 +236,7 @@ pub fn attention(
         return Ok(());
     }
     let group = heads / cache.kv_heads;
-    let shared = Shared { cache, layer, q, heads, at, scale };
+    let shared = Shared { cache, layer, q, heads, at, scores: scores.into() };
     let isa = team.isa();
     if n == 1 {
         if (at + 1) * cache.kv_heads * dim < SERIAL || team.threads() == 1 {
@@ -249,7 +268,7 @@ struct Shared<'a> {
     q: &'a [f32],
     heads: usize,
     at: usize,
-    scale: f32,
+    scores: Scores,
 }
 
 /// Tokens and query heads `from..to` of an attention, with `out` (tokens, heads in question, head_dim).
@@ -280,16 +299,18 @@ fn rows_body<const HW: bool, E: Element>(
     for kv_head in heads.0 / group..heads.1.div_ceil(group) {
         let k = &keys[kv_head * cache.capacity * dim..(kv_head + 1) * cache.capacity * dim];
         let v = &values[kv_head * cache.capacity * padded..(kv_head + 1) * cache.capacity * padded];
-        let head = Head::<E> { k, v, dim, padded, scale: all.scale };
+        let head = Head::<E> { k, v, dim, padded, scale: all.scores.scale, cap: all.scores.cap };
         // Rows: every query head of this KV head, token after token.
         let first = heads.0.max(kv_head * group);
         let some = heads.1.min((kv_head + 1) * group) - first;
         let total = (tokens.1 - tokens.0) * some;
         let row = |i: usize| {
             let (t, h) = (tokens.0 + i / some, first + i % some);
+            let limit = all.at + t + 1;
             Row {
                 q: &all.q[(t * all.heads + h) * dim..][..dim],
-                limit: all.at + t + 1,
+                from: all.scores.window.map_or(0, |w| limit.saturating_sub(w.max(1))),
+                limit,
                 out: ((t - tokens.0) * (heads.1 - heads.0) + h - heads.0) * dim,
             }
         };
@@ -311,10 +332,20 @@ fn rows_body<const HW: bool, E: Element>(
 #[derive(Clone, Copy)]
 struct Row<'a> {
     q: &'a [f32],
-    /// Positions it sees.
+    /// The first position it sees.
+    from: usize,
+    /// The position after the last it sees.
     limit: usize,
     /// Where its output begins.
     out: usize,
+}
+
+impl Row<'_> {
+    /// Whether it sees any of the positions `base..base + count`.
+    #[inline(always)]
+    fn sees(&self, base: usize, count: usize) -> bool {
+        base < self.limit && self.from < base + count
+    }
 }
 
 /// One KV head's keys and values.
@@ -324,26 +355,28 @@ struct Head<'a, E: Element> {
     dim: usize,
     padded: usize,
     scale: f32,
+    cap: Option<f32>,
 }
 
 impl<E: Element> Head<'_, E> {
     #[inline(always)]
     fn attend<const HW: bool, const R: usize>(&self, rows: [Row<'_>; R], out: &mut [f32]) {
         let longest = rows.iter().map(|r| r.limit).max().unwrap_or(0);
+        let first = rows.iter().map(|r| r.from).min().unwrap_or(0) / KEYS * KEYS;
         let mut top = [f32::NEG_INFINITY; R];
         let mut total = [0.0f32; R];
-        for base in (0..longest).step_by(KEYS) {
+        for base in (first..longest).step_by(KEYS) {
             let count = KEYS.min(longest - base);
             let mut p = [[0.0f32; KEYS]; R];
             self.scores::<HW, R>(&rows, base, count, &mut p);
             let mut keep = [1.0f32; R];
             for r in 0..R {
-                // A row that ends before these keys has weights of zero for them and stays as it is.
-                if base < rows[r].limit {
+                // A row that sees none of these keys has weights of zero for them and stays as it is.
+                if rows[r].sees(base, count) {
                     (top[r], keep[r], total[r]) = soften(&mut p[r], top[r], total[r]);
                 }
             }
-            self.values::<HW, R>(&rows, base, count, &p, keep, out);
+            self.values::<HW, R>(&rows, (first, base), count, &p, keep, out);
         }
         for (row, total) in rows.iter().zip(total) {
             let inverse = 1.0 / total;
@@ -353,7 +386,7 @@ impl<E: Element> Head<'_, E> {
         }
     }
 
-    /// Scaled scores with keys `base..base + count`; minus infinity beyond a row's limit, but zero for a row that ended before.
+    /// Scaled scores with keys `base..base + count`; minus infinity outside what a row sees, but zero for a row that sees none of them.
     #[inline(always)]
     fn scores<const HW: bool, const R: usize>(
         &self,
@@ -376,30 +409,35 @@ impl<E: Element> Head<'_, E> {
                 }
             }
             for r in 0..R {
-                if base >= rows[r].limit {
+                if !rows[r].sees(base, count) {
                     continue;
+                }
+                let mut scores = acc[r].map(|s| s * self.scale);
+                if let Some(cap) = self.cap {
+                    scores = scores.map(|s| cap * (s / cap).tanh());
                 }
                 // As i32, because comparing those vectorises.
                 let left = (rows[r].limit - from.min(rows[r].limit)).min(LANES) as i32;
+                let skipped = (rows[r].from - from.min(rows[r].from)).min(LANES) as i32;
                 for l in 0..LANES {
-                    let s = acc[r][l] * self.scale;
-                    p[r][sub * LANES + l] = if (l as i32) < left { s } else { f32::NEG_INFINITY };
+                    let seen = (l as i32) < left && (l as i32) >= skipped;
+                    p[r][sub * LANES + l] = if seen { scores[l] } else { f32::NEG_INFINITY };
                 }
             }
         }
         for (p, row) in p.iter_mut().zip(rows) {
-            if base < row.limit {
+            if row.sees(base, count) {
                 p[count.next_multiple_of(LANES)..].fill(f32::NEG_INFINITY);
             }
         }
     }
 
-    /// `out = out * keep + p V` over keys `base..base + count`; the first time `out` counts as zero.
+    /// `out = out * keep + p V` over keys `base..base + count`; the first time, where `base` is `first`, `out` counts as zero.
     #[inline(always)]
     fn values<const HW: bool, const R: usize>(
         &self,
         rows: &[Row<'_>; R],
-        base: usize,
+        (first, base): (usize, usize),
         count: usize,
         p: &[[f32; KEYS]; R],
         keep: [f32; R],
@@ -409,7 +447,7 @@ impl<E: Element> Head<'_, E> {
         for c in (0..self.dim).step_by(LANES) {
             let width = LANES.min(self.dim - c);
             let mut acc = [[0.0f32; LANES]; R];
-            if base > 0 {
+            if base > first {
                 for r in 0..R {
                     let o = &out[rows[r].out + c..rows[r].out + c + width];
                     for (a, o) in acc[r].iter_mut().zip(o) {

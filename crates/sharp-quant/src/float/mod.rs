@@ -10,7 +10,7 @@ mod dense;
 mod element;
 mod vector;
 
-pub use attention::{KvCache, attention};
+pub use attention::{KvCache, Scores, attention};
 pub use dense::{DenseOp, DenseRef, dense_matmul};
 pub use vector::{add_assign, dot, exp_sum, log_sum_exp, max, rms_norm, rope, scale};
 

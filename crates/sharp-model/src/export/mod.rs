@@ -1,4 +1,7 @@
-//! Writing a resolved model: compact (shared weights once) or dense (a plain checkpoint for any other tool).
+//! Writing a resolved model: compact (shared weights once), dense (a plain checkpoint for any other tool), or a PEFT adapter.
+
+mod card;
+mod peft;
 
 use std::path::Path;
 
@@ -13,6 +16,12 @@ use crate::names;
 use crate::source::TensorInfo;
 use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
+pub use card::{CARD_FILE, CardNotes, Origin};
+pub use peft::export_peft;
+
+/// The code that runs a compact checkpoint in transformers; it lies beside the weights, and `auto_map` names it.
+const MODELING: &str = include_str!("../python/modeling_sharp.py");
+
 /// Files of a checkpoint folder that are copied as they are, where they exist.
 const COMPANIONS: &[&str] = &[
     "tokenizer.json",
@@ -24,6 +33,7 @@ const COMPANIONS: &[&str] = &[
     "merges.txt",
     "chat_template.jinja",
     "generation_config.json",
+    "LICENSE",
 ];
 
 /// How to write.
@@ -33,12 +43,14 @@ pub struct ExportOptions {
     pub dtype: DType,
     /// Bytes a file holds at most.
     pub max_shard_bytes: u64,
+    /// What the model card says besides the plan.
+    pub card: CardNotes,
 }
 
 impl ExportOptions {
     /// This type, in shards of [`DEFAULT_SHARD_BYTES`].
     pub fn new(dtype: DType) -> Self {
-        Self { dtype, max_shard_bytes: DEFAULT_SHARD_BYTES }
+        Self { dtype, max_shard_bytes: DEFAULT_SHARD_BYTES, card: CardNotes::default() }
     }
 }
 
@@ -52,8 +64,8 @@ pub struct ExportSummary {
 }
 
 /// Writes a compact checkpoint: each shared MLP once, under its reference layer's names; target layers have only their
-/// recovery parameters; `config.json` carries the plan as `sharp_config`. Tokenizer files are copied. A model without
-/// a plan is written as the plain checkpoint it is.
+/// recovery parameters; `config.json` carries the plan as `sharp_config`. Beside it lie the code with which transformers runs it
+/// (`trust_remote_code=True`), tokenizer files and a model card. A model without a plan is written as the plain checkpoint it is.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another type than F32, F16, BF16; [`Error::NotFinite`]; [`Error::Io`].
@@ -72,7 +84,13 @@ pub fn export_compact(
     for tensor in &mut tensors {
         tensor.dtype = if is_scale(&tensor.name) { DType::F32 } else { options.dtype };
     }
-    let mut writer = begin(source, out.as_ref(), options, &tensors)?;
+    let mut writer = begin(source, out.as_ref(), options, &tensors, COMPANIONS)?;
+    if source.plan().is_some() {
+        config.insert("auto_map".into(), source.config().family().auto_map());
+        writer.add_file("modeling_sharp.py", MODELING.as_bytes())?;
+        let card = card::write(source, card::Kind::Compact, &options.card)?;
+        writer.add_file(CARD_FILE, card.as_bytes())?;
+    }
     let task = progress.task("writing the compact checkpoint", tensors.len() as u64, "tensors");
     for tensor in &tensors {
         writer.copy(&tensor.name, &source.tensor(&tensor.name)?)?;
@@ -92,17 +110,34 @@ pub fn export_dense(
     options: &ExportOptions,
     progress: &dyn Progress,
 ) -> Result<ExportSummary> {
+    write_dense(source, out.as_ref(), options, progress, true)
+}
+
+/// A dense checkpoint with effective weights, or with what they are without the low-rank factors.
+fn write_dense(
+    source: &ModelSource,
+    out: &Path,
+    options: &ExportOptions,
+    progress: &dyn Progress,
+    factors: bool,
+) -> Result<ExportSummary> {
     let mut config = source.config().to_json();
     set_dtype(&mut config, options.dtype);
     let rules = family::tensors_of(source.config(), options.dtype);
     let tensors: Vec<TensorInfo> = rules.iter().map(|(_, _, info)| info.clone()).collect();
-    let mut writer = begin(source, out.as_ref(), options, &tensors)?;
+    let mut writer = begin(source, out, options, &tensors, COMPANIONS)?;
+    if factors && source.plan().is_some() {
+        let card = card::write(source, card::Kind::Dense, &options.card)?;
+        writer.add_file(CARD_FILE, card.as_bytes())?;
+    }
     let task = progress.task("writing the dense checkpoint", tensors.len() as u64, "tensors");
     for (_, layer, info) in &rules {
         let target = layer.and_then(|l| source.target(l));
         match (names::parse_mlp(&info.name), target) {
             (Some((layer, projection, "weight")), Some(_)) => {
-                writer.append_f32(&info.name, &source.projection(layer, projection)?.effective_f32()?)?;
+                let mut part = source.projection(layer, projection)?;
+                part.lora = part.lora.filter(|_| factors);
+                writer.append_f32(&info.name, &part.effective_f32()?)?;
             }
             // A dropped MLP has no biases either.
             (Some(_), Some(target)) if target.dropped => {
@@ -122,6 +157,7 @@ fn begin(
     out: &Path,
     options: &ExportOptions,
     tensors: &[TensorInfo],
+    companions: &[&str],
 ) -> Result<SafetensorsWriter> {
     if !matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Err(Error::unsupported(
@@ -136,7 +172,7 @@ fn begin(
         return Err(Error::malformed(out, "an export cannot replace the checkpoint it is made from"));
     }
     let mut writer = SafetensorsWriter::create(out, tensors, options.max_shard_bytes)?;
-    for name in COMPANIONS {
+    for name in companions {
         let file = source.path().join(name);
         if file.is_file() {
             writer.copy_file(name, &file)?;
