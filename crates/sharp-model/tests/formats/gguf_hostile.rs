@@ -210,13 +210,26 @@ fn an_unknown_tensor_type_is_refused() {
 #[test]
 fn a_tensor_type_this_does_not_read_is_named() {
     let error =
-        refused(Raw { tensors: vec![tensor("w", &[256], 12, 0)], ..Raw::sound() }, &["`w`", "Q4_K", "Q8_0"]);
+        refused(Raw { tensors: vec![tensor("w", &[256], 11, 0)], ..Raw::sound() }, &["`w`", "Q3_K", "Q4_K"]);
     assert!(matches!(error, Error::Unsupported { .. }));
 }
 
 #[test]
 fn a_row_of_part_of_a_block_is_refused() {
     refused(Raw { tensors: vec![tensor("w", &[16, 2], 8, 0)], ..Raw::sound() }, &["`w`", "Q8_0", "16"]);
+    // Two half super-blocks are none, though together they have as many elements.
+    for (kind, name) in [(12, "Q4_K"), (13, "Q5_K"), (14, "Q6_K")] {
+        let tensors = vec![tensor("w", &[128, 2], kind, 0)];
+        refused(Raw { tensors, ..Raw::sound() }, &["`w`", name, "128", "256"]);
+    }
+    for (kind, name) in [(6, "Q5_0"), (7, "Q5_1"), (20, "IQ4_NL")] {
+        refused(Raw { tensors: vec![tensor("w", &[48], kind, 0)], ..Raw::sound() }, &["`w`", name, "48"]);
+    }
+}
+
+#[test]
+fn a_super_block_that_the_file_does_not_hold_is_refused() {
+    refused(Raw { tensors: vec![tensor("w", &[256], 12, 0)], ..Raw::sound() }, &["`w`", "144 bytes"]);
 }
 
 #[test]
