@@ -9,6 +9,7 @@ use sharp_quant::{
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::model::{Attention, Mlp, Model};
+use crate::session::Session;
 use crate::workspace::Buffers;
 
 /// From so many tokens on, elementwise work is shared out to the threads.
@@ -238,29 +239,32 @@ fn scaled(
     Ok(())
 }
 
-/// Where a layer's keys and values go.
-pub(crate) struct Place<'a> {
-    pub(crate) cache: &'a mut KvCache,
-    /// The layer's index in the cache.
-    pub(crate) layer: usize,
-    /// Position of the first token.
-    pub(crate) at: usize,
-    /// How the tokens fall into segments; none: they follow one another from `at` on.
-    pub(crate) segments: &'a [Segment],
+/// Whose keys and values the tokens of a pass meet.
+pub(crate) enum Place<'a, 's> {
+    /// Tokens of one sequence.
+    Sequence {
+        cache: &'a mut KvCache,
+        /// The layer's index in the cache.
+        layer: usize,
+        /// Position of the first token.
+        at: usize,
+        /// How the tokens fall into segments; none: they follow one another from `at` on.
+        segments: &'a [Segment],
+    },
+    /// One token of each of several sessions.
+    Sessions { sessions: &'a mut [&'s mut Session], layer: usize },
 }
 
-impl Place<'_> {
-    /// Position of token `t` of the pass.
-    fn position(&self, t: usize) -> usize {
-        let mut begin = 0;
-        for segment in self.segments {
-            if t < begin + segment.tokens {
-                return segment.at + t - begin;
-            }
-            begin += segment.tokens;
+/// Position of token `t` of a pass that begins at `at` and falls into `segments`.
+fn position(at: usize, segments: &[Segment], t: usize) -> usize {
+    let mut begin = 0;
+    for segment in segments {
+        if t < begin + segment.tokens {
+            return segment.at + t - begin;
         }
-        self.at + t
+        begin += segment.tokens;
     }
+    at + t
 }
 
 impl Model {
@@ -284,7 +288,7 @@ impl Model {
         hidden: &mut [f32],
         n: usize,
         b: &mut Buffers,
-        place: Place<'_>,
+        place: Place<'_, '_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let layer = self.layer(index)?;
@@ -319,12 +323,11 @@ impl Model {
         hidden: &[f32],
         n: usize,
         b: &mut Buffers,
-        place: Place<'_>,
+        place: Place<'_, '_>,
     ) -> Result<()> {
         let config = self.config();
         let team = &*self.inner.team;
-        let isa = team.isa();
-        let (d, dim) = (config.hidden_size, config.head_dim);
+        let d = config.hidden_size;
         let (q_size, kv_size) = (config.query_size(), config.key_value_size());
         norm(team, hidden, &attention.norm, config.rms_norm_eps, part_mut(&mut b.normed, n * d));
         let mut aside =
@@ -337,43 +340,83 @@ impl Model {
         let linears = [&attention.query, &attention.key, &attention.value];
         project(team, linears, part(&b.normed, n * d), n, [q, k, v], &mut aside)?;
 
-        let half = dim / 2;
-        let (cos, sin, eps) = (&b.cos, &b.sin, config.rms_norm_eps as f32);
-        let turn = |t: usize, heads: &mut [f32], weight: &Option<std::sync::Arc<[f32]>>| {
-            if let Some(weight) = weight {
-                for head in heads.chunks_exact_mut(dim) {
-                    norm_in_place(isa, head, weight, eps);
+        let mixed = part_mut(&mut b.mixed, n * q_size);
+        match place {
+            Place::Sequence { cache, layer, at, segments } => {
+                let turn = |t: usize, heads: &mut [f32], weight: Option<&[f32]>| {
+                    self.turn(heads, weight, (&b.cos, &b.sin), position(at, segments, t));
+                };
+                rows(team, q, q_size, &|t, heads| turn(t, heads, attention.q_norm.as_deref()));
+                rows(team, k, kv_size, &|t, heads| turn(t, heads, attention.k_norm.as_deref()));
+                let whole = [Segment { at, tokens: n }];
+                let mut begin = 0;
+                for &Segment { at, tokens } in if segments.is_empty() { &whole } else { segments } {
+                    let piece = |width: usize| begin * width..(begin + tokens) * width;
+                    cache.write(
+                        team,
+                        layer,
+                        at,
+                        tokens,
+                        slice(k, piece(kv_size)),
+                        slice(v, piece(kv_size)),
+                    )?;
+                    let mixed = mixed.get_mut(piece(q_size)).unwrap_or_default();
+                    self.attend(cache, layer, at, slice(q, piece(q_size)), mixed)?;
+                    begin += tokens;
                 }
             }
-            let at = place.position(t);
-            float::rope(isa, heads, row(cos, half, at), row(sin, half, at));
-        };
-        rows(team, q, q_size, &|t, heads| turn(t, heads, &attention.q_norm));
-        rows(team, k, kv_size, &|t, heads| turn(t, heads, &attention.k_norm));
-        let mixed = part_mut(&mut b.mixed, n * q_size);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let heads = config.num_attention_heads;
-        let whole = [Segment { at: place.at, tokens: n }];
-        let mut begin = 0;
-        for &Segment { at, tokens } in if place.segments.is_empty() { &whole } else { place.segments } {
-            let piece = |width: usize| begin * width..(begin + tokens) * width;
-            let (k, v) = (slice(k, piece(kv_size)), slice(v, piece(kv_size)));
-            place.cache.write(team, place.layer, at, tokens, k, v)?;
-            let mixed = mixed.get_mut(piece(q_size)).unwrap_or_default();
-            float::attention(
-                team,
-                place.cache,
-                place.layer,
-                heads,
-                at,
-                slice(q, piece(q_size)),
-                scale,
-                mixed,
-            )?;
-            begin += tokens;
+            Place::Sessions { sessions, layer } => {
+                let failure = std::sync::Mutex::new(None);
+                team.chunks_mut(sessions, 1, &|i, session| {
+                    let [session] = session else { return };
+                    let rows = [row(q, q_size, i), row(k, kv_size, i), row(v, kv_size, i)];
+                    if let Err(error) = session.attend(layer, attention, rows) {
+                        *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                    }
+                });
+                if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+                    return Err(error);
+                }
+                for (session, to) in sessions.iter().zip(mixed.chunks_exact_mut(q_size)) {
+                    to.copy_from_slice(session.mixed());
+                }
+            }
         }
         let delta = part_mut(&mut b.delta, n * d);
         project(team, [&attention.output], mixed, n, [delta], &mut aside)
+    }
+
+    /// Norms and turns the query or key heads of one token for its position.
+    pub(crate) fn turn(
+        &self,
+        heads: &mut [f32],
+        weight: Option<&[f32]>,
+        (cos, sin): (&[f32], &[f32]),
+        position: usize,
+    ) {
+        let isa = self.inner.team.isa();
+        let (dim, eps) = (self.config().head_dim, self.config().rms_norm_eps as f32);
+        if let Some(weight) = weight {
+            for head in heads.chunks_exact_mut(dim) {
+                norm_in_place(isa, head, weight, eps);
+            }
+        }
+        float::rope(isa, heads, row(cos, dim / 2, position), row(sin, dim / 2, position));
+    }
+
+    /// Queries `q` (n, heads, head_dim) at positions from `at` on over what the cache holds, into `mixed` of the same shape.
+    pub(crate) fn attend(
+        &self,
+        cache: &KvCache,
+        layer: usize,
+        at: usize,
+        q: &[f32],
+        mixed: &mut [f32],
+    ) -> Result<()> {
+        let config = self.config();
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        float::attention(&self.inner.team, cache, layer, config.num_attention_heads, at, q, scale, mixed)?;
+        Ok(())
     }
 
     /// An MLP from `b.normed` (n, d) into `b.delta` (n, d).

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod batch;
 mod error;
 mod forward;
 mod generate;
@@ -15,6 +16,7 @@ mod session;
 mod synth;
 mod workspace;
 
+pub use batch::Batch;
 pub use error::{Error, Result};
 pub use forward::{LayerView, Observer, Segment};
 pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};

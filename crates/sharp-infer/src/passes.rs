@@ -57,7 +57,7 @@ impl Model {
         let mut ws = self.workspace(n)?;
         let mut cache = self.single_layer_cache(n)?;
         for index in first..self.layers().len() {
-            let place = Place { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+            let place = Place::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
             self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
         }
         Ok(hidden)
@@ -110,7 +110,7 @@ impl Model {
         let mut ws = Workspace::new(self.config(), self.inner.needs, n, longest)?;
         let mut cache = self.single_layer_cache(longest)?;
         for index in first..self.layers().len() {
-            let place = Place { cache: &mut cache, layer: 0, at: 0, segments };
+            let place = Place::Sequence { cache: &mut cache, layer: 0, at: 0, segments };
             self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
         }
         Ok(hidden)
@@ -148,7 +148,7 @@ impl Model {
         for index in 0..self.layers().len() {
             for (s, hidden) in all.iter_mut().enumerate().filter(|(_, h)| !h.is_empty()) {
                 let n = hidden.len() / d;
-                let place = Place { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+                let place = Place::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
                 self.run_layer(index, hidden, n, &mut ws.run, place, &mut |v: LayerView<'_>| look(s, v))?;
             }
         }

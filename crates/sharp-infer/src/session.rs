@@ -4,7 +4,7 @@ use sharp_quant::float::KvCache;
 
 use crate::error::{Error, Result};
 use crate::forward::{Place, part, part_mut};
-use crate::model::Model;
+use crate::model::{Attention, Model};
 use crate::workspace::Workspace;
 
 /// Tokens of a prompt that pass through a layer together.
@@ -150,7 +150,7 @@ impl Session {
         self.prefill(&[token])
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
         let wanted = self.tokens.len() + tokens.len();
         if wanted > self.capacity {
             return Err(Error::Full { capacity: self.capacity, wanted });
@@ -165,6 +165,37 @@ impl Session {
         }
     }
 
+    /// One token's queries, keys and values of a layer, not yet turned: writes the cache and leaves the result in
+    /// [`Session::mixed`].
+    pub(crate) fn attend(
+        &mut self,
+        layer: usize,
+        attention: &Attention,
+        [q, k, v]: [&[f32]; 3],
+    ) -> Result<()> {
+        let at = self.tokens.len();
+        let b = &mut self.ws.run;
+        let (turned_q, turned_k) = (part_mut(&mut b.q, q.len()), part_mut(&mut b.k, k.len()));
+        turned_q.copy_from_slice(q);
+        turned_k.copy_from_slice(k);
+        let table = (&*b.cos, &*b.sin);
+        self.model.turn(turned_q, attention.q_norm.as_deref(), table, at);
+        self.model.turn(turned_k, attention.k_norm.as_deref(), table, at);
+        self.cache.write(&self.model.inner.team, layer, at, 1, turned_k, v)?;
+        self.model.attend(&self.cache, layer, at, turned_q, part_mut(&mut b.mixed, q.len()))
+    }
+
+    /// What [`Session::attend`] computed (heads, head_dim).
+    pub(crate) fn mixed(&self) -> &[f32] {
+        part(&self.ws.run.mixed, self.model.config().query_size())
+    }
+
+    /// Counts `token`, whose keys and values the cache holds, and takes the logits after it.
+    pub(crate) fn accept(&mut self, token: u32, logits: &[f32]) {
+        self.tokens.push(token);
+        self.logits.copy_from_slice(logits);
+    }
+
     /// One piece through all layers; what leaves the last is in `ws.hidden`.
     fn take_in(&mut self, piece: &[u32]) -> Result<()> {
         let n = piece.len();
@@ -172,7 +203,7 @@ impl Session {
         let hidden = part_mut(&mut self.ws.hidden, n * self.model.config().hidden_size);
         self.model.embed(piece, hidden)?;
         for layer in 0..self.model.inner.layers.len() {
-            let place = Place { cache: &mut self.cache, layer, at, segments: &[] };
+            let place = Place::Sequence { cache: &mut self.cache, layer, at, segments: &[] };
             self.model.run_layer(layer, hidden, n, &mut self.ws.run, place, &mut ())?;
         }
         self.tokens.extend_from_slice(piece);

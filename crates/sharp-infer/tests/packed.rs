@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use sharp_infer::{Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize};
+use sharp_infer::{Batch, Error, Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize};
 use sharp_model::{
     ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
 };
@@ -193,8 +193,78 @@ fn recipes_are_read_strictly() {
     assert!(Recipe::load("q5").is_err());
 }
 
+#[test]
+fn a_batch_refuses_what_a_session_would_and_leaves_all_as_they_were() {
+    let source = Synthetic::in_memory(&config(64, 96, 2, 4, 2), None, 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = pack(&source, &Recipe::q4(), folder.path());
+    let model = open(&path, 2);
+    let mut batch = Batch::new(&model, 2).unwrap();
+    let session = |room, tokens: &[u32]| {
+        let mut session = Session::new(&model, room).unwrap();
+        session.prefill(tokens).unwrap();
+        session
+    };
+    let (mut a, mut full, mut c) = (session(8, &[1, 2]), session(2, &[3, 4]), session(8, &[5]));
+    let before = [a.logits().to_vec(), full.logits().to_vec()];
+    assert!(matches!(
+        batch.decode(&mut [&mut a, &mut full], &[1, 1]),
+        Err(Error::Full { capacity: 2, wanted: 3 })
+    ));
+    assert!(matches!(
+        batch.decode(&mut [&mut a, &mut c], &[1, 90]),
+        Err(Error::Token { token: 90, position: 1, .. })
+    ));
+    assert!(matches!(batch.decode(&mut [&mut a, &mut c], &[1]), Err(Error::Argument { .. })));
+    assert!(batch.decode(&mut [&mut a, &mut c, &mut full], &[1, 1, 1]).is_err());
+    let other = open(&path, 1);
+    assert!(batch.decode(&mut [&mut a, &mut Session::new(&other, 4).unwrap()], &[1, 1]).is_err());
+    assert_eq!((a.tokens(), full.tokens(), c.tokens()), (&[1, 2][..], &[3, 4][..], &[5][..]));
+    assert_eq!([a.logits(), full.logits()], [&before[0][..], &before[1][..]]);
+    batch.decode(&mut [], &[]).unwrap();
+    batch.decode(&mut [&mut a], &[7]).unwrap();
+    assert_eq!(a.logits(), session(8, &[1, 2, 7]).logits());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// Sessions of different lengths decoded together: each as if it were alone, to the bit, and able to go on alone.
+    #[test]
+    fn sessions_decoded_together_are_as_if_alone(
+        seed: u64, lengths in prop::collection::vec(0usize..30, 1..12), q4: bool, threads in 1usize..4,
+    ) {
+        let config = config(64, 96, 3, 4, 2);
+        let plan = SharingPlan::new("explicit", vec![Target::sharing(1, 0, RecoveryForm::LowRank, Ranks::uniform(6))]);
+        let source = Synthetic::in_memory(&config, Some(&plan), seed).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _) = pack(&source, &if q4 { Recipe::q4() } else { Recipe::q8() }, folder.path());
+        let model = open(&path, threads);
+        let token = |i: usize, t: usize| ((seed >> (i % 16)) as u32).wrapping_add(t as u32 * 7) % 90;
+        let mut together = Vec::new();
+        let mut alone = Vec::new();
+        for (i, &length) in lengths.iter().enumerate() {
+            let prompt: Vec<u32> = (0..length).map(|t| token(i, t)).collect();
+            for sessions in [&mut together, &mut alone] {
+                let mut session = Session::new(&model, length + 4).unwrap();
+                session.prefill(&prompt).unwrap();
+                sessions.push(session);
+            }
+        }
+        let mut batch = Batch::new(&model, lengths.len()).unwrap();
+        for step in 0..3 {
+            let tokens: Vec<u32> = (0..lengths.len()).map(|i| token(i, 100 + step)).collect();
+            batch.decode(&mut together.iter_mut().collect::<Vec<_>>(), &tokens).unwrap();
+            for ((together, alone), &token) in together.iter().zip(&mut alone).zip(&tokens) {
+                alone.decode(token).unwrap();
+                prop_assert_eq!(together.logits(), alone.logits());
+                prop_assert_eq!(together.tokens(), alone.tokens());
+            }
+        }
+        for (together, alone) in together.iter_mut().zip(&mut alone) {
+            prop_assert_eq!(together.decode(3).unwrap(), alone.decode(3).unwrap());
+        }
+    }
 
     /// A token decoded alone is the same, to the bit, as one among many, for any number of threads and any cut of the prompt.
     #[test]
