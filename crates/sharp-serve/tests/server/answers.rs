@@ -43,24 +43,22 @@ async fn completions_are_what_the_engine_writes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_sampling_parameter_reaches_the_sampler() {
     let server = Running::start(options()).await;
-    let expected = alone(
-        "abcabc",
-        30,
-        SamplerOptions {
-            temperature: 0.9,
-            top_k: 20,
-            top_p: 0.8,
-            min_p: 0.02,
-            repetition_penalty: 1.3,
-            seed: 3,
-        },
-        &[],
-    );
-    let body = json!({
-        "prompt": "abcabc", "max_tokens": 30, "temperature": 0.9, "top_k": 20, "top_p": 0.8, "min_p": 0.02,
-        "repetition_penalty": 1.3, "seed": 3,
-    });
-    assert_eq!(server.ask("/v1/completions", &body).await["choices"][0]["text"], expected.text);
+    let base = SamplerOptions { temperature: 1.5, seed: 3, ..SamplerOptions::default() };
+    let plain = alone("abcabc", 30, base.clone(), &[]).text;
+    for (name, value, options) in [
+        ("top_k", json!(3), SamplerOptions { top_k: 3, ..base.clone() }),
+        ("top_p", json!(0.25), SamplerOptions { top_p: 0.25, ..base.clone() }),
+        ("min_p", json!(0.5), SamplerOptions { min_p: 0.5, ..base.clone() }),
+        ("repetition_penalty", json!(2.5), SamplerOptions { repetition_penalty: 2.5, ..base.clone() }),
+        ("seed", json!(4), SamplerOptions { seed: 4, ..base.clone() }),
+        ("temperature", json!(0.25), SamplerOptions { temperature: 0.25, ..base.clone() }),
+    ] {
+        let expected = alone("abcabc", 30, options, &[]).text;
+        assert_ne!(expected, plain, "{name} changes nothing here");
+        let mut body = json!({"prompt": "abcabc", "max_tokens": 30, "temperature": 1.5, "seed": 3});
+        body[name] = value;
+        assert_eq!(server.ask("/v1/completions", &body).await["choices"][0]["text"], expected, "{name}");
+    }
     // A token that is pushed up by 100 is all that is written; one that is pushed down is never written.
     let body = |bias: Value| json!({"prompt": "x", "max_tokens": 20, "temperature": 1, "logit_bias": bias});
     let pushed = server.ask("/v1/completions", &body(json!({"98": 100}))).await;

@@ -101,11 +101,18 @@ async fn hundreds_of_clients_of_every_kind() {
     let mut options = options();
     options.queue = 1000;
     let server = Arc::new(Running::start(options).await);
-    let whole = alone("load", 16, sampler(0.0, 0), &[]).text;
-    let body = json!({"prompt": "load", "max_tokens": 16, "temperature": 0});
+    // Eight different requests, so that an answer in the wrong place shows.
+    let kinds: Vec<(Value, String)> = (0..8)
+        .map(|kind| {
+            let prompt = format!("load {kind}");
+            let text = alone(&prompt, 16, sampler(0.0, 0), &[]).text;
+            (json!({"prompt": prompt, "max_tokens": 16, "temperature": 0}), text)
+        })
+        .collect();
     let mut tasks = Vec::new();
     for i in 0..400 {
-        let (server, body, whole) = (server.clone(), body.clone(), whole.clone());
+        let server = server.clone();
+        let (body, whole) = kinds[i / 4 % kinds.len()].clone();
         tasks.push(tokio::spawn(async move {
             match i % 4 {
                 0 | 1 => assert_eq!(server.ask("/v1/completions", &body).await["choices"][0]["text"], whole),
@@ -120,7 +127,7 @@ async fn hundreds_of_clients_of_every_kind() {
                     let request = wire(&long("load"));
                     let part = if i % 8 == 3 { request.len() } else { request.len() / 2 };
                     let _socket = send(&server, &request.as_bytes()[..part]);
-                    tokio::time::sleep(Duration::from_millis(i % 50)).await;
+                    tokio::time::sleep(Duration::from_millis(i as u64 % 50)).await;
                 }
             }
         }));
