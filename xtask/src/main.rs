@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::run::{PipelineArgs, StageArgs};
-use commands::{doctor, generate, run, setup, test};
+use commands::{doctor, generate, interop, run, setup, test};
 use stages::Stage;
 
 /// Provision, compress, measure, report: the whole way of SHARP.
@@ -61,6 +61,8 @@ enum Command {
     Generate(generate::Args),
     /// Run every check that continuous integration runs
     Test(test::Args),
+    /// Run the scripts that hold files and server against the real programs they are made for
+    Interop(interop::Args),
     /// Say what this machine has and what is missing
     Doctor(doctor::Args),
 }
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Interop(args) => interop::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -9,12 +9,12 @@ mod report;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
-    analyze, benchmark, doctor, evaluate, export, generate, import, inspect, plan, quantize,
-    report as report_page, synth,
+    analyze, benchmark, chat, doctor, evaluate, export, generate, import, inspect, plan, quantize,
+    report as report_page, serve, shell, synth,
 };
 use crate::output::Output;
 
@@ -74,6 +74,10 @@ enum Command {
     Benchmark(benchmark::Args),
     /// Generate text.
     Generate(generate::Args),
+    /// Talk with a model in the terminal.
+    Chat(chat::Args),
+    /// Answer requests over HTTP as OpenAI's API does, with a chat page.
+    Serve(serve::Args),
     /// Say what is in a model: tensors, plan, parameters, bytes.
     Inspect(inspect::Args),
     /// Write the report page of a run.
@@ -82,6 +86,10 @@ enum Command {
     Synth(synth::Args),
     /// Say what this machine offers: CPU features, threads, memory bandwidth.
     Doctor(doctor::Args),
+    /// Print a script that completes this program's commands in a shell.
+    Completions(shell::Completions),
+    /// Write manual pages.
+    Man(shell::Man),
 }
 
 fn main() -> ExitCode {
@@ -106,10 +114,14 @@ fn main() -> ExitCode {
         Command::Evaluate(args) => evaluate::run(args, global, &output),
         Command::Benchmark(args) => benchmark::run(args, global, &output),
         Command::Generate(args) => generate::run(args, global, &output),
+        Command::Chat(args) => chat::run(args, global, &output),
+        Command::Serve(args) => serve::run(args, global, &output),
         Command::Inspect(args) => inspect::run(args, global, &output),
         Command::Report(args) => report_page::run(args, global, &output),
         Command::Synth(args) => synth::run(args, global, &output),
         Command::Doctor(args) => doctor::run(args, global, &output),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, Cli::command(), &output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

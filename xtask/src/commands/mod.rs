@@ -2,6 +2,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod generate;
+pub(crate) mod interop;
 pub(crate) mod run;
 pub(crate) mod setup;
 pub(crate) mod test;

@@ -1,0 +1,161 @@
+//! The program as a shell sees it: conversations through a pipe, completions, manual pages, the server's end.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}<assistant>{% endif %}";
+
+fn sharp() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_sharp"))
+}
+
+/// A small model with random weights, with a chat template.
+fn model() -> &'static Path {
+    static MODEL: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = MODEL.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("small");
+        assert!(
+            sharp().args(["synth", "--out"]).arg(&path).stdout(Stdio::null()).status().unwrap().success()
+        );
+        let file = path.join("tokenizer_config.json");
+        let mut settings: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        settings["chat_template"] = json!(TEMPLATE);
+        fs::write(file, settings.to_string()).unwrap();
+        (folder, path)
+    });
+    path
+}
+
+/// What `sharp chat` says to `typed`.
+fn chat(typed: &str, more: &[&str]) -> (String, String) {
+    let mut command = sharp();
+    command.args(["chat", "--temperature", "0", "--max-tokens", "12", "--model"]).arg(model()).args(more);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{errors}");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), errors)
+}
+
+/// What `sharp generate` goes on with.
+fn goes_on(prompt: &str) -> String {
+    let output = sharp()
+        .args(["--json", "generate", "--max-tokens", "12", "--prompt", prompt, "--model"])
+        .arg(model())
+        .output()
+        .unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    answer["text"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_conversation_through_a_pipe_keeps_its_history() {
+    let (said, _) = chat("Hello\nAnd you?\n", &["--json", "--system", "Be brief"]);
+    let answers: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 2);
+    let first = goes_on("<system>Be brief\n<user>Hello\n<assistant>");
+    assert_eq!(answers[0]["content"], first);
+    let second = goes_on(&format!(
+        "<system>Be brief\n<user>Hello\n<assistant>{}\n<user>And you?\n<assistant>",
+        first.trim()
+    ));
+    assert_eq!(answers[1]["content"], second);
+    // As text: the answers and nothing else.
+    let (said, _) = chat("Hello\nAnd you?\n", &["--system", "Be brief"]);
+    assert_eq!(said, format!("{first}\n{second}\n"));
+}
+
+#[test]
+fn commands_change_the_conversation() {
+    let alone = goes_on("<user>Hello\n<assistant>");
+    let (said, _) = chat("One\n/new\nHello\n", &["--json"]);
+    let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(last["content"], alone);
+    let (said, _) = chat("One\n/undo\nHello\n/again\n", &["--json"]);
+    let texts: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(texts.len(), 3);
+    assert_eq!((&texts[1]["content"], &texts[2]["content"]), (&json!(alone), &json!(alone)));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("talk.json");
+    chat(&format!("/system Be kind\nTwo\\\nlines\n/save {}\n", file.display()), &[]);
+    let saved: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!(saved["messages"][0], json!({"role": "system", "content": "Be kind"}));
+    assert_eq!(saved["messages"][1], json!({"role": "user", "content": "Two\nlines"}));
+    assert_eq!(saved["messages"][2]["role"], "assistant");
+}
+
+#[test]
+fn a_conversation_longer_than_the_context_loses_its_beginning() {
+    let long = "x".repeat(60);
+    let typed = format!("{long}\n{long}\n{long}\nHello\n");
+    let (said, errors) = chat(&typed, &["--json", "--context", "160"]);
+    assert_eq!(said.lines().count(), 4, "{said} {errors}");
+    assert!(errors.contains("left out"), "{errors}");
+    // One message that is too long alone is refused, and the conversation goes on.
+    let (said, errors) = chat(&format!("{}\nHello\n", "y".repeat(300)), &["--json", "--context", "160"]);
+    assert_eq!(said.lines().count(), 1);
+    assert!(errors.contains("shorten it"), "{errors}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut command = sharp();
+    command.args(["chat", "--max-tokens", "200", "--model"]).arg(model());
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    child.stdin.take().unwrap().write_all(b"Hello\nHello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn shells_and_man_learn_every_command() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let output = sharp().args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(script.contains("quantize") && script.contains("max-batch"), "{shell}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("man1");
+    assert!(sharp().args(["man", "--out"]).arg(&out).stdout(Stdio::null()).status().unwrap().success());
+    let serve = fs::read_to_string(out.join("sharp-serve.1")).unwrap();
+    assert!(serve.starts_with(".ie") || serve.contains(".TH"), "{serve}");
+    assert!(serve.contains("port") && out.join("sharp.1").is_file());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_answers_and_ends_when_asked() {
+    for signal in ["TERM", "INT"] {
+        let mut command = sharp();
+        command.args(["serve", "--port", "0", "--model"]).arg(model());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        let at = line.find("http://").unwrap() + "http://".len();
+        let address = line[at..].split('/').next().unwrap();
+        assert!(address.starts_with("127.0.0.1:"), "{line}");
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(r#""status":"ok","model":"small","chat":true"#), "{answer}");
+        // A connection that is left open and says nothing does not hold it up.
+        let _idle = TcpStream::connect(address).unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        assert!(child.wait().unwrap().success());
+    }
+}

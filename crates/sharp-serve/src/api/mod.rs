@@ -1,0 +1,212 @@
+//! The HTTP side: routes, keys, counting.
+
+mod chat;
+mod completions;
+mod error;
+mod page;
+mod parameters;
+mod reply;
+mod simple;
+mod texts;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde_json::{Map, Value};
+use sharp_data::Chat;
+use sharp_model::tokenizer::Tokenizer;
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use self::error::ApiError;
+use self::texts::Texts;
+use crate::job::{Event, Job};
+use crate::metrics::{Metrics, RequestLabels};
+use crate::options::ServeOptions;
+use crate::queue::{Queue, Refused};
+
+/// What every request may look at.
+pub(crate) struct Site {
+    pub(crate) options: ServeOptions,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) chat: Option<Chat>,
+    pub(crate) texts: Texts,
+    pub(crate) vocab_size: usize,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Seconds since 1970 when the server started.
+    pub(crate) created: u64,
+}
+
+pub(crate) type Shared = Arc<Site>;
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Site {
+    pub(crate) fn new(
+        options: ServeOptions,
+        tokenizer: Arc<Tokenizer>,
+        vocab_size: usize,
+        queue: Arc<Queue>,
+        metrics: Arc<Metrics>,
+    ) -> crate::Result<Self> {
+        Ok(Self {
+            chat: Chat::from_tokenizer(&tokenizer)?,
+            texts: Texts::new(tokenizer.clone())?,
+            options,
+            tokenizer,
+            vocab_size,
+            queue,
+            metrics,
+            created: now(),
+        })
+    }
+
+    /// Refuses a request for another model than the one that is served.
+    fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
+        match model {
+            Some(model) if model != self.options.model_name => {
+                Err(ApiError::no_model(model, &self.options.model_name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The tokens of a prompt, checked against the context.
+    fn check_prompt(&self, tokens: &[u32], max_tokens: Option<usize>) -> Result<usize, ApiError> {
+        let context = self.options.context;
+        let n = tokens.len();
+        let room = context.saturating_sub(n);
+        let wanted = max_tokens.unwrap_or(room);
+        if n > context || wanted > room || (room == 0 && max_tokens.is_none()) {
+            let answer = max_tokens.map_or("an answer of at least 1".to_owned(), |m| m.to_string());
+            return Err(ApiError::bad(format!(
+                "this server's context is {context} tokens; the prompt has {n} and {answer} more were asked for"
+            ))
+            .with_code("context_length_exceeded"));
+        }
+        Ok(wanted)
+    }
+
+    /// Hands jobs to the engine.
+    fn submit(&self, jobs: Vec<Job>) -> Result<(), ApiError> {
+        let (count, limit) = (jobs.len(), self.options.queue);
+        if count > limit {
+            return Err(ApiError::bad(format!(
+                "this request asks for {count} sequences; this server takes at most {limit} at once"
+            )));
+        }
+        self.queue.push(jobs).map_err(|refused| match refused {
+            Refused::Full => ApiError::busy(limit),
+            Refused::Closed => ApiError::stopping(),
+        })
+    }
+}
+
+/// The events of one request's sequences.
+type Events = UnboundedReceiver<(usize, Event)>;
+
+/// What the jobs of one request share.
+struct Common {
+    arrived: Instant,
+    deadline: Instant,
+    sender: tokio::sync::mpsc::UnboundedSender<(usize, Event)>,
+}
+
+impl Common {
+    fn new(site: &Site) -> (Self, Events) {
+        let (sender, events) = unbounded_channel();
+        let arrived = Instant::now();
+        (Self { arrived, deadline: arrived + site.options.timeout, sender }, events)
+    }
+}
+
+/// A request's body as a JSON object. Other types than JSON are refused: a page from elsewhere can then not make a browser send
+/// a request without asking this server first, which does not allow it.
+fn object(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
+    let body = body.map_err(|rejection| ApiError::body(&rejection))?;
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "send the request as JSON, with the header Content-Type: application/json",
+        ));
+    }
+    match serde_json::from_slice::<Map<String, Value>>(&body) {
+        Ok(map) => Ok(Value::Object(map)),
+        Err(error) => Err(ApiError::bad(format!("the body is no JSON object: {error}"))),
+    }
+}
+
+/// Runs what takes time (templates, long texts to tokens) beside the threads that serve connections.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(ApiError::internal(format!("preparing the request failed: {error}"))),
+    }
+}
+
+/// All routes.
+pub(crate) fn router(site: Shared) -> Router {
+    let limit = site.options.body_limit;
+    let keyed = Router::new()
+        .route("/v1/completions", post(completions::post))
+        .route("/v1/chat/completions", post(chat::post))
+        .route("/v1/models", get(simple::models))
+        .route("/v1/models/{*id}", get(simple::model))
+        .route("/tokenize", post(simple::tokenize))
+        .route("/detokenize", post(simple::detokenize))
+        .route("/metrics", get(simple::metrics))
+        .route_layer(middleware::from_fn_with_state(site.clone(), check_key));
+    Router::new()
+        .route("/health", get(simple::health))
+        .route("/", get(page::html))
+        .route("/chat.css", get(page::css))
+        .route("/chat.js", get(page::js))
+        .merge(keyed)
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this address") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not take this method")
+        })
+        .layer(middleware::from_fn_with_state(site.clone(), count))
+        .layer(DefaultBodyLimit::max(limit))
+        .with_state(site)
+}
+
+async fn check_key(State(site): State<Shared>, request: Request, next: Next) -> Result<Response, ApiError> {
+    if let Some(key) = &site.options.api_key {
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        if !bool::from(given.as_bytes().ct_eq(key.as_bytes())) {
+            return Err(ApiError::no_key());
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+async fn count(State(site): State<Shared>, request: Request, next: Next) -> Response {
+    // The pattern, not the address: whoever asks for many addresses must not make many counters.
+    let path = request.extensions().get::<MatchedPath>();
+    let endpoint = path.map_or("other", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let begun = Instant::now();
+    let response = next.run(request).await;
+    let status = response.status().as_u16();
+    tracing::info!("{method} {endpoint}: {status} after {:.3} s", begun.elapsed().as_secs_f64());
+    site.metrics.requests.get_or_create(&RequestLabels { endpoint, status }).inc();
+    response
+}

@@ -1,0 +1,101 @@
+//! How a server behaves.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// How a server behaves. The defaults suit one machine with a few users.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ServeOptions {
+    /// The model's name in requests and answers.
+    pub model_name: String,
+    /// Tokens of prompt and answer together; 0: as many as the model takes, at most 4096.
+    pub context: usize,
+    /// Sequences decoded together.
+    pub max_batch: usize,
+    /// Sequences kept after they ended, beside those that run, so that a prompt that begins like one of them is not
+    /// computed again.
+    pub cached_sessions: usize,
+    /// Sequences that may wait; more are refused with status 429.
+    pub queue: usize,
+    /// Prompt tokens taken in between two tokens of the sequences that are being written.
+    pub prefill_chunk: usize,
+    /// How long a request may take, waiting included.
+    pub timeout: Duration,
+    /// How long running requests may go on after the server was asked to stop.
+    pub drain: Duration,
+    /// Largest body of a request in bytes.
+    pub body_limit: usize,
+    /// If set, requests must carry it as `Authorization: Bearer KEY`; only the chat page and `/health` are open.
+    pub api_key: Option<String>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            model_name: "sharp".into(),
+            context: 0,
+            max_batch: 16,
+            cached_sessions: 8,
+            queue: 256,
+            prefill_chunk: 128,
+            timeout: Duration::from_secs(600),
+            drain: Duration::from_secs(30),
+            body_limit: 4 << 20,
+            api_key: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for ServeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The key stays out of logs.
+        f.debug_struct("ServeOptions")
+            .field("model_name", &self.model_name)
+            .field("context", &self.context)
+            .field("max_batch", &self.max_batch)
+            .field("cached_sessions", &self.cached_sessions)
+            .field("queue", &self.queue)
+            .field("prefill_chunk", &self.prefill_chunk)
+            .field("timeout", &self.timeout)
+            .field("drain", &self.drain)
+            .field("body_limit", &self.body_limit)
+            .field("api_key", &self.api_key.as_ref().map(|_| "set"))
+            .finish()
+    }
+}
+
+/// Context where nobody says how long it should be: keys and values of more would surprise by their memory.
+const USUAL_CONTEXT: usize = 4096;
+
+impl ServeOptions {
+    /// Fills in what depends on the model, which takes `longest` tokens, and refuses what cannot be.
+    pub(crate) fn resolve(mut self, longest: usize) -> Result<Self> {
+        if self.context == 0 {
+            self.context = longest.min(USUAL_CONTEXT);
+        }
+        let bad =
+            |option, value: usize, rule: String| Error::Option { option, value: value.to_string(), rule };
+        if self.context < 2 || self.context > longest {
+            return Err(bad("context", self.context, format!("from 2 to the model's {longest} tokens")));
+        }
+        for (option, value, most) in [
+            ("max_batch", self.max_batch, 512),
+            ("queue", self.queue, 1 << 20),
+            ("prefill_chunk", self.prefill_chunk, 1 << 16),
+            ("body_limit", self.body_limit, 1 << 30),
+        ] {
+            if value == 0 || value > most {
+                return Err(bad(option, value, format!("from 1 to {most}")));
+            }
+        }
+        if self.cached_sessions > 4096 {
+            return Err(bad("cached_sessions", self.cached_sessions, "at most 4096".into()));
+        }
+        if self.api_key.as_deref() == Some("") {
+            return Err(bad("api_key", 0, "at least one character long".into()));
+        }
+        Ok(self)
+    }
+}

@@ -1,0 +1,95 @@
+//! Sessions that are used again: the prefix cache.
+
+use sharp_infer::{Model, Session};
+
+use crate::error::Result;
+
+/// Sessions of finished sequences. A new prompt gets the one that it has most in common with.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    model: Model,
+    context: usize,
+    /// Least recently used first.
+    idle: Vec<Session>,
+    made: usize,
+    most: usize,
+}
+
+impl Pool {
+    /// At most `most` sessions of `context` tokens, made when they are needed.
+    pub(crate) fn new(model: &Model, context: usize, most: usize) -> Self {
+        Self { model: model.clone(), context, idle: Vec::new(), made: 0, most }
+    }
+
+    /// A session that holds a beginning of `prompt`, never all of it: the last token has to be run for its logits.
+    /// With `fresh` it is empty.
+    pub(crate) fn take(&mut self, prompt: &[u32], fresh: bool) -> Result<Session> {
+        let common = |session: &Session| {
+            let room = prompt.len().saturating_sub(1);
+            session.tokens().iter().zip(prompt).take(room).take_while(|(a, b)| a == b).count()
+        };
+        // A session worth more to a prompt like the one it was made for is left to that.
+        let best = (self.idle.iter().enumerate())
+            .map(|(i, session)| (common(session), i, session.len()))
+            .filter(|&(common, _, len)| !fresh && common > 0 && 2 * common >= len)
+            .max();
+        let at = match best {
+            Some((_, i, _)) => Some(i),
+            None if self.made < self.most => None,
+            None => (!self.idle.is_empty()).then_some(0),
+        };
+        let Some(at) = at else {
+            let session = Session::new(&self.model, self.context)?;
+            self.made += 1;
+            return Ok(session);
+        };
+        let mut session = self.idle.remove(at);
+        let keep = if fresh { 0 } else { common(&session) };
+        session.truncate(keep);
+        Ok(session)
+    }
+
+    /// Takes a session back.
+    pub(crate) fn give(&mut self, session: Session) {
+        self.idle.push(session);
+    }
+
+    /// One session is lost (its sequence failed).
+    pub(crate) fn lost(&mut self) {
+        self.made = self.made.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sharp_infer::{Options, Synthetic};
+    use sharp_model::ModelConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_prompt_gets_the_session_that_begins_like_it() {
+        let config = ModelConfig::llama(32, 48, 2, 4, 2, 64).unwrap();
+        let source = Synthetic::in_memory(&config, None, 1).unwrap();
+        let model = Model::from_source(&source, &Options::default()).unwrap();
+        let mut pool = Pool::new(&model, 16, 2);
+        let mut first = pool.take(&[1, 2, 3, 4], false).unwrap();
+        first.prefill(&[1, 2, 3, 4]).unwrap();
+        let mut second = pool.take(&[9, 8], false).unwrap();
+        second.prefill(&[9, 8]).unwrap();
+        pool.give(first);
+        pool.give(second);
+        // The same prompt again: all but its last token.
+        let again = pool.take(&[1, 2, 3, 4], false).unwrap();
+        assert_eq!(again.tokens(), [1, 2, 3]);
+        pool.give(again);
+        let longer = pool.take(&[1, 2, 3, 7, 7], false).unwrap();
+        assert_eq!(longer.tokens(), [1, 2, 3]);
+        pool.give(longer);
+        // Nothing in common: the one that was not used for longest.
+        let other = pool.take(&[5, 5], false).unwrap();
+        assert!(other.is_empty());
+        assert_eq!(pool.idle[0].tokens(), [1, 2, 3]);
+        assert!(pool.take(&[1, 2, 3, 4], true).unwrap().is_empty());
+    }
+}
