@@ -16,7 +16,16 @@ const MAX_ARRAY: u64 = 1 << 24;
 const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_TENSOR_NAME_BYTES: u64 = 1_024;
 const MAX_DIMENSIONS: u32 = 4;
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
+/// ggml's numbers of the types that are read and written.
+pub(super) const TYPES: [(u32, DType); 6] = [
+    (0, DType::F32),
+    (1, DType::F16),
+    (2, DType::Q4_0),
+    (3, DType::Q4_1),
+    (8, DType::Q8_0),
+    (30, DType::BF16),
+];
 
 pub(super) struct Header {
     pub(super) version: u32,
@@ -306,13 +315,10 @@ fn place(c: &Cursor, alignment: u64, tensors: &mut [Entry]) -> Result<()> {
 
 /// ggml's type numbers. Types that exist but are not read are named, so that the message helps.
 fn dtype(kind: u32) -> Result<DType, String> {
+    if let Some((_, dtype)) = TYPES.into_iter().find(|(number, _)| *number == kind) {
+        return Ok(dtype);
+    }
     let name = match kind {
-        0 => return Ok(DType::F32),
-        1 => return Ok(DType::F16),
-        2 => return Ok(DType::Q4_0),
-        3 => return Ok(DType::Q4_1),
-        8 => return Ok(DType::Q8_0),
-        30 => return Ok(DType::BF16),
         6 => "Q5_0",
         7 => "Q5_1",
         9 => "Q8_1",

@@ -1,5 +1,6 @@
 //! Files from outside: GGUF, tokenizers, import, and the packed model, sound and hostile.
 
+mod gguf_export;
 mod gguf_golden;
 mod gguf_hostile;
 mod import;
