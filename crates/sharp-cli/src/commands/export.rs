@@ -6,13 +6,15 @@ use anyhow::Result;
 use serde::Serialize;
 use sharp_model::{
     DType, ExportOptions, ExportSummary, ModelSource, Recovery, SharingPlan, export_compact, export_dense,
+    gguf::{GgufOptions, export_gguf},
+    tokenizer::Tokenizer,
 };
 use sharp_progress::Terminal;
 
 use crate::Global;
 use crate::output::{self, Output};
 
-/// Write the compressed model as a compact checkpoint, and as a dense one for other tools.
+/// Write the compressed model as a compact checkpoint, and as a dense one or a GGUF file for other tools.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  sharp export --model original --plan plan.toml --recovery recovery.safetensors --out compact --dense dense"
@@ -24,8 +26,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// A dense checkpoint with the effective weights, which any tool loads and which saves nothing.
-    #[arg(long, value_name = "DIR", required_unless_present = "out")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["out", "gguf"])]
     dense: Option<PathBuf>,
+    /// A dense GGUF file with the effective weights, for llama.cpp.
+    #[arg(long, value_name = "FILE")]
+    gguf: Option<PathBuf>,
+    /// Type of the GGUF file's matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1.
+    #[arg(long, value_name = "DTYPE", default_value = "Q8_0")]
+    gguf_dtype: DType,
+    /// Type of its embedding and output head, where that is to be another.
+    #[arg(long, value_name = "DTYPE")]
+    gguf_embedding: Option<DType>,
     /// Type of the written weights: F32, F16 or BF16.
     #[arg(long, default_value = "F16")]
     dtype: DType,
@@ -72,6 +83,15 @@ pub(crate) fn overlay(
 struct Summary {
     compact: Option<Written>,
     dense: Option<Written>,
+    gguf: Option<GgufWritten>,
+}
+
+#[derive(Serialize)]
+struct GgufWritten {
+    path: PathBuf,
+    bytes: u64,
+    /// Whether the checkpoint had a tokenizer to put in.
+    tokenizer: bool,
 }
 
 #[derive(Serialize)]
@@ -99,7 +119,21 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
         Some(path) => Some(Written::new(path, &export_dense(&source, path, &options, &progress)?)),
         None => None,
     };
-    let summary = Summary { compact, dense };
+    let gguf = match &args.gguf {
+        Some(path) => {
+            let folder = source.path();
+            let tokenizer = match folder.join("tokenizer.json").is_file() {
+                true => Some(Tokenizer::load(folder)?),
+                false => None,
+            };
+            let embedding = args.gguf_embedding.unwrap_or(args.gguf_dtype);
+            let options = GgufOptions { layers: args.gguf_dtype, embedding };
+            let bytes = export_gguf(&source, tokenizer.as_ref(), path, options, &progress)?;
+            Some(GgufWritten { path: path.clone(), bytes, tokenizer: tokenizer.is_some() })
+        }
+        None => None,
+    };
+    let summary = Summary { compact, dense, gguf };
     output.result(&summary, || {
         let line = |name: &str, written: &Written| {
             format!(
@@ -110,6 +144,11 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
             )
         };
         let compact = summary.compact.as_ref().map(|w| line("compact", w)).unwrap_or_default();
-        compact + &summary.dense.as_ref().map(|w| line("dense", w)).unwrap_or_default()
+        let dense = summary.dense.as_ref().map(|w| line("dense", w)).unwrap_or_default();
+        let gguf = summary.gguf.as_ref().map(|w| {
+            let without = if w.tokenizer { "" } else { ", without a tokenizer" };
+            format!("gguf: {} ({}{without})\n", w.path.display(), output::bytes(w.bytes))
+        });
+        compact + &dense + &gguf.unwrap_or_default()
     })
 }
