@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::run::{PipelineArgs, StageArgs};
-use commands::{doctor, generate, interop, run, setup, test};
+use commands::{benchmark, doctor, generate, interop, run, setup, test};
 use stages::Stage;
 
 /// Provision, compress, measure, report: the whole way of SHARP.
@@ -51,8 +51,8 @@ enum Command {
     Quantize(StageArgs),
     /// Measure perplexity and task accuracy
     Evaluate(StageArgs),
-    /// Measure speed and memory
-    Benchmark(StageArgs),
+    /// Measure speed and memory; with --peer, beside llama.cpp
+    Benchmark(benchmark::Args),
     /// Write the page that a person reads
     Report(StageArgs),
     /// Fetch libtorch, models and data into the cache and check them
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         Command::Export(args) => run::stage(Stage::Export, &args),
         Command::Quantize(args) => run::stage(Stage::Quantize, &args),
         Command::Evaluate(args) => run::stage(Stage::Evaluate, &args),
-        Command::Benchmark(args) => run::stage(Stage::Benchmark, &args),
+        Command::Benchmark(args) => benchmark::run(&args),
         Command::Report(args) => run::stage(Stage::Report, &args),
         Command::Setup(args) => setup::run(&args),
         Command::Generate(args) => generate::run(&args),

@@ -139,7 +139,7 @@ impl Line {
     }
 }
 
-const IMPORT: &str = "01-import";
+pub(crate) const IMPORT: &str = "01-import";
 const ANALYZE: &str = "02-analyze";
 const PLAN: &str = "03-plan";
 const WARMUP: &str = "04-warmup";

@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use forward::{LayerView, Observer, Segment};
 pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};
 pub use linear::{Linear, Weight};
-pub use model::{Attention, Layer, Mlp, Model, Options, WeightBytes};
+pub use model::{Attention, Layer, Load, Mlp, Model, Options, WeightBytes};
 pub use quantize::{QuantReport, Recipe, TensorReport, quantize, quantized_bytes};
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::Session;

@@ -64,6 +64,11 @@ impl Weight {
         matches!(self, Self::Packed { .. })
     }
 
+    /// Whether it is packed as 16-bit floats, whose kernels multiply floats.
+    pub(crate) fn is_half(&self) -> bool {
+        matches!(self, Self::Packed { format: PackedFormat::F16, .. })
+    }
+
     /// Name of the stored format.
     pub fn format_name(&self) -> &'static str {
         match self {

@@ -23,6 +23,49 @@ pub struct Options {
     pub team: Option<Arc<Team>>,
     /// How sessions keep keys and values, F32 or F16; by default F16 where weights are packed and F32 where they are not.
     pub kv_cache: Option<DType>,
+    /// How [`Model::open`] brings a packed file into memory.
+    pub load: Load,
+}
+
+/// How a packed file comes into memory.
+///
+/// Read at the memory's full speed, weights on the 4 KiB pages of a mapped file take a quarter longer than on large pages, which only
+/// memory of one's own can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Load {
+    /// Read where the system has large pages and the file fits half of the memory available; else mapped.
+    #[default]
+    Auto,
+    /// Mapped: opening costs nothing, and processes share one copy.
+    Map,
+    /// Read into memory of this process, on large pages where the system has them.
+    Read,
+}
+
+impl Load {
+    fn reads(self, path: &Path) -> bool {
+        match self {
+            Self::Map => false,
+            Self::Read => true,
+            Self::Auto => {
+                let file = std::fs::metadata(path).map_or(u64::MAX, |meta| meta.len());
+                has_large_pages() && available_memory().is_some_and(|memory| file <= memory / 2)
+            }
+        }
+    }
+}
+
+/// Whether the system gives large pages to who asks for them; known of Linux alone.
+fn has_large_pages() -> bool {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+        .is_ok_and(|setting| setting.contains("[always]") || setting.contains("[madvise]"))
+}
+
+/// Bytes that can be had without pushing others out; known of Linux alone.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib.saturating_mul(1024))
 }
 
 impl fmt::Debug for Options {
@@ -31,6 +74,7 @@ impl fmt::Debug for Options {
             .field("threads", &self.threads)
             .field("team", &self.team.as_ref().map(|t| t.threads()))
             .field("kv_cache", &self.kv_cache)
+            .field("load", &self.load)
             .finish()
     }
 }
@@ -134,6 +178,8 @@ pub(crate) struct Needs {
     /// Largest rank of recovery factors.
     pub(crate) rank: usize,
     pub(crate) col_scale: bool,
+    /// Whether packed matrices multiply floats.
+    pub(crate) floats: bool,
     pub(crate) unfused_mlp: bool,
 }
 
@@ -190,7 +236,9 @@ impl Model {
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
         let path = path.as_ref();
         if path.is_file() {
-            return Self::from_packed(&PackedFile::open(path)?, options);
+            let read = options.load.reads(path);
+            let file = if read { PackedFile::read(path)? } else { PackedFile::open(path)? };
+            return Self::from_packed(&file, options);
         }
         Self::from_source(&ModelSource::open(path)?, options)
     }
@@ -214,13 +262,16 @@ impl Model {
                 for w in linear.weights() {
                     needs.packed |= w.is_packed();
                     needs.dense |= !w.is_packed();
+                    needs.floats |= w.is_half();
                 }
                 needs.rank = needs.rank.max(linear.rank());
                 needs.col_scale |= linear.col_scale.is_some();
+                needs.floats |= linear.col_scale.is_some();
             }
             needs.unfused_mlp |= !layer.mlp.fused;
         }
         needs.packed |= inner.head.is_packed();
+        needs.floats |= inner.head.is_half();
         needs.dense |= !inner.head.is_packed();
         inner.needs = needs;
         Self { inner: Arc::new(inner) }

@@ -7,8 +7,9 @@ use crate::forward::{Place, part, part_mut};
 use crate::model::{Attention, Model};
 use crate::workspace::{RopeTable, Workspace};
 
-/// Tokens of a prompt that pass through a layer together.
-const PIECE: usize = 512;
+/// Tokens of a prompt that pass through a layer together: enough to share out, few enough that their buffers stay small
+/// beside the weights, which each piece reads again.
+const PIECE: usize = 256;
 
 /// One sequence on a model. All buffers are made with the session; decoding allocates nothing.
 pub struct Session {

@@ -74,6 +74,7 @@ impl Workspace {
         // Where nothing is packed the integer kernels' buffers stay empty, and the other way round.
         let packed = if needs.packed { n } else { 1 };
         let floats = |wanted: bool, width: usize| vec![0.0; if wanted { n * width } else { 0 }];
+        let activations = if needs.floats { Activations::new } else { Activations::integers };
         Ok(Self {
             n,
             hidden: vec![0.0; n * d],
@@ -88,8 +89,8 @@ impl Workspace {
                 up: floats(needs.unfused_mlp, f),
                 low: [floats(needs.dense, needs.rank), floats(needs.dense, needs.rank)],
                 scaled: floats(needs.dense && needs.col_scale, wide),
-                acts: Activations::new(packed, wide)?,
-                mlp_acts: Activations::new(packed, f)?,
+                acts: activations(packed, wide)?,
+                mlp_acts: activations(packed, f)?,
                 scratch: Scratch::new(
                     if needs.packed { 2 } else { 0 },
                     n,

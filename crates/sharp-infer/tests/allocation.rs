@@ -3,7 +3,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sharp_infer::{Model, Options, Recipe, Sampler, SamplerOptions, Session, Synthetic, Team, quantize};
+use sharp_infer::{
+    Batch, Model, Options, Recipe, Sampler, SamplerOptions, Session, Synthetic, Team, quantize,
+};
 use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan, Target};
 
 struct Counting;
@@ -68,6 +70,19 @@ fn decoding_and_sampling_allocate_nothing() {
             for _ in 0..50 {
                 let token = sampler.sample(&mut logits, session.tokens()).unwrap();
                 logits.copy_from_slice(session.decode(token).unwrap());
+            }
+            least = least.min(COUNT.load(Ordering::Relaxed) - before);
+        }
+        assert_eq!(least, 0);
+
+        let mut other = Session::new(&model, 300).unwrap();
+        other.prefill(&[7]).unwrap();
+        let mut batch = Batch::new(&model, 2).unwrap();
+        let mut least = usize::MAX;
+        for _ in 0..4 {
+            let before = COUNT.load(Ordering::Relaxed);
+            for i in 0..10 {
+                batch.decode(&mut [&mut session, &mut other], &[i, i + 1]).unwrap();
             }
             least = least.min(COUNT.load(Ordering::Relaxed) - before);
         }

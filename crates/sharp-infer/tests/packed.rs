@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use sharp_infer::{Batch, Error, Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize};
+use sharp_infer::{
+    Batch, Error, Load, Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize,
+};
 use sharp_model::{
     ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
 };
@@ -129,6 +131,9 @@ fn shared_matrices_are_one_in_memory_and_on_disk() {
     assert_eq!(report.weight_bytes, sharp_infer::quantized_bytes(&source, &Recipe::q4()).unwrap());
     let model = open(&path, 1);
     assert_eq!(model.weight_bytes().total, report.weight_bytes);
+    let [map, read] = [Load::Map, Load::Read]
+        .map(|load| Model::open(&path, &Options { threads: 1, load, ..Options::default() }).unwrap());
+    assert_eq!(read.forward(&TOKENS, &mut ()).unwrap(), map.forward(&TOKENS, &mut ()).unwrap());
     assert!(report.file_bytes >= report.weight_bytes && report.file_bytes < report.weight_bytes + 64 * 1024);
     let file = PackedFile::open(&path).unwrap();
     assert_eq!(file.plan(), source.plan());

@@ -119,6 +119,46 @@ fn recovery(c: &mut Criterion) {
     }
 }
 
+/// The matrix products of one token of SmolLM2-135M and nothing else: no norms, no attention, no quantising. What decoding costs
+/// above this is the engine's own; what this costs above the bytes over the memory's bandwidth is the kernels'.
+fn bare_loop(c: &mut Criterion) {
+    let (d, f, kv, vocab, layers) = (576, 1536, 192, 49_152, 30);
+    for team in teams().iter().filter(|t| t.isa() == Isa::best()) {
+        let mut group = c.benchmark_group(format!("bare loop/{} threads", team.threads()));
+        for (format, share) in
+            [(PackedFormat::Q4, 1), (PackedFormat::Q4, 2), (PackedFormat::Q4, 4), (PackedFormat::Q8, 1)]
+        {
+            let weights = |rows, cols, count| Weights::new(format, rows, cols, count);
+            let (q, k, v) = (weights(d, d, layers), weights(kv, d, layers), weights(kv, d, layers));
+            let (o, mlps) = (weights(d, d, layers), layers.div_ceil(share));
+            let (gate, up, down) = (weights(f, d, mlps), weights(f, d, mlps), weights(d, f, mlps));
+            let head = weights(vocab, d, 1);
+            let (x, wide) = (activations(1, d), activations(1, f));
+            let mut outs: Vec<Vec<f32>> = [vocab, f, f].map(|rows| vec![0.0; rows]).to_vec();
+            group.throughput(Throughput::Elements(1));
+            group.bench_function(BenchmarkId::new(format.name(), format!("shared by {share}")), |bench| {
+                bench.iter(|| {
+                    let mut region = |matrices: &[PackedRef<'_>], x: &Activations| {
+                        let ops = matrices.iter().zip(&mut outs);
+                        let mut ops: Vec<_> = ops
+                            .map(|(m, out)| MatOp { linear: Linear::new(*m), out: &mut out[..m.rows()] })
+                            .collect();
+                        matmul(team, &mut ops, x, &mut Scratch::none()).expect("shapes that fit");
+                    };
+                    for layer in 0..layers {
+                        region(&[q.get(layer), k.get(layer), v.get(layer)], &x);
+                        region(&[o.get(layer)], &x);
+                        let mlp = layer / share;
+                        region(&[gate.get(mlp), up.get(mlp)], &x);
+                        region(&[down.get(mlp)], &wide);
+                    }
+                    region(&[head.get(0)], &x);
+                });
+            });
+        }
+    }
+}
+
 /// The cost of a region with no work in it, and of quantising a token.
 fn regions(c: &mut Criterion) {
     for team in teams().iter().filter(|t| t.isa() == Isa::best()) {
@@ -141,6 +181,6 @@ criterion_group! {
         .sample_size(20)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(800));
-    targets = decode, prefill, recovery, regions
+    targets = decode, prefill, recovery, bare_loop, regions
 }
 criterion_main!(benches);

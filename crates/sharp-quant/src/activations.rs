@@ -14,16 +14,19 @@ use crate::{
 /// NaN or infinite, the scale is NaN, so that every output that depends on it is NaN. Columns are padded to a multiple
 /// of 32 with zeros.
 ///
-/// The f32 values are kept beside the bytes for the matrices stored as 16-bit floats.
+/// The f32 values are kept beside the bytes, for matrices stored as 16-bit floats and for column scales, unless it is made without
+/// them by [`Activations::integers`].
 #[derive(Debug, Clone)]
 pub struct Activations {
     max_tokens: usize,
     max_cols: usize,
     n: usize,
     cols: usize,
+    /// Whether `x` is kept.
+    floats: bool,
     /// (n, padded cols)
     pub(crate) q: Vec<i8>,
-    /// (n, padded cols)
+    /// (n, padded cols); empty without floats.
     pub(crate) x: Vec<f32>,
     /// (n, blocks)
     pub(crate) scale: Vec<f32>,
@@ -51,6 +54,18 @@ impl Activations {
     /// # Errors
     /// [`QuantError::Empty`] and [`QuantError::Overflow`].
     pub fn new(max_tokens: usize, max_cols: usize) -> Result<Self> {
+        Self::with(max_tokens, max_cols, true)
+    }
+
+    /// The same without the f32 values: for `q4x16` and `q8x16` matrices, which multiply integers alone.
+    ///
+    /// # Errors
+    /// Those of [`Activations::new`].
+    pub fn integers(max_tokens: usize, max_cols: usize) -> Result<Self> {
+        Self::with(max_tokens, max_cols, false)
+    }
+
+    fn with(max_tokens: usize, max_cols: usize, floats: bool) -> Result<Self> {
         if max_tokens == 0 || max_cols == 0 {
             return Err(QuantError::Empty { rows: max_tokens, cols: max_cols });
         }
@@ -64,8 +79,9 @@ impl Activations {
             max_cols,
             n: 0,
             cols: max_cols,
+            floats,
             q: vec![0; padded],
-            x: vec![0.0; padded],
+            x: vec![0.0; if floats { padded } else { 0 }],
             scale: vec![0.0; blocks],
             sum: vec![0; blocks],
             pair: vec![0; blocks],
@@ -90,6 +106,11 @@ impl Activations {
     /// Columns there is room for.
     pub fn max_cols(&self) -> usize {
         self.max_cols
+    }
+
+    /// Whether the f32 values are kept.
+    pub fn has_floats(&self) -> bool {
+        self.floats
     }
 
     /// Takes `x` (n, cols), `n = x.len() / cols` tokens, replacing what was held.
@@ -149,17 +170,19 @@ impl Activations {
         Ok(())
     }
 
+    #[inline]
     pub(crate) fn blocks(&self) -> usize {
         self.cols.div_ceil(BLOCK)
     }
 
     /// Token `t`, which must be held.
+    #[inline]
     pub(crate) fn token(&self, t: usize) -> Token<'_> {
         let blocks = self.blocks();
         let (bytes, scales) = (t * blocks * BLOCK..(t + 1) * blocks * BLOCK, t * blocks..(t + 1) * blocks);
         Token {
             q: &self.q[bytes.clone()],
-            x: &self.x[bytes],
+            x: if self.floats { &self.x[bytes] } else { &[] },
             scale: &self.scale[scales.clone()],
             sum: &self.sum[scales.clone()],
             pair: &self.pair[scales],
@@ -180,6 +203,7 @@ impl Activations {
     pub(crate) fn parts(&mut self) -> Parts {
         Parts {
             blocks: self.blocks(),
+            floats: self.floats,
             q: Shared::new(&mut self.q),
             x: Shared::new(&mut self.x),
             scale: Shared::new(&mut self.scale),
@@ -193,6 +217,7 @@ impl Activations {
 #[derive(Clone, Copy)]
 pub(crate) struct Parts {
     blocks: usize,
+    floats: bool,
     q: Shared<i8>,
     x: Shared<f32>,
     scale: Shared<f32>,
@@ -210,21 +235,32 @@ impl Parts {
         let count = x.len().div_ceil(BLOCK);
         let first = t * self.blocks + block;
         // SAFETY: the caller vouches for the blocks; the vectors are as long as `begin` checked.
-        let (q, f, scale, sum, pair) = unsafe {
+        let (q, scale, sum, pair) = unsafe {
             (
                 self.q.slice(first * BLOCK, count * BLOCK),
-                self.x.slice(first * BLOCK, count * BLOCK),
                 self.scale.slice(first, count),
                 self.sum.slice(first, count),
                 self.pair.slice(first, count),
             )
         };
-        f[..x.len()].copy_from_slice(x);
-        f[x.len()..].fill(0.0);
-        quantize_blocks(isa, f, q, scale, sum, pair);
+        if self.floats {
+            // SAFETY: as above; the floats are as many as the bytes.
+            let floats = unsafe { self.x.slice(first * BLOCK, count * BLOCK) };
+            floats[..x.len()].copy_from_slice(x);
+            floats[x.len()..].fill(0.0);
+        }
+        let whole = x.len() / BLOCK;
+        quantize_blocks(isa, x, q, scale, sum, pair);
+        if whole < count {
+            let mut last = [0.0; BLOCK];
+            last[..x.len() - whole * BLOCK].copy_from_slice(&x[whole * BLOCK..]);
+            let q = &mut q[whole * BLOCK..];
+            quantize_blocks(isa, &last, q, &mut scale[whole..], &mut sum[whole..], &mut pair[whole..]);
+        }
     }
 }
 
+/// Quantises the whole blocks of `x`.
 fn quantize_blocks(
     isa: crate::Isa,
     x: &[f32],
@@ -239,14 +275,33 @@ fn quantize_blocks(
         fn wide(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
             quantize_blocks_body(x, q, scale, sum, pair);
         }
-        if isa != crate::Isa::scalar() {
-            // SAFETY: on this processor family every instruction set but the scalar one has AVX2 and FMA.
-            unsafe { wide(x, q, scale, sum, pair) };
-            return;
+        #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl")]
+        fn wider(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
+            quantize_blocks_body(x, q, scale, sum, pair);
+        }
+        match isa.kind() {
+            // SAFETY: an `Isa` of this kind exists only where the processor has AVX-512 F, BW and VL.
+            crate::isa::Kind::Avx512Vnni => return unsafe { wider(x, q, scale, sum, pair) },
+            // SAFETY: an `Isa` of this kind exists only where the processor has AVX2 and FMA.
+            crate::isa::Kind::Avx2 => return unsafe { wide(x, q, scale, sum, pair) },
+            _ => {}
         }
     }
     let _ = isa;
     quantize_blocks_body(x, q, scale, sum, pair);
+}
+
+/// Joins element `i` with `i + 16`, then with `i + 8`, then with `i + 4`: vector operations of halves, not a walk along the block.
+#[inline(always)]
+fn halve<T: Copy>(mut all: [T; BLOCK], join: impl Fn(T, T) -> T) -> [T; 4] {
+    let mut width = BLOCK / 2;
+    while width >= 4 {
+        for i in 0..width {
+            all[i] = join(all[i], all[i + width]);
+        }
+        width /= 2;
+    }
+    [all[0], all[1], all[2], all[3]]
 }
 
 /// Written without branches in its loops, so that the compiler vectorises it for each instruction set; every
@@ -258,10 +313,8 @@ fn quantize_blocks_body(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i
     let blocks = x.as_chunks::<BLOCK>().0.iter().zip(q.as_chunks_mut::<BLOCK>().0);
     for ((((x, q), scale), sum), pair) in blocks.zip(scale).zip(sum).zip(pair) {
         // The bits of magnitudes order as the magnitudes do, with NaN above infinity.
-        let mut top = 0u32;
-        for v in x {
-            top = top.max(v.to_bits() & 0x7fff_ffff);
-        }
+        let top = halve(x.map(|v| v.to_bits() & 0x7fff_ffff), u32::max);
+        let top = top.into_iter().fold(0, u32::max);
         let m = f32::from_bits(top);
         let (d, inverse) = if !m.is_finite() {
             (f32::NAN, 0.0)
@@ -277,15 +330,10 @@ fn quantize_blocks_body(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i
         if !m.is_finite() {
             wide = [0; BLOCK];
         }
-        let mut sums = [0i32; 4];
-        for c in wide.as_chunks::<4>().0 {
-            for (s, v) in sums.iter_mut().zip(c) {
-                *s += v;
-            }
-        }
         for (q, w) in q.iter_mut().zip(wide) {
             *q = w as i8;
         }
+        let sums = halve(wide, |a, b| a + b);
         let (even, odd) = (sums[0] + sums[1], sums[2] + sums[3]);
         *scale = d;
         *sum = even + odd;

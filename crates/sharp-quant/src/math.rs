@@ -13,9 +13,16 @@ macro_rules! vectorised {
                 fn wide($($arg: $ty),*) $(-> $ret)? {
                     $body($($arg),*)
                 }
-                if isa != Isa::scalar() {
-                    // SAFETY: on this processor family every instruction set but the scalar one has AVX2 and FMA.
-                    return unsafe { wide($($arg),*) };
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl")]
+                fn wider($($arg: $ty),*) $(-> $ret)? {
+                    $body($($arg),*)
+                }
+                match isa.kind() {
+                    // SAFETY: an `Isa` of this kind exists only where the processor has AVX-512 F, BW and VL.
+                    $crate::isa::Kind::Avx512Vnni => return unsafe { wider($($arg),*) },
+                    // SAFETY: an `Isa` of this kind exists only where the processor has AVX2 and FMA.
+                    $crate::isa::Kind::Avx2 => return unsafe { wide($($arg),*) },
+                    _ => {}
                 }
             }
             let _ = isa;

@@ -6,7 +6,7 @@ use crate::{
     error::{QuantError, Result, check_len, check_shape},
     kernels::{Acc, Kernels, Tokens},
     math,
-    packed::{GROUP, PackedRef},
+    packed::{GROUP, PackedFormat, PackedRef},
     raw::Shared,
     team::{Gate, Team},
 };
@@ -99,6 +99,14 @@ impl<'a> Linear<'a> {
     /// Rank of the recovery parameters, 0 without.
     pub fn rank(&self) -> usize {
         self.low_rank.map_or(0, |l| l.a.rows())
+    }
+
+    /// Whether its input must be kept in f32 too.
+    fn needs_floats(&self) -> bool {
+        let halves = |m: PackedRef<'_>| m.format() == PackedFormat::F16;
+        self.col_scale.is_some()
+            || self.weight.is_some_and(halves)
+            || self.low_rank.is_some_and(|l| halves(l.a))
     }
 
     /// Bytes of weights that one token reads.
@@ -209,7 +217,12 @@ pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut
         let store = |t: usize, g: usize, acc: &Acc| {
             let count = GROUP.min(linear.rows - g * GROUP);
             // SAFETY: rows of a group and tokens of a tile belong to one item alone; `out` stays borrowed.
-            unsafe { outs[op].slice(t * linear.rows + g * GROUP, count) }.copy_from_slice(&acc[..count]);
+            let out = unsafe { outs[op].slice(t * linear.rows + g * GROUP, count) };
+            // A copy of known length is one instruction, where any other is a call.
+            match out.as_chunks_mut::<GROUP>() {
+                ([out], []) => *out = *acc,
+                (_, out) => out.copy_from_slice(&acc[..count]),
+            }
         };
         if to - from == 1 {
             for g in (first..last).step_by(RUN) {
@@ -341,6 +354,10 @@ impl<'a> Region<'a> {
             let Some(linear) = linear else { continue };
             check_shape("columns of the activations", linear.cols, x.cols())?;
             let capacity = |what, capacity| QuantError::Capacity { what, capacity, wanted: i + 1 };
+            if linear.needs_floats() && !x.has_floats() {
+                let what = "floats kept with the activations";
+                return Err(QuantError::Capacity { what, capacity: 0, wanted: linear.cols });
+            }
             if linear.rank() > 0 {
                 let ops = scratch.t.len();
                 let acts = scratch.t_acts.get_mut(i).ok_or(capacity("matrices of the scratch space", ops))?;

@@ -362,3 +362,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn integer_matrices_need_no_floats_and_others_say_so() {
+    let (rows, cols, team) = (40, 70, Team::new(2).unwrap());
+    let values: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut both = [Activations::new(3, cols).unwrap(), Activations::integers(3, cols).unwrap()];
+    for acts in &mut both {
+        acts.quantize(&values[..3 * cols], 3, cols).unwrap();
+    }
+    for format in PackedFormat::ALL {
+        let packed = pack_f32(format, ScaleRule::Max, rows, cols, &values).unwrap();
+        let linear = Linear::new(PackedRef::new(format, rows, cols, &packed).unwrap());
+        let run = |acts| {
+            let mut out = vec![0.0; 3 * rows];
+            let done = matmul(&team, &mut [MatOp { linear, out: &mut out }], acts, &mut Scratch::none());
+            done.map(|()| out)
+        };
+        let (with, without) = (run(&both[0]).unwrap(), run(&both[1]));
+        match format {
+            PackedFormat::F16 => assert!(matches!(without, Err(QuantError::Capacity { .. }))),
+            _ => assert_eq!(without.unwrap(), with),
+        }
+    }
+}

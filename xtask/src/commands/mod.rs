@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(crate) mod benchmark;
 pub(crate) mod doctor;
 pub(crate) mod generate;
 pub(crate) mod interop;

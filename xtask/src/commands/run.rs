@@ -53,7 +53,7 @@ pub(crate) struct PipelineArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct StageArgs {
     #[command(flatten)]
-    run: RunArgs,
+    pub(crate) run: RunArgs,
     /// Make it again even if its outputs stand
     #[arg(long)]
     force: bool,
@@ -62,7 +62,7 @@ pub(crate) struct StageArgs {
     dry_run: bool,
     /// Print the outcome as one JSON object on standard output
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// What `--json` prints.

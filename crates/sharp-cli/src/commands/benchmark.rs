@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use sharp_infer::{Isa, Model, Options, Session};
+use sharp_infer::{Isa, Load, Model, Options, Session};
 use sharp_model::write_atomic;
 use sharp_progress::{Progress, Terminal};
 
@@ -35,10 +35,40 @@ pub(crate) struct Args {
     /// Where the result is written.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// How packed models come into memory: mapped, or read onto large pages; by default read where that fits.
+    #[arg(long, value_enum, default_value = "auto")]
+    load: LoadArg,
     /// Measure the one model in this process and print the measurement: what each repeat runs, so that every
     /// one loads afresh and has a peak of memory of its own.
     #[arg(long, hide = true)]
     single: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LoadArg {
+    Auto,
+    Map,
+    Read,
+}
+
+impl LoadArg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Map => "map",
+            Self::Read => "read",
+        }
+    }
+}
+
+impl From<LoadArg> for Load {
+    fn from(load: LoadArg) -> Self {
+        match load {
+            LoadArg::Auto => Load::Auto,
+            LoadArg::Map => Load::Map,
+            LoadArg::Read => Load::Read,
+        }
+    }
 }
 
 /// One run of one model.
@@ -63,6 +93,8 @@ struct Row {
     /// Bytes read for a token, each stored matrix once, times tokens a second, over the memory bandwidth. Above 1
     /// where caches keep a part of the model.
     roofline_fraction: f64,
+    /// Bytes of distinct weights read a second while decoding.
+    decode_bytes_per_second: f64,
     runs: Vec<Measurement>,
 }
 
@@ -105,6 +137,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
                 .args(["benchmark", "--single", "--json", "--threads", &threads.to_string()])
                 .args(["--prompt-tokens", &args.prompt_tokens.to_string()])
                 .args(["--decode-tokens", &args.decode_tokens.to_string()])
+                .args(["--load", args.load.name()])
                 .arg("--model")
                 .arg(path)
                 .output()
@@ -126,6 +159,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
             path: path.clone(),
             file_bytes: file_bytes(path)?,
             roofline_fraction: median.bytes_per_token as f64 * median.decode_tokens_per_second / bandwidth,
+            decode_bytes_per_second: median.bytes_per_token as f64 * median.decode_tokens_per_second,
             median,
             runs,
         });
@@ -143,7 +177,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
 /// Opens the model and runs it once: from nothing to the first token, a prompt, and tokens one by one.
 fn measure(path: &Path, args: &Args, threads: usize) -> Result<Measurement> {
     let begun = Instant::now();
-    let model = Model::open(path, &Options { threads, ..Options::default() })?;
+    let model = Model::open(path, &Options { threads, load: args.load.into(), ..Options::default() })?;
     let load_seconds = begun.elapsed().as_secs_f64();
     let vocabulary = u32::try_from(model.config().vocab_size).context("the vocabulary's size")?;
     // Which tokens they are does not matter to the time; a fixed sequence makes runs alike.
@@ -208,6 +242,8 @@ fn describe(bench: &Bench) -> String {
         "first token s",
         "prefill t/s",
         "decode t/s",
+        "a token",
+        "GB/s",
         "peak memory",
         "of bandwidth",
     ];
@@ -220,6 +256,8 @@ fn describe(bench: &Bench) -> String {
             format!("{:.3}", row.median.first_token_seconds),
             format!("{:.0}", row.median.prefill_tokens_per_second),
             format!("{:.1}", row.median.decode_tokens_per_second),
+            output::bytes(row.median.bytes_per_token),
+            format!("{:.1}", row.decode_bytes_per_second / 1e9),
             output::bytes(row.median.peak_memory_bytes),
             format!("{:.0} %", 100.0 * row.roofline_fraction),
         ]);

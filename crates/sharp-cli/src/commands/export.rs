@@ -8,13 +8,15 @@ use sharp_eval::Results;
 use sharp_model::{
     CardNotes, DType, ExportOptions, ExportSummary, ModelSource, Recovery, SharingPlan, export_compact,
     export_dense, export_peft,
+    gguf::{GgufOptions, export_gguf},
+    tokenizer::Tokenizer,
 };
 use sharp_progress::{Progress, Terminal};
 
 use crate::Global;
 use crate::output::{self, Output};
 
-/// Write the compressed model as a compact checkpoint, and as a dense one for other tools.
+/// Write the compressed model as a compact checkpoint, and as a dense one or a GGUF file for other tools.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  sharp export --model original --plan plan.toml --recovery recovery.safetensors --out compact --dense dense"
@@ -26,11 +28,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// A dense checkpoint with the effective weights, which any tool loads and which saves nothing.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["out", "peft"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["out", "peft", "gguf"])]
     dense: Option<PathBuf>,
     /// A PEFT adapter of the low-rank factors, and in DIR/base the dense checkpoint it belongs on.
     #[arg(long, value_name = "DIR")]
     peft: Option<PathBuf>,
+    /// A dense GGUF file with the effective weights, for llama.cpp.
+    #[arg(long, value_name = "FILE")]
+    gguf: Option<PathBuf>,
+    /// Type of the GGUF file's matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1.
+    #[arg(long, value_name = "DTYPE", default_value = "Q8_0")]
+    gguf_dtype: DType,
+    /// Type of its embedding and output head, where that is to be another.
+    #[arg(long, value_name = "DTYPE")]
+    gguf_embedding: Option<DType>,
     /// Type of the written weights: F32, F16 or BF16.
     #[arg(long, default_value = "F16")]
     dtype: DType,
@@ -84,6 +95,15 @@ struct Summary {
     compact: Option<Written>,
     dense: Option<Written>,
     peft: Option<Written>,
+    gguf: Option<GgufWritten>,
+}
+
+#[derive(Serialize)]
+struct GgufWritten {
+    path: PathBuf,
+    bytes: u64,
+    /// Whether the checkpoint had a tokenizer to put in.
+    tokenizer: bool,
 }
 
 #[derive(Serialize)]
@@ -105,7 +125,7 @@ type Export = fn(&ModelSource, &Path, &ExportOptions, &dyn Progress) -> sharp_mo
 pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
     let source = args.source.open()?;
     let figures = args.figures.as_deref().map(figures).transpose()?;
-    let card = CardNotes { data: args.data, figures };
+    let card = CardNotes { data: args.data.clone(), figures };
     let options = ExportOptions { card, ..ExportOptions::new(args.dtype) };
     let progress = Terminal::stderr();
     let write = |path: &Option<PathBuf>, export: Export| -> Result<Option<Written>> {
@@ -116,6 +136,7 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
         compact: write(&args.out, |s, p, o, t| export_compact(s, p, o, t))?,
         dense: write(&args.dense, |s, p, o, t| export_dense(s, p, o, t))?,
         peft: write(&args.peft, |s, p, o, t| export_peft(s, p, o, t))?,
+        gguf: args.gguf.as_deref().map(|path| write_gguf(&source, path, &args, &progress)).transpose()?,
     };
     output.result(&summary, || {
         let line = |name: &str, written: &Option<Written>| match written {
@@ -127,8 +148,32 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
                 output::bytes(written.bytes)
             ),
         };
-        line("compact", &summary.compact) + &line("dense", &summary.dense) + &line("adapter", &summary.peft)
+        let gguf = summary.gguf.as_ref().map(|w| {
+            let without = if w.tokenizer { "" } else { ", without a tokenizer" };
+            format!("gguf: {} ({}{without})\n", w.path.display(), output::bytes(w.bytes))
+        });
+        line("compact", &summary.compact)
+            + &line("dense", &summary.dense)
+            + &line("adapter", &summary.peft)
+            + &gguf.unwrap_or_default()
     })
+}
+
+fn write_gguf(
+    source: &ModelSource,
+    path: &Path,
+    args: &Args,
+    progress: &dyn Progress,
+) -> Result<GgufWritten> {
+    let folder = source.path();
+    let tokenizer = match folder.join("tokenizer.json").is_file() {
+        true => Some(Tokenizer::load(folder)?),
+        false => None,
+    };
+    let embedding = args.gguf_embedding.unwrap_or(args.gguf_dtype);
+    let options = GgufOptions { layers: args.gguf_dtype, embedding };
+    let bytes = export_gguf(source, tokenizer.as_ref(), path, options, progress)?;
+    Ok(GgufWritten { path: path.into(), bytes, tokenizer: tokenizer.is_some() })
 }
 
 /// Results of `sharp evaluate` as a table in Markdown: a row for each model, a column for each text and task.

@@ -17,7 +17,7 @@ use crate::output::{self, Output};
     after_help = "Example:\n  sharp synth --layers 22 --hidden 2048 --intermediate 5632 --heads 32 --kv-heads 4 --vocab 32000 --share 2 --out 1b.sharp"
 )]
 pub(crate) struct Args {
-    /// A named shape: tiny (a megabyte, for tests). Single sizes given beside it replace its own.
+    /// A named shape: tiny is a megabyte, for tests. Single sizes given beside it replace its own.
     #[arg(long, value_enum, default_value = "tiny")]
     preset: Preset,
     /// Layers.
@@ -58,6 +58,14 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Preset {
     Tiny,
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
+    #[value(name = "llama-110m")]
+    Llama110M,
+    #[value(name = "tinyllama-1.1b")]
+    TinyLlama,
+    #[value(name = "llama2-7b")]
+    Llama2,
 }
 
 impl Preset {
@@ -65,6 +73,10 @@ impl Preset {
     fn shape(self) -> [usize; 6] {
         match self {
             Preset::Tiny => [64, 160, 6, 4, 2, 272],
+            Preset::SmolLm2 => [576, 1536, 30, 9, 3, 49_152],
+            Preset::Llama110M => [768, 2048, 12, 12, 12, 32_000],
+            Preset::TinyLlama => [2048, 5632, 22, 32, 4, 32_000],
+            Preset::Llama2 => [4096, 11_008, 32, 32, 32, 32_000],
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::family::{FAMILIES, Family, Heads, Presence, tensors_of};
 use crate::source::{TensorBytes, TensorInfo, TensorSource};
 
 /// Rotary frequency factors: they become `rope_scaling`, not a tensor.
-const ROPE_FREQS: &str = "rope_freqs.weight";
+pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// A GGUF file under Hugging Face names, with q and k rows in Hugging Face's order.
 ///

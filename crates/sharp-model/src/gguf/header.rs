@@ -16,7 +16,7 @@ const MAX_ARRAY: u64 = 1 << 24;
 const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_TENSOR_NAME_BYTES: u64 = 1_024;
 const MAX_DIMENSIONS: u32 = 4;
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's numbers of the types that are read.
 pub(super) const TYPES: [(u32, DType); 12] = [
     (0, DType::F32),

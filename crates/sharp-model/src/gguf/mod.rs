@@ -2,15 +2,17 @@
 //!
 //! [`Gguf`] is the file as it lies: its metadata and its tensors under their own names, in their own row order.
 //! [`HfView`] is the same file under Hugging Face names, with `config.json` and `tokenizer.json` made from the
-//! metadata; it is what [`crate::import`] writes out.
+//! metadata; it is what [`crate::import`] writes out. [`export_gguf`] goes the other way.
 //!
 //! A GGUF file is untrusted input. Every count, length and offset is checked against the bytes that are really
 //! there before anything is allocated or read, and nothing is read from the tensor data until it is asked for.
 
 mod convert;
+mod export;
 mod header;
 mod value;
 mod vocab;
+mod write;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,8 +25,10 @@ use crate::mmap::map_file;
 use crate::source::{TensorBytes, TensorInfo, TensorSource};
 
 pub use convert::HfView;
+pub use export::{GgufOptions, export_gguf};
 pub use value::{Array, Value};
 pub use vocab::{tokenizer_config_json, tokenizer_json};
+pub use write::GgufWriter;
 
 /// An opened GGUF file (version 2 or 3, little endian), memory-mapped.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Files from outside: GGUF, tokenizers, import, and the packed model, sound and hostile.
 
 mod families;
+mod gguf_export;
 mod gguf_golden;
 mod gguf_hostile;
 mod import;

@@ -105,10 +105,17 @@ impl<'a> Tokens<'a> {
         self.n
     }
 
+    /// Panics if a matrix of this format would read floats that are not kept.
+    fn assert_holds(&self, format: PackedFormat) {
+        assert!(format != PackedFormat::F16 || self.acts.has_floats(), "floats that are not kept");
+    }
+
+    #[inline]
     pub(crate) fn blocks(&self) -> usize {
         self.acts.blocks()
     }
 
+    #[inline]
     pub(crate) fn get(&self, t: usize) -> Token<'a> {
         self.acts.token(self.from + t)
     }
@@ -145,6 +152,7 @@ impl Kernels {
     /// Adds the products of groups `from..from + acc.len()` with one token.
     pub(crate) fn gemv(&self, w: PackedRef<'_>, from: usize, x: Tokens<'_>, acc: &mut [Acc]) {
         assert!(x.len() == 1 && x.blocks() == w.blocks(), "gemv of another shape");
+        x.assert_holds(w.format());
         let data = w.group_data(from, from + acc.len());
         // SAFETY: the instruction set exists here because an `Isa` of it does; `data` has `acc.len()` groups of
         // `x.blocks()` blocks.
@@ -154,6 +162,7 @@ impl Kernels {
     /// Adds the products of group `group` with `acc.len()` tokens.
     pub(crate) fn gemm(&self, w: PackedRef<'_>, group: usize, x: Tokens<'_>, acc: &mut [Acc]) {
         assert!(x.len() == acc.len() && x.blocks() == w.blocks(), "gemm of another shape");
+        x.assert_holds(w.format());
         let data = w.group_data(group, group + 1);
         // SAFETY: as above; `data` has one group, and `x` as many tokens as `acc`.
         unsafe { self.gemm[index(w.format())](data, x, acc) }

@@ -1,0 +1,281 @@
+//! `cargo xtask benchmark`: the stage of that name, and with `--peer` our engine beside llama.cpp on the same weights.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::run::{StageArgs, stage};
+use crate::build::Programs;
+use crate::paths;
+use crate::stages::{IMPORT, Program, Stage};
+
+/// Options of `benchmark`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+    /// llama.cpp's llama-bench: both engines then run the same checkpoint in turn, and no stage is run
+    #[arg(long, value_name = "PROGRAM")]
+    peer: Option<PathBuf>,
+    /// The checkpoint they run: a Hugging Face directory; the original of the run by default
+    #[arg(long, value_name = "DIR", requires = "peer")]
+    model: Option<PathBuf>,
+    /// Numbers of threads
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2", requires = "peer")]
+    threads: Vec<usize>,
+    /// Formats: q4 (Q4_0, embedding Q8_0), q8 (Q8_0)
+    #[arg(long, value_name = "FORMAT", value_delimiter = ',', default_value = "q4,q8", requires = "peer")]
+    formats: Vec<Format>,
+    /// How often each is measured; medians count
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "peer")]
+    repeats: usize,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "peer")]
+    prompt_tokens: usize,
+    /// Tokens decoded after an empty context
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "peer")]
+    decode_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Q4,
+    Q8,
+}
+
+impl Format {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q4 => "q4",
+            Self::Q8 => "q8",
+        }
+    }
+
+    /// Our recipes' numbers in GGUF's types.
+    fn gguf_dtype(self) -> &'static str {
+        match self {
+            Self::Q4 => "Q4_0",
+            Self::Q8 => "Q8_0",
+        }
+    }
+}
+
+/// What `--json` prints. Every ratio says how many times ours is as good.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    ratios: BTreeMap<String, f64>,
+    /// Medians: tokens a second, and for `load` the seconds of a process that opens the model and makes one token.
+    ours: BTreeMap<String, f64>,
+    peer: BTreeMap<String, f64>,
+    peer_build: String,
+    model: String,
+    repeats: usize,
+}
+
+/// Runs the stage, or the comparison.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Some(peer) = &args.peer else { return stage(Stage::Benchmark, &args.stage) };
+    if args.repeats == 0 || args.prompt_tokens == 0 || args.decode_tokens == 0 || args.threads.contains(&0) {
+        bail!("--repeats, --prompt-tokens, --decode-tokens and --threads are at least 1");
+    }
+    let model = match &args.model {
+        Some(model) => model.clone(),
+        None => args.stage.run.resolve()?.path(IMPORT),
+    };
+    if !model.join("config.json").is_file() {
+        bail!("{} is no checkpoint: give one with --model", paths::shown(&model));
+    }
+    let programs = Programs::provide(&[Program::Sharp])?;
+    let sharp = programs.path(Program::Sharp)?;
+    let folder = std::env::temp_dir().join(format!("sharp-peer-{}", std::process::id()));
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let compared = compare(args, sharp, peer, &model, &folder);
+    fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+    let compared = compared?;
+    if args.stage.json {
+        println!("{}", serde_json::to_string_pretty(&compared).context("the comparison as JSON")?);
+        return Ok(());
+    }
+    println!("{:<20} {:>10} {:>10} {:>7}", "", "sharp", "llama.cpp", "ratio");
+    for (what, ratio) in &compared.ratios {
+        let of = |values: &BTreeMap<String, f64>| values.get(what).copied().unwrap_or(f64::NAN);
+        let unit = if what.starts_with("load") { "s" } else { "tokens/s" };
+        println!("{what:<20} {:>10.4} {:>10.4} {ratio:>7.2}  {unit}", of(&compared.ours), of(&compared.peer));
+    }
+    println!("{}, medians of {}; llama.cpp {}", compared.model, compared.repeats, compared.peer_build);
+    Ok(())
+}
+
+fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) -> Result<Comparison> {
+    let mut ours: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut theirs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut build = String::new();
+    for &format in &args.formats {
+        let packed = folder.join(format!("{}.sharp", format.name()));
+        let gguf = folder.join(format!("{}.gguf", format.name()));
+        let from = |command: &str| {
+            let mut line = Command::new(sharp);
+            line.arg(command).arg("--model").arg(model);
+            line
+        };
+        finish(from("quantize").args(["--recipe", format.name()]).arg("--out").arg(&packed))?;
+        let types = ["--gguf-dtype", format.gguf_dtype(), "--gguf-embedding", "Q8_0"];
+        finish(from("export").args(types).arg("--gguf").arg(&gguf))?;
+        for round in 0..args.repeats {
+            for &threads in &args.threads {
+                eprintln!("{}, {threads} threads, round {} of {}", format.name(), round + 1, args.repeats);
+                let key = |what: &str| format!("{what}_{}_t{threads}", format.name());
+                let ask = |prompt, decode| ours_once(sharp, &packed, threads, (prompt, decode));
+                let (prefill, _) = ask(args.prompt_tokens, 1)?;
+                let (decode, _) = ask(1, args.decode_tokens)?;
+                let (_, load) = ask(1, 1)?;
+                let tokens = [("prefill", number(&prefill, "prefill_tokens_per_second")?)];
+                let tokens =
+                    tokens.into_iter().chain([("decode", number(&decode, "decode_tokens_per_second")?)]);
+                for (what, value) in tokens.chain([("load", load)]) {
+                    ours.entry(key(what)).or_default().push(value);
+                }
+                let ask = |prompt: usize, decode: usize, more: &[&str]| {
+                    peer_once(peer, &gguf, threads, prompt, decode, more)
+                };
+                let (prefill, _) = ask(args.prompt_tokens, 0, &[])?;
+                let (decode, _) = ask(0, args.decode_tokens, &[])?;
+                let (_, load) = ask(0, 1, &["--no-warmup"])?;
+                build = format!(
+                    "build {}",
+                    prefill.get("build_number").map_or_else(|| "unknown".into(), Value::to_string)
+                );
+                let tokens =
+                    [("prefill", number(&prefill, "avg_ts")?), ("decode", number(&decode, "avg_ts")?)];
+                for (what, value) in tokens.into_iter().chain([("load", load)]) {
+                    theirs.entry(key(what)).or_default().push(value);
+                }
+            }
+        }
+    }
+    let medians = |all: BTreeMap<String, Vec<f64>>| -> BTreeMap<String, f64> {
+        all.into_iter().map(|(what, values)| (what, median(values))).collect()
+    };
+    let (ours, peer) = (medians(ours), medians(theirs));
+    let ratios = ours
+        .iter()
+        .filter_map(|(what, &ours)| {
+            let peer = *peer.get(what)?;
+            // Of seconds fewer are better, of tokens more.
+            Some((what.clone(), if what.starts_with("load") { peer / ours } else { ours / peer }))
+        })
+        .collect();
+    Ok(Comparison {
+        ratios,
+        ours,
+        peer,
+        peer_build: build,
+        model: paths::shown(model),
+        repeats: args.repeats,
+    })
+}
+
+/// One process of ours: its measurement, and its wall time in seconds.
+fn ours_once(
+    sharp: &Path,
+    model: &Path,
+    threads: usize,
+    (prompt, decode): (usize, usize),
+) -> Result<(Value, f64)> {
+    let mut command = Command::new(sharp);
+    command.args(["benchmark", "--single", "--json", "--threads", &threads.to_string()]);
+    command.args(["--prompt-tokens", &prompt.to_string(), "--decode-tokens", &decode.to_string()]);
+    let begun = Instant::now();
+    let text = finish(command.arg("--model").arg(model))?;
+    let wall = begun.elapsed().as_secs_f64();
+    Ok((serde_json::from_str(&text).context("reading a measurement of sharp")?, wall))
+}
+
+/// One process of llama-bench: the one test it ran, and its wall time in seconds.
+fn peer_once(
+    peer: &Path,
+    model: &Path,
+    threads: usize,
+    prompt: usize,
+    decode: usize,
+    more: &[&str],
+) -> Result<(Value, f64)> {
+    let mut command = Command::new(peer);
+    command.args(["-o", "json", "-r", "1", "-t", &threads.to_string()]).args(more);
+    command.args(["-p", &prompt.to_string(), "-n", &decode.to_string()]);
+    let begun = Instant::now();
+    let text = finish(command.arg("-m").arg(model))?;
+    let wall = begun.elapsed().as_secs_f64();
+    let all: Vec<Value> = serde_json::from_str(&text).context("reading a measurement of llama-bench")?;
+    let [one] = all.as_slice() else { bail!("llama-bench reported {} tests instead of one", all.len()) };
+    Ok((one.clone(), wall))
+}
+
+fn number(value: &Value, key: &str) -> Result<f64> {
+    value.get(key).and_then(Value::as_f64).with_context(|| format!("a measurement without `{key}`"))
+}
+
+/// Runs a program to its end and returns what it wrote to standard output.
+fn finish(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let done = command.output().with_context(|| format!("starting {program}"))?;
+    if !done.status.success() {
+        bail!("{program} failed ({}): {}", done.status, String::from_utf8_lossy(&done.stderr).trim());
+    }
+    String::from_utf8(done.stdout).with_context(|| format!("the output of {program}"))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
+    if values.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stands in for llama-bench and for sharp: prints what both of them would for the asked test.
+    const PROGRAM: &str = r#"#!/bin/sh
+case "$1" in
+    quantize | export) exit 0 ;;
+    benchmark) echo '{"prefill_tokens_per_second": 300.0, "decode_tokens_per_second": 40.0}' ;;
+    *) echo '[{"build_number": 7, "avg_ts": 20.0}]' ;;
+esac
+"#;
+
+    #[test]
+    #[cfg(unix)]
+    fn ratios_are_ours_over_theirs() {
+        use clap::Parser;
+        use std::os::unix::fs::PermissionsExt;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        fs::write(&program, PROGRAM).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let args = Line::parse_from(["benchmark", "--peer", "x", "--threads", "2", "--repeats", "2"]).args;
+        let found = compare(&args, &program, &program, folder.path(), folder.path()).unwrap();
+        assert_eq!(found.ratios["prefill_q4_t2"], 15.0);
+        assert_eq!(found.ratios["decode_q8_t2"], 2.0);
+        assert!(found.ratios["load_q4_t2"] > 0.0);
+        assert_eq!((found.ratios.len(), found.peer_build.as_str()), (6, "build 7"));
+    }
+
+    #[test]
+    fn medians_of_odd_and_even_numbers() {
+        assert_eq!(median(vec![3.0, 1.0, 9.0]), 3.0);
+        assert_eq!(median(vec![3.0, 1.0, 9.0, 5.0]), 4.0);
+    }
+}
