@@ -72,7 +72,7 @@ fn arrows_run_one_way() {
         ("sharp-data", &["sharp-model"]),
         ("sharp-strategy", &["sharp-model"]),
         ("sharp-infer", &["sharp-model", "sharp-progress", "sharp-quant"]),
-        ("sharp-similarity", &["sharp-infer", "sharp-model", "sharp-progress"]),
+        ("sharp-similarity", &["sharp-infer", "sharp-model", "sharp-progress", "sharp-quant"]),
         ("sharp-eval", &["sharp-data", "sharp-infer", "sharp-model", "sharp-progress", "sharp-quant"]),
         ("sharp-serve", &["sharp-data", "sharp-infer", "sharp-model", "sharp-quant"]),
         ("sharp-train", &["sharp-data", "sharp-model", "sharp-progress", "sharp-quant"]),
