@@ -93,14 +93,15 @@ fn call(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The whole way on the tiny model, from nothing, and once more.
+/// The whole way on the tiny model, from nothing, and once more. By the driver as just built: that build may have put a new file where
+/// this process was started from.
 fn tiny_twice(programs: &Path) -> Result<()> {
     let folder = crate::paths::repository()?.join("runs").join("tiny-check");
     if folder.exists() {
         std::fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
     }
     let pipeline = || -> Result<Command> {
-        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        let mut command = Command::new(programs.join("xtask"));
         command.args(["pipeline", "--config", "configs/tiny.toml", "--json", "--out"]).arg(&folder);
         command.current_dir(crate::paths::repository()?).env("SHARP_BIN_DIR", programs);
         Ok(command)
