@@ -6,6 +6,7 @@ mod data;
 mod machine;
 mod output;
 mod report;
+mod sampling;
 
 use std::process::ExitCode;
 

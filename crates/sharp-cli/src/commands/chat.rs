@@ -11,11 +11,12 @@ use rustyline::history::FileHistory;
 use rustyline::{Config, Editor};
 use serde_json::json;
 use sharp_data::{Chat, Message};
-use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, SamplerOptions, Session, generate};
+use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, Session, generate};
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
 use crate::output::Output;
+use crate::sampling::Sampling;
 
 /// Talk with a model. Ctrl-C stops an answer, Ctrl-D ends.
 #[derive(Debug, clap::Args)]
@@ -38,21 +39,11 @@ pub(crate) struct Args {
     /// 0 always takes the likeliest token; higher is more varied.
     #[arg(long, default_value_t = 0.7)]
     temperature: f32,
-    /// Only the K likeliest tokens; 0: all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
     /// Only the likeliest tokens that together have this probability.
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f32,
-    /// Only tokens at least this fraction as likely as the likeliest.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f32,
-    /// Makes tokens that are already there less likely; 1: not.
-    #[arg(long, default_value_t = 1.0)]
-    repetition_penalty: f32,
-    /// Same seed, same answers to the same messages.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: Sampling,
     /// A file that keeps what was typed, for the arrow keys of the next time.
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
@@ -165,14 +156,7 @@ impl Conversation {
         if context > longest {
             bail!("--context is {context}; the model takes {longest} tokens");
         }
-        let sampler = SamplerOptions {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            repetition_penalty: args.repetition_penalty,
-            seed: args.seed,
-        };
+        let sampler = args.sampling.options(args.temperature, args.top_p);
         sampler.validate()?;
         Ok(Self {
             session: Session::new(&model, context)?,

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use sharp_data::{Chat, Message};
-use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, SamplerOptions, Session, generate};
+use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, Session, generate};
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
 use crate::output::Output;
+use crate::sampling::Sampling;
 
 /// Generate text.
 #[derive(Debug, clap::Args)]
@@ -34,21 +35,11 @@ pub(crate) struct Args {
     /// 0 always takes the likeliest token; higher is more varied.
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
-    /// Only the K likeliest tokens; 0: all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
     /// Only the likeliest tokens that together have this probability.
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
-    /// Only tokens at least this fraction as likely as the likeliest.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f32,
-    /// Makes tokens that are already there less likely; 1: not.
-    #[arg(long, default_value_t = 1.0)]
-    repetition_penalty: f32,
-    /// Same seed, same text.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: Sampling,
     /// Text that ends the generation; may be given more than once.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -147,14 +138,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     };
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
-        sampler: SamplerOptions {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            repetition_penalty: args.repetition_penalty,
-            seed: args.seed,
-        },
+        sampler: args.sampling.options(args.temperature, args.top_p),
         stop: args.stop,
         ..GenerateOptions::default()
     };

@@ -115,17 +115,8 @@ fn prepare(site: &Shared, body: &Value) -> Result<(Reply, bool, Vec<Job>, Events
     let (common, events) = Common::new(site);
     let jobs: Vec<Job> = (0..parameters.n)
         .map(|j| Job {
-            choice: j,
-            prompt: ids.clone(),
-            max_tokens,
-            sampling: parameters.sampling(j),
-            stop: parameters.stop.clone(),
-            ignore_eos: parameters.ignore_eos,
             logprobs: logprobs.then_some(top),
-            score_prompt: false,
-            arrived: common.arrived,
-            deadline: common.deadline,
-            events: common.sender.clone(),
+            ..common.job(&parameters, (j, j), &ids, max_tokens)
         })
         .collect();
     let reply = Reply::new(site, Kind::Chat, jobs.len(), ids.len(), &parameters).with_logprobs(logprobs);

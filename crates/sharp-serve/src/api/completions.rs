@@ -126,17 +126,9 @@ fn prepare(site: &Shared, body: &Value) -> Result<(Reply, bool, Vec<Job>, Events
         for j in 0..parameters.n {
             echoes.push(if echo { text.clone() } else { String::new() });
             jobs.push(Job {
-                choice: jobs.len(),
-                prompt: ids.clone(),
-                max_tokens,
-                sampling: parameters.sampling(j),
-                stop: parameters.stop.clone(),
-                ignore_eos: parameters.ignore_eos,
                 logprobs: own.logprobs,
                 score_prompt: echo && own.logprobs.is_some(),
-                arrived: common.arrived,
-                deadline: common.deadline,
-                events: common.sender.clone(),
+                ..common.job(&parameters, (jobs.len(), j), &ids, max_tokens)
             });
         }
     }

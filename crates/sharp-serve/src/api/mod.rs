@@ -27,6 +27,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use self::error::ApiError;
+use self::parameters::Parameters;
 use self::texts::Texts;
 use crate::job::{Event, Job};
 use crate::metrics::{Metrics, RequestLabels};
@@ -129,6 +130,29 @@ impl Common {
         let (sender, events) = unbounded_channel();
         let arrived = Instant::now();
         (Self { arrived, deadline: arrived + site.options.timeout, sender }, events)
+    }
+
+    /// The job of a request's choice `choice`, the `j`th of its prompt, without log probabilities.
+    fn job(
+        &self,
+        parameters: &Parameters,
+        (choice, j): (usize, usize),
+        prompt: &Arc<[u32]>,
+        max_tokens: usize,
+    ) -> Job {
+        Job {
+            choice,
+            prompt: prompt.clone(),
+            max_tokens,
+            sampling: parameters.sampling(j),
+            stop: parameters.stop.clone(),
+            ignore_eos: parameters.ignore_eos,
+            logprobs: None,
+            score_prompt: false,
+            arrived: self.arrived,
+            deadline: self.deadline,
+            events: self.sender.clone(),
+        }
     }
 }
 
