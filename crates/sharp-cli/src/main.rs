@@ -70,8 +70,10 @@ enum Command {
     /// Write one file that the engine maps and runs as it lies.
     Quantize(quantize::Args),
     /// Measure perplexity, distance from the first model, and multiple-choice accuracy.
+    #[command(visible_alias = "eval")]
     Evaluate(evaluate::Args),
     /// Measure load, prefill and decode speed, memory, and the fraction of the machine's limit.
+    #[command(visible_alias = "bench")]
     Benchmark(benchmark::Args),
     /// Generate text.
     Generate(generate::Args),

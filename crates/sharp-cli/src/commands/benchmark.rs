@@ -150,7 +150,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
         }
     }
     drop(task);
-    let bandwidth = machine::memory_bandwidth(threads);
+    let bandwidth = machine::memory_bandwidth(threads).context("measuring the memory")?;
     let mut models = Vec::new();
     for (path, runs) in args.model.iter().zip(runs) {
         let median = median(&runs);

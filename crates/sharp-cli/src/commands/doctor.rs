@@ -1,6 +1,6 @@
 //! `sharp doctor`: what this machine offers.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use sharp_quant::Isa;
 
@@ -30,7 +30,8 @@ pub(crate) fn run(_args: Args, global: &Global, output: &Output) -> Result<()> {
         kernels_in_use: Isa::from_env()?.name(),
         kernels_available: Isa::available().into_iter().map(Isa::name).collect(),
         threads: global.threads(),
-        memory_bandwidth_bytes_per_second: machine::memory_bandwidth(global.threads()),
+        memory_bandwidth_bytes_per_second: machine::memory_bandwidth(global.threads())
+            .context("measuring the memory")?,
     };
     output.result(&findings, || {
         format!(

@@ -314,16 +314,10 @@ fn rows_body<const HW: bool, E: Element>(
                 out: ((t - tokens.0) * (heads.1 - heads.0) + h - heads.0) * dim,
             }
         };
-        let mut i = 0;
-        while i < total {
-            let count = ROWS.min(total - i);
-            match count {
-                4 => head.attend::<HW, 4>(std::array::from_fn(|r| row(i + r)), out),
-                3 => head.attend::<HW, 3>(std::array::from_fn(|r| row(i + r)), out),
-                2 => head.attend::<HW, 2>(std::array::from_fn(|r| row(i + r)), out),
-                _ => head.attend::<HW, 1>(std::array::from_fn(|r| row(i + r)), out),
-            }
-            i += count;
+        if tokens.1 - tokens.0 == 1 {
+            head.attend_all::<HW, true>(total, row, out);
+        } else {
+            head.attend_all::<HW, false>(total, row, out);
         }
     }
 }
@@ -359,8 +353,35 @@ struct Head<'a, E: Element> {
 }
 
 impl<E: Element> Head<'_, E> {
+    /// All rows, some at a time. `FIRST` says that these keys and values are not in the caches yet: those of one token, which nobody
+    /// else has just looked at.
     #[inline(always)]
-    fn attend<const HW: bool, const R: usize>(&self, rows: [Row<'_>; R], out: &mut [f32]) {
+    fn attend_all<'a, const HW: bool, const FIRST: bool>(
+        &self,
+        total: usize,
+        row: impl Fn(usize) -> Row<'a>,
+        out: &mut [f32],
+    ) {
+        let mut i = 0;
+        while i < total {
+            let count = ROWS.min(total - i);
+            match count {
+                4 => self.attend::<HW, FIRST, 4, 1>(std::array::from_fn(|r| row(i + r)), out),
+                3 => self.attend::<HW, FIRST, 3, 2>(std::array::from_fn(|r| row(i + r)), out),
+                2 => self.attend::<HW, FIRST, 2, 2>(std::array::from_fn(|r| row(i + r)), out),
+                _ => self.attend::<HW, FIRST, 1, 4>(std::array::from_fn(|r| row(i + r)), out),
+            }
+            i += count;
+        }
+    }
+
+    /// `R` rows at once, `S` vectors of each: sums that do not wait for each other, as many as there are registers for.
+    #[inline(always)]
+    fn attend<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
+        &self,
+        rows: [Row<'_>; R],
+        out: &mut [f32],
+    ) {
         let longest = rows.iter().map(|r| r.limit).max().unwrap_or(0);
         let first = rows.iter().map(|r| r.from).min().unwrap_or(0) / KEYS * KEYS;
         let mut top = [f32::NEG_INFINITY; R];
@@ -368,7 +389,7 @@ impl<E: Element> Head<'_, E> {
         for base in (first..longest).step_by(KEYS) {
             let count = KEYS.min(longest - base);
             let mut p = [[0.0f32; KEYS]; R];
-            self.scores::<HW, R>(&rows, base, count, &mut p);
+            self.scores::<HW, FIRST, R, S>(&rows, base, count, &mut p);
             let mut keep = [1.0f32; R];
             for r in 0..R {
                 // A row that sees none of these keys has weights of zero for them and stays as it is.
@@ -376,7 +397,7 @@ impl<E: Element> Head<'_, E> {
                     (top[r], keep[r], total[r]) = soften(&mut p[r], top[r], total[r]);
                 }
             }
-            self.values::<HW, R>(&rows, (first, base), count, &p, keep, out);
+            self.values::<HW, FIRST, R, S>(&rows, (first, base), count, &p, keep, out);
         }
         for (row, total) in rows.iter().zip(total) {
             let inverse = 1.0 / total;
@@ -388,53 +409,83 @@ impl<E: Element> Head<'_, E> {
 
     /// Scaled scores with keys `base..base + count`; minus infinity outside what a row sees, but zero for a row that sees none of them.
     #[inline(always)]
-    fn scores<const HW: bool, const R: usize>(
+    fn scores<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
         &self,
         rows: &[Row<'_>; R],
         base: usize,
         count: usize,
         p: &mut [[f32; KEYS]; R],
     ) {
-        for sub in 0..count.div_ceil(LANES) {
-            let from = base + sub * LANES;
-            let tile = self.k[from * self.dim..(from + LANES) * self.dim].as_chunks::<LANES>().0;
-            let mut acc = [[0.0f32; LANES]; R];
-            for (d, k) in tile.iter().enumerate() {
-                let k = E::widen::<HW>(k);
-                for r in 0..R {
-                    let q = rows[r].q[d];
-                    for l in 0..LANES {
-                        acc[r][l] = q.mul_add(k[l], acc[r][l]);
-                    }
-                }
-            }
-            for r in 0..R {
-                if !rows[r].sees(base, count) {
-                    continue;
-                }
-                let mut scores = acc[r].map(|s| s * self.scale);
-                if let Some(cap) = self.cap {
-                    scores = scores.map(|s| cap * (s / cap).tanh());
-                }
-                // As i32, because comparing those vectorises.
-                let left = (rows[r].limit - from.min(rows[r].limit)).min(LANES) as i32;
-                let skipped = (rows[r].from - from.min(rows[r].from)).min(LANES) as i32;
-                for l in 0..LANES {
-                    let seen = (l as i32) < left && (l as i32) >= skipped;
-                    p[r][sub * LANES + l] = if seen { scores[l] } else { f32::NEG_INFINITY };
-                }
-            }
+        let tiles = count.div_ceil(LANES);
+        let mut tile = 0;
+        while tile + S <= tiles {
+            self.tiles::<HW, FIRST, R, S>(rows, base, tile, p);
+            tile += S;
+        }
+        for tile in tile..tiles {
+            self.tiles::<HW, FIRST, R, 1>(rows, base, tile, p);
         }
         for (p, row) in p.iter_mut().zip(rows) {
             if row.sees(base, count) {
-                p[count.next_multiple_of(LANES)..].fill(f32::NEG_INFINITY);
+                let from = base as i64;
+                let seen = (row.from as i64 - from, row.limit as i64 - from);
+                // As i32, because comparing those vectorises.
+                let seen = (seen.0.clamp(0, KEYS as i64) as i32, seen.1.clamp(0, KEYS as i64) as i32);
+                for (l, p) in p.iter_mut().enumerate() {
+                    let l = l as i32;
+                    *p = if l >= seen.0 && l < seen.1 { *p } else { f32::NEG_INFINITY };
+                }
+            } else {
+                p.fill(0.0);
+            }
+        }
+    }
+
+    /// Scaled scores with the `S` tiles of 16 keys from the `tile`th after `base` on.
+    #[inline(always)]
+    fn tiles<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
+        &self,
+        rows: &[Row<'_>; R],
+        base: usize,
+        tile: usize,
+        p: &mut [[f32; KEYS]; R],
+    ) {
+        let keys: [&[[E::Raw; LANES]]; S] = std::array::from_fn(|s| {
+            let from = base + (tile + s) * LANES;
+            self.k[from * self.dim..(from + LANES) * self.dim].as_chunks::<LANES>().0
+        });
+        let mut acc = [[[0.0f32; LANES]; S]; R];
+        #[allow(clippy::needless_range_loop, reason = "runs over every tile and every query at once")]
+        for d in 0..self.dim {
+            for s in 0..S {
+                if FIRST {
+                    ask_for(&raw const keys[s][d], KEYS * self.dim / LANES);
+                }
+                let k = E::widen::<HW>(&keys[s][d]);
+                for r in 0..R {
+                    let q = rows[r].q[d];
+                    for l in 0..LANES {
+                        acc[r][s][l] = q.mul_add(k[l], acc[r][s][l]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for s in 0..S {
+                let mut scores = acc[r][s].map(|v| v * self.scale);
+                if let Some(cap) = self.cap {
+                    scores = scores.map(|v| cap * (v / cap).tanh());
+                }
+                for l in 0..LANES {
+                    p[r][(tile + s) * LANES + l] = scores[l];
+                }
             }
         }
     }
 
     /// `out = out * keep + p V` over keys `base..base + count`; the first time, where `base` is `first`, `out` counts as zero.
     #[inline(always)]
-    fn values<const HW: bool, const R: usize>(
+    fn values<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
         &self,
         rows: &[Row<'_>; R],
         (first, base): (usize, usize),
@@ -444,31 +495,74 @@ impl<E: Element> Head<'_, E> {
         out: &mut [f32],
     ) {
         let v = &self.v[base * self.padded..(base + count) * self.padded];
-        for c in (0..self.dim).step_by(LANES) {
-            let width = LANES.min(self.dim - c);
-            let mut acc = [[0.0f32; LANES]; R];
-            if base > first {
-                for r in 0..R {
-                    let o = &out[rows[r].out + c..rows[r].out + c + width];
-                    for (a, o) in acc[r].iter_mut().zip(o) {
+        let keep = (base > first).then_some(keep);
+        let mut c = 0;
+        while c + S * LANES <= self.padded {
+            self.columns::<HW, FIRST, R, S>(rows, v, c, p, keep, out);
+            c += S * LANES;
+        }
+        for c in (c..self.padded).step_by(LANES) {
+            self.columns::<HW, FIRST, R, 1>(rows, v, c, p, keep, out);
+        }
+    }
+
+    /// The `S` vectors of columns from `c` on of [`Self::values`]; without `keep`, `out` counts as zero.
+    #[inline(always)]
+    fn columns<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
+        &self,
+        rows: &[Row<'_>; R],
+        v: &[E::Raw],
+        c: usize,
+        p: &[[f32; KEYS]; R],
+        keep: Option<[f32; R]>,
+        out: &mut [f32],
+    ) {
+        // Columns of the row that exist, of each vector.
+        let width: [usize; S] = std::array::from_fn(|s| self.dim.saturating_sub(c + s * LANES).min(LANES));
+        let mut acc = [[[0.0f32; LANES]; S]; R];
+        if let Some(keep) = keep {
+            for r in 0..R {
+                for s in 0..S {
+                    let o = &out[rows[r].out + c + s * LANES..][..width[s]];
+                    for (a, o) in acc[r][s].iter_mut().zip(o) {
                         *a = o * keep[r];
                     }
                 }
             }
-            for (key, v) in v.chunks_exact(self.padded).enumerate() {
-                let Some(v) = v[c..].first_chunk::<LANES>() else { break };
-                let v = E::widen::<HW>(v);
+        }
+        for (key, v) in v.chunks_exact(self.padded).enumerate() {
+            let (v, _) = v[c..c + S * LANES].as_chunks::<LANES>();
+            for s in 0..S {
+                if FIRST {
+                    ask_for(&raw const v[s], KEYS * self.padded / LANES);
+                }
+                let v = E::widen::<HW>(&v[s]);
                 for r in 0..R {
                     let p = p[r][key % KEYS];
                     for l in 0..LANES {
-                        acc[r][l] = p.mul_add(v[l], acc[r][l]);
+                        acc[r][s][l] = p.mul_add(v[l], acc[r][s][l]);
                     }
                 }
             }
-            for r in 0..R {
-                out[rows[r].out + c..rows[r].out + c + width].copy_from_slice(&acc[r][..width]);
+        }
+        for r in 0..R {
+            for s in 0..S {
+                let o = &mut out[rows[r].out + c + s * LANES..][..width[s]];
+                o.copy_from_slice(&acc[r][s][..width[s]]);
             }
         }
+    }
+}
+
+/// Brings what lies `ahead` vectors after `from` nearer, whether it exists or not: keys and values of the next 64 positions lie in
+/// pages that the processor's own prefetching does not reach.
+#[inline(always)]
+fn ask_for<T>(from: *const [T; LANES], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is a hint without effect on the program.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
     }
 }
 
