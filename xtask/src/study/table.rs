@@ -201,7 +201,8 @@ impl Table {
             text,
             "{done} of {} cells; base `{}`, seeds {}. Perplexity and the Kullback-Leibler divergence from the original (KL, in nats) on \
              each text; accuracy where tasks are measured; ± is the standard deviation over seeds. Training is the wall time of warm-up \
-             and fine-tuning.\n",
+             and fine-tuning. Bytes are those of the weights as they were measured: rows from before the export have the type of the \
+             import.\n",
             self.cells.len(),
             self.base,
             seeds.join(", ")
