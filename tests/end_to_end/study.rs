@@ -179,7 +179,7 @@ fn a_dry_run_lists_the_cells_and_writes_nothing_and_typing_errors_are_refused() 
     let file = folder.path().join("mine.toml");
     let tiny = fs::read_to_string(repository().join(TINY)).unwrap();
     fs::write(&file, tiny.replacen("warmup_start", "warmup_strat", 1)).unwrap();
-    let errors = fail(&mut study(file.to_str().unwrap(), &out, &[]).unwrap().stdout(Stdio::null()));
+    let errors = fail(study(file.to_str().unwrap(), &out, &[]).unwrap().stdout(Stdio::null()));
     assert!(errors.contains("mine.toml") && errors.contains("did you mean \"warmup_start\"?"), "{errors}");
     assert!(!out.exists(), "nothing starts before the study is right");
 }
