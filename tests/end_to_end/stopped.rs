@@ -15,9 +15,13 @@ fn kill_group(mut child: Child) {
     child.wait().unwrap();
 }
 
-/// Starts the pipeline in a process group of its own and kills the group as soon as `reached` is true.
+/// Starts the pipeline and kills it as soon as `reached` is true.
 fn kill_when(run: &Path, reached: impl Fn() -> bool) {
-    let mut command = pipeline(run, &[]).unwrap();
+    kill_as_soon_as(&mut pipeline(run, &[]).unwrap(), reached);
+}
+
+/// Starts a program in a process group of its own and kills the group as soon as `reached` is true.
+pub(crate) fn kill_as_soon_as(command: &mut Command, reached: impl Fn() -> bool) {
     let mut child = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
     while !reached() {

@@ -39,6 +39,7 @@ pub(crate) struct Config {
     pub(crate) sequence: usize,
     pub(crate) bf16: String,
     pub(crate) device: String,
+    pub(crate) train_seed: u64,
 
     pub(crate) warmup_start: String,
     pub(crate) warmup_weighting: String,
@@ -101,6 +102,7 @@ impl Default for Config {
             sequence: 512,
             bf16: "auto".into(),
             device: "auto".into(),
+            train_seed: 0,
             warmup_start: "zero".into(),
             warmup_weighting: "residual".into(),
             warmup_tokens: 65_536,
@@ -166,22 +168,29 @@ fn listed() -> Vec<String> {
 /// The same from text.
 pub(crate) fn parse(text: &str, overrides: &[String]) -> Result<Config> {
     let mut table: toml::Table = text.parse().context("this is not TOML")?;
-    let names = keys();
-    let known: Vec<&str> = names.iter().map(String::as_str).collect();
-    for key in table.keys() {
-        check_key(key, &known)?;
-    }
+    table.extend(assignments(overrides)?);
+    from_table(table)
+}
+
+/// A checked configuration from its keys.
+pub(crate) fn from_table(table: toml::Table) -> Result<Config> {
+    check_keys(&table)?;
+    let config: Config = table.try_into().context("a value has the wrong type")?;
+    config.check()?;
+    Ok(config)
+}
+
+/// The values of `--set key=value`.
+pub(crate) fn assignments(overrides: &[String]) -> Result<toml::Table> {
+    let mut table = toml::Table::new();
     for assignment in overrides {
         let Some((key, value)) = assignment.split_once('=') else {
             bail!("--set {assignment}: expected key=value, for example --set remove=0.4")
         };
-        let key = key.trim();
-        check_key(key, &known).with_context(|| format!("--set {assignment}"))?;
-        table.insert(key.to_owned(), value_of(value.trim()));
+        table.insert(key.trim().to_owned(), value_of(value.trim()));
+        check_keys(&table).with_context(|| format!("--set {assignment}"))?;
     }
-    let config: Config = table.try_into().context("a value has the wrong type")?;
-    config.check()?;
-    Ok(config)
+    Ok(table)
 }
 
 /// Every key there is.
@@ -192,11 +201,14 @@ pub(crate) fn keys() -> Vec<String> {
     }
 }
 
-fn check_key(key: &str, known: &[&str]) -> Result<()> {
-    if known.contains(&key) {
-        return Ok(());
+/// Refuses a key that no configuration has.
+pub(crate) fn check_keys(table: &toml::Table) -> Result<()> {
+    let names = keys();
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    match table.keys().find(|key| !known.contains(&key.as_str())) {
+        Some(key) => bail!("there is no key {key:?}{}", suggest::hint(key, &known)),
+        None => Ok(()),
     }
-    bail!("there is no key {key:?}{}", suggest::hint(key, known))
 }
 
 /// A value typed on the command line: TOML where it is TOML, otherwise the text itself, so that
@@ -289,8 +301,18 @@ impl Config {
         choice(
             "form",
             &self.form,
-            &["low_rank", "scaled_low_rank", "row_column_scaled_low_rank", "low_rank_only"],
+            &["low_rank", "scaled_low_rank", "row_column_scaled_low_rank", "low_rank_only", "drop"],
         )?;
+        if self.form == "drop" {
+            if let Some(row) = self.rows.iter().find(|row| matches!(row.as_str(), "slw" | "sft")) {
+                bail!("rows: {row:?} needs recovery parameters, and form = \"drop\" has none");
+            }
+            if !self.finetune_norms && self.finetune_mlps != "all" {
+                bail!(
+                    "form: \"drop\" leaves nothing to train but finetune_norms = true or finetune_mlps = \"all\""
+                );
+            }
+        }
         choice("warmup_start", &self.warmup_start, &["zero", "whitened"])?;
         choice("finetune_mlps", &self.finetune_mlps, &["none", "shared", "all"])?;
         choice("warmup_weighting", &self.warmup_weighting, &["none", "residual", "output"])?;
@@ -472,6 +494,8 @@ mod tests {
             ("rows = [\"slw\"]", "rows"),
             ("finetune_cold = false", "rows"),
             ("strategy = \"explicit\"", "explicit"),
+            ("form = \"drop\"", "rows"),
+            ("form = \"drop\"\nrows = [\"original\"]\nfinetune_mlps = \"shared\"", "form"),
         ] {
             let error = refused(text);
             assert!(error.contains(&format!("{key}:")), "{text}: {error}");

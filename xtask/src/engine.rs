@@ -45,7 +45,7 @@ pub(crate) struct Outcome {
     pub(crate) stage: String,
     /// Folder inside the run.
     pub(crate) folder: String,
-    /// `ran`, `skipped` or, in a dry run, `would_run`.
+    /// `ran`, `skipped` or `shared`; in a dry run `would_run` or `would_share`.
     pub(crate) status: &'static str,
     /// Why.
     pub(crate) reason: String,
@@ -64,6 +64,8 @@ enum Decision {
     Start(String),
     /// Go on with what an interrupted run left.
     Resume,
+    /// Take over what the run in this folder has made from the same inputs.
+    Share(Box<Manifest>, PathBuf),
 }
 
 /// Looks at every step and changes nothing.
@@ -75,6 +77,7 @@ pub(crate) fn dry_run(run: &Run, steps: &[Step], span: Span) -> Result<Vec<Outco
             Decision::Skip(old) => ("skipped", skip_reason(&old), Some(old)),
             Decision::Start(reason) => ("would_run", reason, None),
             Decision::Resume => ("would_run", "goes on where it was interrupted".to_owned(), None),
+            Decision::Share(made, from) => ("would_share", share_reason(&from), Some(made)),
         };
         outcomes.push(outcome(step, status, reason, old.as_deref()));
         known.insert(step.folder, old.map(|old| *old));
@@ -90,7 +93,7 @@ pub(crate) fn execute(run: &Run, steps: &[Step], span: Span) -> Result<Vec<Outco
         .iter()
         .filter(|step| forecast.iter().any(|made| made.folder == step.folder && made.status == "would_run"))
         .collect();
-    if to_run.is_empty() {
+    if forecast.iter().all(|made| made.status == "skipped") {
         eprintln!("{}: nothing to do, every stage stands", paths::shown(&run.folder));
         return Ok(forecast);
     }
@@ -109,6 +112,13 @@ pub(crate) fn execute(run: &Run, steps: &[Step], span: Span) -> Result<Vec<Outco
             Decision::Skip(old) => {
                 let outcome = outcome(step, "skipped", skip_reason(&old), Some(&old));
                 (*old, outcome)
+            }
+            Decision::Share(made, from) => {
+                let reason = share_reason(&from);
+                announce(index, wanted.len(), step, &reason);
+                let made = take_over(run, step, *made, &from)?;
+                let outcome = outcome(step, "shared", reason, Some(&made));
+                (made, outcome)
             }
             Decision::Start(reason) => {
                 announce(index, wanted.len(), step, &reason);
@@ -138,6 +148,10 @@ fn skip_reason(old: &Manifest) -> String {
     format!("made in {:.1} s from the same inputs", old.wall_s)
 }
 
+fn share_reason(from: &Path) -> String {
+    format!("the same as in {}", paths::shown(from))
+}
+
 fn outcome(step: &Step, status: &'static str, reason: String, made: Option<&Manifest>) -> Outcome {
     Outcome {
         stage: step.stage.name(),
@@ -164,13 +178,31 @@ fn decide(run: &Run, step: &Step, span: Span, known: &Known) -> Result<Decision>
         Gathered::All(inputs) => inputs,
         Gathered::Pending(folder) => return Ok(Decision::Start(format!("{folder} comes first"))),
     };
+    let fingerprint = manifest::fingerprint(step.folder, step.version, &step.config, &inputs)?;
+    match own(run, step, old, &inputs, &fingerprint)? {
+        Decision::Start(reason) => Ok(match made_elsewhere(run, step, &fingerprint) {
+            Some((made, from)) => Decision::Share(Box::new(made), from),
+            None => Decision::Start(reason),
+        }),
+        decision => Ok(decision),
+    }
+}
+
+/// What to do about a step whose inputs are known, by what lies in its own folder.
+fn own(
+    run: &Run,
+    step: &Step,
+    old: Option<Manifest>,
+    inputs: &[Recorded],
+    fingerprint: &str,
+) -> Result<Decision> {
+    let folder = run.path(step.folder);
     let Some(mut old) = old else {
         let reason = if folder.exists() { "its manifest is missing or unreadable" } else { "not made yet" };
         return Ok(Decision::Start(reason.to_owned()));
     };
-    let fingerprint = manifest::fingerprint(step.folder, step.version, &step.config, &inputs)?;
     if old.fingerprint != fingerprint {
-        return Ok(Decision::Start(difference(&old, step, &inputs)));
+        return Ok(Decision::Start(difference(&old, step, inputs)));
     }
     if old.status == Status::Running {
         return Ok(if step.resumable {
@@ -200,6 +232,45 @@ fn decide(run: &Run, step: &Step, span: Span, known: &Known) -> Result<Decision>
         }
     }
     Ok(Decision::Skip(Box::new(old)))
+}
+
+/// A sibling's finished step with this fingerprint whose files are as they were written.
+fn made_elsewhere(run: &Run, step: &Step, fingerprint: &str) -> Option<(Manifest, PathBuf)> {
+    run.siblings.iter().filter(|_| step.beside.is_empty()).find_map(|other| {
+        let made = Manifest::read(&other.join(step.folder))?;
+        let stands = made.fingerprint == fingerprint
+            && made.status == Status::Done
+            && made
+                .outputs
+                .iter()
+                .all(|output| matches!(manifest::fate(output, &other.join(&output.path)), Ok(Fate::Intact)));
+        stands.then(|| (made, other.clone()))
+    })
+}
+
+/// Makes a step's folder from a sibling's. Large files are linked, which costs no space; small ones are copied, so that an edit
+/// stays in its own run.
+fn take_over(run: &Run, step: &Step, mut made: Manifest, from: &Path) -> Result<Manifest> {
+    let folder = run.path(step.folder);
+    clear(&folder)?;
+    for output in &mut made.outputs {
+        let (source, place) = (from.join(&output.path), run.path(&output.path));
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+        }
+        // Not every file system has links, and none has them to another one.
+        if output.bytes <= manifest::ALWAYS_HASHED || fs::hard_link(&source, &place).is_err() {
+            fs::copy(&source, &place)
+                .with_context(|| format!("copying {} to {}", source.display(), place.display()))?;
+        }
+        let now = manifest::record(&place, output.path.clone(), std::slice::from_ref(output))?;
+        if now.blake3 != output.blake3 {
+            bail!("{} changed while it was taken over; the same command tries again", source.display());
+        }
+        *output = now;
+    }
+    made.write(&folder)?;
+    Ok(made)
 }
 
 /// Says which ingredient of a fingerprint changed.
@@ -425,4 +496,78 @@ fn outputs(run: &Run, step: &Step) -> Result<Vec<Recorded>> {
         files.push(path);
     }
     files.iter().map(|path| manifest::record(path, inside(path), &[])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// A run beside which another one has finished a step with the outputs `plan.toml` and, linked, `large.bin`.
+    fn beside_a_finished_one(folder: &Path) -> (Run, Step) {
+        let run = |name: &str| Run {
+            config: Config::default(),
+            config_file: "x.toml".into(),
+            folder: folder.join(name),
+            siblings: Vec::new(),
+        };
+        let step = || Step {
+            stage: Stage::Plan,
+            folder: "03-plan",
+            version: 1,
+            config: BTreeMap::new(),
+            inputs: Vec::new(),
+            invocations: Vec::new(),
+            must_write: vec!["plan.toml"],
+            beside: Vec::new(),
+            scratch: &[],
+            editable: true,
+            resumable: false,
+            prepared: vec![("plan.toml", "a plan".to_owned())],
+        };
+        let other = run("other");
+        fs::create_dir_all(&other.folder).unwrap();
+        let lock = other.lock().unwrap();
+        let mut made = make(&other, &step(), &Known::new(), &Programs::default(), &lock, false).unwrap();
+        let large = other.path("03-plan/large.bin");
+        fs::write(&large, vec![7u8; manifest::ALWAYS_HASHED as usize + 1]).unwrap();
+        made.outputs.push(manifest::record(&large, "03-plan/large.bin".into(), &[]).unwrap());
+        made.write(&other.path("03-plan")).unwrap();
+        (Run { siblings: vec![run("none").folder, other.folder], ..run("mine") }, step())
+    }
+
+    #[test]
+    fn what_a_sibling_made_from_the_same_is_taken_over_and_then_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, step) = beside_a_finished_one(folder.path());
+        let steps = [step];
+        assert_eq!(dry_run(&run, &steps, Span::default()).unwrap()[0].status, "would_share");
+        assert!(!run.folder.exists(), "a dry run writes nothing");
+        assert_eq!(execute(&run, &steps, Span::default()).unwrap()[0].status, "shared");
+        assert_eq!(dry_run(&run, &steps, Span::default()).unwrap()[0].status, "skipped");
+        // A plan is a person's to edit: in one run, not in all.
+        fs::write(run.path("03-plan/plan.toml"), "an edit").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("other/03-plan/plan.toml")).unwrap(), "a plan");
+        let forced = Span { again: Some(Stage::Plan), ..Span::default() };
+        assert_eq!(dry_run(&run, &steps, forced).unwrap()[0].status, "would_run", "asked for is made");
+    }
+
+    #[test]
+    fn nothing_damaged_unfinished_or_of_other_inputs_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, mut step) = beside_a_finished_one(folder.path());
+        let status =
+            |step: &Step| dry_run(&run, std::slice::from_ref(step), Span::default()).unwrap()[0].status;
+        step.version = 2;
+        assert_eq!(status(&step), "would_run");
+        step.version = 1;
+        assert_eq!(status(&step), "would_share");
+        let other = folder.path().join("other/03-plan");
+        let manifest = Manifest::read(&other).unwrap();
+        Manifest { status: Status::Running, ..manifest.clone() }.write(&other).unwrap();
+        assert_eq!(status(&step), "would_run");
+        manifest.write(&other).unwrap();
+        fs::write(other.join("plan.toml"), "an edit").unwrap();
+        assert_eq!(status(&step), "would_run");
+    }
 }

@@ -13,6 +13,7 @@ mod paths;
 mod provision;
 mod run_folder;
 mod stages;
+mod study;
 mod suggest;
 
 use std::process::ExitCode;
@@ -57,6 +58,8 @@ enum Command {
     Report(StageArgs),
     /// Fetch libtorch, models and data into the cache and check them
     Setup(setup::Args),
+    /// Run a grid of configurations and lay their results side by side
+    Study(commands::study::Args),
     /// Generate text with the compressed model of a run
     Generate(generate::Args),
     /// Run every check that continuous integration runs
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Benchmark(args) => benchmark::run(&args),
         Command::Report(args) => run::stage(Stage::Report, &args),
         Command::Setup(args) => setup::run(&args),
+        Command::Study(args) => commands::study::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Interop(args) => interop::run(&args),

@@ -15,7 +15,7 @@ pub(crate) const FILE: &str = "manifest.json";
 
 /// Files up to this size are always read again to compare their digest; larger ones only where size or time
 /// of change differ.
-const ALWAYS_HASHED: u64 = 4 << 20;
+pub(crate) const ALWAYS_HASHED: u64 = 4 << 20;
 
 /// A stage's record of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

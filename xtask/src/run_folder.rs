@@ -23,6 +23,8 @@ pub(crate) struct Run {
     pub(crate) config_file: PathBuf,
     /// `runs/<name>`, or where the person said.
     pub(crate) folder: PathBuf,
+    /// Other runs: a step that stands in one of them with the same fingerprint is taken over instead of made again.
+    pub(crate) siblings: Vec<PathBuf>,
 }
 
 impl Run {
@@ -43,7 +45,7 @@ impl Run {
                 paths::repository()?.join("runs").join(name)
             }
         };
-        Ok(Self { config, config_file: config_file.to_path_buf(), folder })
+        Ok(Self { config, config_file: config_file.to_path_buf(), folder, siblings: Vec::new() })
     }
 
     /// A stage's folder or file in this run.
@@ -51,32 +53,9 @@ impl Run {
         self.folder.join(inside)
     }
 
-    /// Takes the folder for this process and the programs it starts. The lock ends with the last of them, so a
-    /// program that outlived a killed driver is still seen.
+    /// Takes the folder for this process and the programs it starts.
     pub(crate) fn lock(&self) -> Result<File> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
-        let path = self.folder.join(".lock");
-        let mut file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
-        if !locked_soon(&file) {
-            let mut owner = String::new();
-            file.read_to_string(&mut owner).ok();
-            bail!(
-                "another run works in {} (process {}, or a program that it started): wait for it or stop it. One run \
-                 at a time writes to a folder; --out makes a second one",
-                self.folder.display(),
-                owner.trim()
-            );
-        }
-        file.set_len(0)?;
-        file.rewind()?;
-        write!(file, "{}", std::process::id())?;
-        Ok(file)
+        lock(&self.folder)
     }
 
     /// Writes `config.toml` as resolved, with everything that was left out or overridden.
@@ -88,6 +67,34 @@ impl Run {
         );
         write_atomic(&self.folder.join("config.toml"), text.as_bytes())
     }
+}
+
+/// Takes a folder for this process and the programs it starts. The lock ends with the last of them, so a program that
+/// outlived a killed driver is still seen.
+pub(crate) fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let path = folder.join(".lock");
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    if !locked_soon(&file) {
+        let mut owner = String::new();
+        file.read_to_string(&mut owner).ok();
+        bail!(
+            "another run works in {} (process {}, or a program that it started): wait for it or stop it. One run \
+             at a time writes to a folder; --out makes a second one",
+            folder.display(),
+            owner.trim()
+        );
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    write!(file, "{}", std::process::id())?;
+    Ok(file)
 }
 
 /// Takes the lock, or gives up after a little while: the programs of a run that was just killed hold it until the system has
@@ -116,6 +123,7 @@ mod tests {
             config: Config::default(),
             config_file: "x.toml".into(),
             folder: folder.path().join("run"),
+            siblings: Vec::new(),
         };
         let first = run().lock().unwrap();
         let error = run().lock().unwrap_err().to_string();

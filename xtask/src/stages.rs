@@ -141,14 +141,14 @@ impl Line {
 
 pub(crate) const IMPORT: &str = "01-import";
 const ANALYZE: &str = "02-analyze";
-const PLAN: &str = "03-plan";
-const WARMUP: &str = "04-warmup";
-const FINETUNE: &str = "05-finetune";
-const FINETUNE_COLD: &str = "05-finetune-cold";
+pub(crate) const PLAN: &str = "03-plan";
+pub(crate) const WARMUP: &str = "04-warmup";
+pub(crate) const FINETUNE: &str = "05-finetune";
+pub(crate) const FINETUNE_COLD: &str = "05-finetune-cold";
 const EXPORT: &str = "06-export";
 /// The folder of the runtime files, for `cargo xtask generate`.
 pub(crate) const QUANTIZE: &str = "07-quantize";
-const EVALUATE: &str = "08-evaluate";
+pub(crate) const EVALUATE: &str = "08-evaluate";
 const BENCHMARK: &str = "09-benchmark";
 const REPORT: &str = "10-report";
 
@@ -170,6 +170,21 @@ pub(crate) fn steps(run: &Run) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// The steps without which the step in `last` could not be made, and itself.
+pub(crate) fn needed_for(last: &str, steps: Vec<Step>) -> Vec<Step> {
+    let mut wanted = vec![last];
+    for step in steps.iter().rev() {
+        if wanted.contains(&step.folder) {
+            wanted.extend(step.inputs.iter().filter_map(|input| match input {
+                Input::From(folder, _) => Some(*folder),
+                _ => None,
+            }));
+        }
+    }
+    let wanted: Vec<bool> = steps.iter().map(|step| wanted.contains(&step.folder)).collect();
+    steps.into_iter().zip(wanted).filter_map(|(step, wanted)| wanted.then_some(step)).collect()
+}
+
 /// A step with the parts that most have in common.
 fn step(run: &Run, stage: Stage, folder: &'static str, keys: &[&str]) -> Result<Step> {
     Ok(Step {
@@ -188,10 +203,12 @@ fn step(run: &Run, stage: Stage, folder: &'static str, keys: &[&str]) -> Result<
     })
 }
 
-/// The named keys of the configuration.
+/// The named keys of the configuration. `train_seed` only where it is given: without it nothing differs from a run made before
+/// there was such a key.
 fn slice(run: &Run, keys: &[&str]) -> Result<BTreeMap<String, Value>> {
     let all = serde_json::to_value(&run.config).context("the configuration as JSON")?;
     keys.iter()
+        .filter(|key| **key != "train_seed" || run.config.train_seed > 0)
         .map(|key| {
             let value = all.get(key).with_context(|| format!("there is no configuration key {key}"))?;
             Ok(((*key).to_owned(), value.clone()))
@@ -285,7 +302,8 @@ fn plan(run: &Run) -> Result<Step> {
         .when(!keep.is_empty(), |line| line.flag("--keep", keep.join(",")))
         .number("--window", config.window)
         .number("--rho", config.rho)
-        .flag("--form", config.form.as_str())
+        .when(config.form == "drop", |line| line.arg("--drop"))
+        .when(config.form != "drop", |line| line.flag("--form", config.form.as_str()))
         .flag("--out", run.path(PLAN).join("plan.toml"));
     Ok(Step {
         inputs: vec![Input::From(IMPORT, &["config.json"]), Input::From(ANALYZE, &["similarity.json"])],
@@ -309,7 +327,8 @@ fn training(run: &Run, command: &str, folder: &'static str) -> Result<(Line, Vec
         .flag("--model", run.path(IMPORT))
         .flag("--plan", run.path(PLAN).join("plan.toml"))
         .flag("--out", run.path(folder))
-        .number("--seed", config.seed)
+        .number("--seed", if config.train_seed > 0 { config.train_seed } else { config.seed })
+        .when(config.train_seed > 0, |line| line.number("--split-seed", config.seed))
         .number("--held-out", config.held_out)
         .number("--seq-len", config.sequence)
         .flag("--bf16", config.bf16.as_str())
@@ -348,6 +367,7 @@ fn warmup(run: &Run) -> Result<Step> {
                 "device",
                 "held_out",
                 "seed",
+                "train_seed",
                 "warmup_start",
                 "warmup_weighting",
                 "warmup_tokens",
@@ -363,6 +383,8 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
     let config = &run.config;
     let folder = if warm { FINETUNE } else { FINETUNE_COLD };
     let (line, mut inputs) = training(run, "finetune", folder)?;
+    // A dropped MLP has nothing that could be warmed up.
+    let warm = warm && config.form != "drop";
     let line = line
         .number("--steps", config.finetune_steps)
         .number("--batch-tokens", config.finetune_batch_tokens)
@@ -392,6 +414,7 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
                 "device",
                 "held_out",
                 "seed",
+                "train_seed",
                 "finetune_steps",
                 "finetune_batch_tokens",
                 "finetune_lr",
@@ -639,8 +662,8 @@ mod tests {
     fn run() -> Run {
         let text = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n\
                     texts = [\"boolq=pinned:boolq-train#passage\"]\ntasks = [\"pinned:sciq\"]\n";
-        let config = config::parse(text, &[]).unwrap();
-        Run { config, config_file: "x.toml".into(), folder: "/run".into() }
+        let config = config::parse(text, &["train_seed=7".into()]).unwrap();
+        Run { config, config_file: "x.toml".into(), folder: "/run".into(), siblings: Vec::new() }
     }
 
     #[test]
@@ -672,6 +695,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_what_the_rows_read_is_needed() {
+        let folders = |rows: &[&str]| -> Vec<&str> {
+            let mut run = run();
+            run.config.rows = rows.iter().map(|row| (*row).to_owned()).collect();
+            needed_for(EVALUATE, steps(&run).unwrap()).iter().map(|step| step.folder).collect()
+        };
+        assert_eq!(folders(&["original", "direct"]), [IMPORT, ANALYZE, PLAN, EVALUATE]);
+        assert_eq!(folders(&["original", "sft"]), [IMPORT, ANALYZE, PLAN, FINETUNE_COLD, EVALUATE]);
+        assert_eq!(
+            folders(&["original", "slw_sft"]),
+            [IMPORT, ANALYZE, PLAN, WARMUP, FINETUNE, EXPORT, EVALUATE]
+        );
+    }
+
+    #[test]
+    fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
+        let mut run = run();
+        run.config.form = "drop".into();
+        run.config.rows = vec!["original".into(), "slw_sft".into()];
+        let made = needed_for(EVALUATE, steps(&run).unwrap());
+        assert!(!made.iter().any(|step| step.folder == WARMUP));
+        let line = |folder: &str| {
+            let step = made.iter().find(|step| step.folder == folder).unwrap();
+            step.invocations[0].arguments.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert!(line(PLAN).contains("--drop") && !line(PLAN).contains("--form"));
+        assert!(line(FINETUNE).contains("--seed 7 --split-seed 1") && !line(FINETUNE).contains("--recovery"));
+        assert!(line(ANALYZE).contains("--seed 1"));
     }
 
     #[test]

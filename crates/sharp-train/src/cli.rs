@@ -76,6 +76,9 @@ struct Shared {
     /// Seed of the split, the order of the data and the first values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Seed of the split alone, where it is to stay as another run's.
+    #[arg(long)]
+    split_seed: Option<u64>,
     /// Worker threads; 0 is one for each core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -298,7 +301,8 @@ fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
     for spec in &shared.data {
         docs.extend(read(spec, chat.as_ref())?);
     }
-    let sides = split(docs, shared.held_out, shared.seed)?;
+    let split_seed = shared.split_seed.unwrap_or(shared.seed);
+    let sides = split(docs, shared.held_out, split_seed)?;
     let ends = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
     let options = PackOptions::new(shared.seq_len)
         .with_ends(ends.0, ends.1)
@@ -309,7 +313,7 @@ fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
     let held = PackOptions::new(shared.seq_len)
         .with_ends(ends.0, ends.1)
         .with_budget(Some(shared.held_out_tokens))
-        .shuffled(shared.seed)
+        .shuffled(split_seed)
         .padded();
     let held_out = pack(&sides.held_out, &tokenizer, &held).context("the held-out side of the data")?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());

@@ -6,4 +6,5 @@ pub(crate) mod generate;
 pub(crate) mod interop;
 pub(crate) mod run;
 pub(crate) mod setup;
+pub(crate) mod study;
 pub(crate) mod test;

@@ -106,8 +106,13 @@ impl Student {
             .iter()
             .map(|t| t.layer)
             .chain(owned.keys().copied())
+            .chain(plan.targets.iter().filter(|_| options.train_norms).map(|t| t.layer))
             .min()
-            .ok_or_else(|| Error::invalid("the plan has no recovery parameters to train"))?;
+            .ok_or_else(|| {
+                Error::invalid(
+                    "nothing to train: the plan has no recovery parameters, and norms and MLPs stay",
+                )
+            })?;
         let mut train: Vec<BlockTrain> = (0..layers).map(|_| BlockTrain::default()).collect();
         let mut final_norm = None;
         if options.train_norms {
@@ -116,7 +121,10 @@ impl Student {
                 if layer > first_mlp {
                     place.input_norm = Some(layout.add(names::input_norm(layer), &d, Group::Norm)?);
                 }
-                place.mlp_norm = Some(layout.add(names::mlp_norm(layer), &d, Group::Norm)?);
+                // Nothing comes after the norm of an MLP that was left out.
+                if !plan.target(layer).is_some_and(|t| t.dropped) {
+                    place.mlp_norm = Some(layout.add(names::mlp_norm(layer), &d, Group::Norm)?);
+                }
             }
             final_norm = Some(layout.add(names::FINAL_NORM, &d, Group::Norm)?);
         }

@@ -17,6 +17,7 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
     let source = ModelSource::open(folder.join(case)).unwrap();
     let target = match form {
         RecoveryForm::LowRankOnly => Target::low_rank_only(1, Ranks::uniform(3)),
+        RecoveryForm::None => Target::dropped(1),
         _ => Target::sharing(1, 0, form, Ranks::uniform(3)),
     };
     let plan = SharingPlan::new("explicit", vec![target]);
@@ -86,5 +87,7 @@ fn gradients_are_slopes_of_the_loss() {
     check("rope_llama3", RecoveryForm::RowColumnScaledLowRank, mixed, true);
     check("biases", RecoveryForm::RowColumnScaledLowRank, Loss::Completion, false);
     check("tied", RecoveryForm::LowRankOnly, mixed, false);
+    check("tied", RecoveryForm::LowRankOnly, mixed, true);
+    check("tied", RecoveryForm::None, mixed, true);
     check("biases", RecoveryForm::ScaledLowRank, mixed, true);
 }

@@ -1,0 +1,423 @@
+//! A study's file: a base configuration, axes of named values, seeds; and the cells that they make.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{self, Config};
+use crate::{paths, suggest};
+
+/// The file as typed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StudyFile {
+    base: PathBuf,
+    #[serde(default = "one_seed")]
+    seeds: Vec<u64>,
+    #[serde(default)]
+    set: toml::Table,
+    #[serde(default)]
+    axes: Vec<Axis>,
+    #[serde(default)]
+    when: Vec<When>,
+    #[serde(default)]
+    plot: Plot,
+}
+
+fn one_seed() -> Vec<u64> {
+    vec![1]
+}
+
+/// One thing that differs between cells.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Axis {
+    name: String,
+    values: Vec<Value>,
+}
+
+/// One of the values of an axis: a name, and the configuration keys that make it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Value {
+    name: String,
+    #[serde(default)]
+    set: toml::Table,
+}
+
+/// Keys for the cells that have these values: what a combination needs, laid over what its values say.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct When {
+    is: BTreeMap<String, String>,
+    set: toml::Table,
+}
+
+/// What the picture shows.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Plot {
+    /// The axis with a line for each of its values; the first by default.
+    pub(crate) lines: String,
+    /// Rows of the evaluation that are drawn; `slw_sft` by default.
+    pub(crate) rows: Vec<String>,
+}
+
+/// A checked study.
+#[derive(Debug)]
+pub(crate) struct Study {
+    /// Its name: that of the file.
+    pub(crate) name: String,
+    /// The file, as a person names it.
+    pub(crate) file: PathBuf,
+    /// The base configuration's file, likewise.
+    pub(crate) base: PathBuf,
+    /// Names of the axes and of their values, in the order of the file.
+    pub(crate) axes: Vec<(String, Vec<String>)>,
+    /// Seeds of the training.
+    pub(crate) seeds: Vec<u64>,
+    /// What the picture shows.
+    pub(crate) plot: Plot,
+    /// All cells: the last axis changes fastest, then the seed.
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// One run of a study.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    /// Name of its folder: the values and the seed.
+    pub(crate) name: String,
+    /// Its value on each axis.
+    pub(crate) values: Vec<String>,
+    /// Its seed.
+    pub(crate) seed: u64,
+    /// Its whole configuration.
+    pub(crate) config: Config,
+}
+
+impl Study {
+    /// Reads a study's file, lays `--set` values over every cell and checks every configuration that results.
+    pub(crate) fn load(file: &Path, overrides: &[String]) -> Result<Self> {
+        let path = beside_or_in_repository(file)?;
+        let text = std::fs::read_to_string(&path).with_context(|| {
+            format!("reading the study {} (there are: {})", file.display(), listed().join(", "))
+        })?;
+        let shown = || format!("in the study {}", file.display());
+        let read: StudyFile = toml::from_str(&text).with_context(shown)?;
+        let base = beside_or_in_repository(&read.base)?;
+        let base_text = std::fs::read_to_string(&base)
+            .with_context(|| format!("base: reading the configuration {}", read.base.display()))
+            .with_context(shown)?;
+        let name = path.file_stem().context("the study's file has no name")?.to_string_lossy().into_owned();
+        Self::new(name, file, read, &base_text, &config::assignments(overrides)?).with_context(shown)
+    }
+
+    fn new(
+        name: String,
+        file: &Path,
+        read: StudyFile,
+        base_text: &str,
+        overrides: &toml::Table,
+    ) -> Result<Self> {
+        check(&read)?;
+        let base: toml::Table = base_text
+            .parse()
+            .with_context(|| format!("base: the configuration {} is not TOML", read.base.display()))?;
+        let mut plot = read.plot.clone();
+        if plot.lines.is_empty() {
+            plot.lines = read.axes.first().map(|axis| axis.name.clone()).unwrap_or_default();
+        }
+        if plot.rows.is_empty() {
+            plot.rows.push("slw_sft".into());
+        }
+        let mut grid: Vec<Vec<&Value>> = vec![Vec::new()];
+        for axis in &read.axes {
+            grid = grid
+                .into_iter()
+                .flat_map(|cell| axis.values.iter().map(move |value| [&cell[..], &[value]].concat()))
+                .collect();
+        }
+        let mut cells: Vec<Cell> = Vec::new();
+        for values in &grid {
+            for &seed in &read.seeds {
+                let names: Vec<String> = values.iter().map(|value| value.name.clone()).collect();
+                let name = [&names[..], &[format!("s{seed}")]].concat().join("-");
+                if cells.iter().any(|cell| cell.name == name) {
+                    bail!("two cells would be called {name}: rename a value of an axis");
+                }
+                let mut table = base.clone();
+                table.extend(read.set.clone());
+                for (key, value) in values.iter().flat_map(|value| &value.set) {
+                    table.insert(key.clone(), value.clone());
+                }
+                for when in &read.when {
+                    let holds = |(axis, value): (&String, &String)| {
+                        read.axes.iter().zip(&names).any(|(a, name)| a.name == *axis && name == value)
+                    };
+                    if when.is.iter().all(holds) {
+                        table.extend(when.set.clone());
+                    }
+                }
+                let seed_value = i64::try_from(seed).context("seeds: too large")?;
+                table.insert("train_seed".into(), toml::Value::Integer(seed_value));
+                table.extend(overrides.clone());
+                let config = config::from_table(table).with_context(|| format!("the cell {name}"))?;
+                if config.rows.first().is_none_or(|row| row != "original") {
+                    bail!(
+                        "the cell {name}: rows: begin with \"original\", which the others are compared with"
+                    );
+                }
+                if config.rows.len() < 2 || config.texts.is_empty() {
+                    bail!(
+                        "the cell {name}: rows and texts: a study needs a row beside the original, and a text"
+                    );
+                }
+                cells.push(Cell { name, values: names, seed, config });
+            }
+        }
+        let axes = read
+            .axes
+            .iter()
+            .map(|axis| (axis.name.clone(), axis.values.iter().map(|value| value.name.clone()).collect()))
+            .collect();
+        Ok(Self { name, file: file.to_path_buf(), base: read.base, axes, seeds: read.seeds, plot, cells })
+    }
+
+    /// The cells of these names; all where none is named.
+    pub(crate) fn chosen(&self, only: &[String]) -> Result<Vec<&Cell>> {
+        let names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
+        if let Some(wrong) = only.iter().find(|name| !names.contains(&name.as_str())) {
+            bail!("--only {wrong}: there is no such cell in {}{}", self.name, suggest::hint(wrong, &names));
+        }
+        Ok(self.cells.iter().filter(|cell| only.is_empty() || only.contains(&cell.name)).collect())
+    }
+}
+
+/// Refuses what cannot be meant, naming the place.
+fn check(read: &StudyFile) -> Result<()> {
+    config::check_keys(&read.set).context("[set]")?;
+    if read.axes.is_empty() {
+        bail!("axes: there are none; an [[axes]] with a name and [[axes.values]] says what is compared");
+    }
+    if read.seeds.is_empty() || read.seeds.contains(&0) {
+        bail!("seeds: a list of numbers from 1, for example [1, 2]");
+    }
+    distinct("seeds", &read.seeds)?;
+    let axes: Vec<&str> = read.axes.iter().map(|axis| axis.name.as_str()).collect();
+    distinct("axes", &axes)?;
+    let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    for axis in &read.axes {
+        check_name("axes", &axis.name)?;
+        let place = format!("the axis {:?}", axis.name);
+        if axis.values.is_empty() {
+            bail!("{place}: it has no [[axes.values]]");
+        }
+        distinct(&place, &axis.values.iter().map(|value| value.name.as_str()).collect::<Vec<_>>())?;
+        for value in &axis.values {
+            check_name(&place, &value.name)?;
+            config::check_keys(&value.set).with_context(|| format!("{place}, value {:?}", value.name))?;
+            for key in value.set.keys() {
+                let owner = owners.entry(key).or_insert(&axis.name);
+                if *owner != axis.name {
+                    bail!(
+                        "{place}: {key} is set by the axis {owner:?} too, and one would hide the other; a [[when]] sets \
+                         what a combination needs"
+                    );
+                }
+            }
+        }
+    }
+    for when in &read.when {
+        config::check_keys(&when.set).context("[[when]]")?;
+        for (name, value) in &when.is {
+            let Some(axis) = read.axes.iter().find(|axis| axis.name == *name) else {
+                bail!("[[when]]: there is no axis {name:?}{}", suggest::hint(name, &axes))
+            };
+            let values: Vec<&str> = axis.values.iter().map(|value| value.name.as_str()).collect();
+            if !values.contains(&value.as_str()) {
+                bail!("[[when]]: the axis {name:?} has no value {value:?}{}", suggest::hint(value, &values));
+            }
+        }
+    }
+    let mut everywhere = vec![&read.set];
+    everywhere.extend(read.axes.iter().flat_map(|axis| axis.values.iter().map(|value| &value.set)));
+    everywhere.extend(read.when.iter().map(|when| &when.set));
+    if everywhere.iter().any(|set| set.contains_key("train_seed")) {
+        bail!("train_seed: the study sets it for each cell; write seeds = [1, 2] instead");
+    }
+    if !read.plot.lines.is_empty() && !axes.contains(&read.plot.lines.as_str()) {
+        bail!("plot.lines: there is no axis {:?}{}", read.plot.lines, suggest::hint(&read.plot.lines, &axes));
+    }
+    if let Some(row) = read.plot.rows.iter().find(|row| !config::ROWS.contains(&row.as_str())) {
+        bail!("plot.rows: there is no row {row:?}{}", suggest::hint(row, config::ROWS));
+    }
+    Ok(())
+}
+
+/// A name that can be part of a folder's.
+fn check_name(place: &str, name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
+        bail!("{place}: {name:?} is not a name (letters, digits, -, _ and ., and no . at its beginning)");
+    }
+    Ok(())
+}
+
+fn distinct<T: PartialEq + std::fmt::Debug>(place: &str, names: &[T]) -> Result<()> {
+    match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+        Some((_, twice)) => bail!("{place}: {twice:?} is there twice"),
+        None => Ok(()),
+    }
+}
+
+fn beside_or_in_repository(file: &Path) -> Result<PathBuf> {
+    if file.is_relative() && !file.exists() {
+        return Ok(paths::repository()?.join(file));
+    }
+    Ok(file.to_path_buf())
+}
+
+/// The studies that the repository has.
+fn listed() -> Vec<String> {
+    let Ok(root) = paths::repository() else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(root.join("configs/studies")) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.flatten().map(|e| format!("configs/studies/{}", e.file_name().to_string_lossy())).collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    const BASE: &str = "model = \"synth:tiny\"\ncalibration = \"data/tiny.txt\"\ntrain_data = [\"data/tiny.txt\"]\n\
+                        texts = [\"tiny=data/tiny.txt\"]\nrows = [\"original\", \"slw_sft\"]\n";
+
+    const GRID: &str = "base = \"configs/tiny.toml\"\nseeds = [1, 2]\nset = { finetune_steps = 3 }\n\
+        [[axes]]\nname = \"method\"\n[[axes.values]]\nname = \"ours\"\n[[axes.values]]\nname = \"paper\"\nset = { form = \"low_rank\", rho = 0.2 }\n\
+        [[axes]]\nname = \"size\"\n[[axes.values]]\nname = \"20\"\nset = { remove = 0.2 }\n[[axes.values]]\nname = \"10\"\nset = { remove = 0.1 }\n";
+
+    pub(in crate::study) fn study(text: &str) -> Result<Study> {
+        let read: StudyFile = toml::from_str(text)?;
+        Study::new("mine".into(), Path::new("mine.toml"), read, BASE, &toml::Table::new())
+    }
+
+    pub(in crate::study) fn grid() -> Study {
+        study(GRID).unwrap()
+    }
+
+    fn refused(text: &str) -> String {
+        format!("{:#}", study(text).unwrap_err())
+    }
+
+    #[test]
+    fn a_grid_is_every_combination_in_the_order_of_the_file() {
+        let study = grid();
+        let names: Vec<&str> = study.cells.iter().map(|cell| cell.name.as_str()).collect();
+        let expected = [
+            "ours-20-s1",
+            "ours-20-s2",
+            "ours-10-s1",
+            "ours-10-s2",
+            "paper-20-s1",
+            "paper-20-s2",
+            "paper-10-s1",
+            "paper-10-s2",
+        ];
+        assert_eq!(names, expected);
+        let cell = &study.cells[7];
+        assert_eq!((cell.config.form.as_str(), cell.config.remove, cell.config.rho), ("low_rank", 0.1, 0.2));
+        assert_eq!((cell.config.finetune_steps, cell.config.train_seed, cell.config.seed), (3, 2, 1));
+        assert_eq!(study.cells[0].config.rho, Config::default().rho, "what no axis sets is the base's");
+        assert_eq!(
+            (study.plot.lines.as_str(), &study.plot.rows[..]),
+            ("method", &["slw_sft".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn a_combination_may_need_keys_of_its_own_and_the_command_line_has_the_last_word() {
+        let text = format!(
+            "{GRID}[[when]]\nis = {{ method = \"paper\", size = \"10\" }}\nset = {{ rho = 0.3, finetune_steps = 4 }}\n"
+        );
+        let found = study(&text).unwrap();
+        let of = |name: &str| &found.cells.iter().find(|cell| cell.name == name).unwrap().config;
+        assert_eq!((of("paper-10-s1").rho, of("paper-10-s1").finetune_steps), (0.3, 4));
+        assert_eq!((of("paper-20-s1").rho, of("paper-20-s1").finetune_steps), (0.2, 3));
+        let read: StudyFile = toml::from_str(&text).unwrap();
+        let overrides = config::assignments(&["finetune_steps=9".into()]).unwrap();
+        let longer = Study::new("mine".into(), Path::new("mine.toml"), read, BASE, &overrides).unwrap();
+        assert!(longer.cells.iter().all(|cell| cell.config.finetune_steps == 9));
+    }
+
+    #[test]
+    fn typing_errors_are_named_with_their_place_and_a_suggestion() {
+        for (from, to, expected) in [
+            ("seeds =", "seedz =", "unknown field `seedz`"),
+            (
+                "form =",
+                "fromm =",
+                "the axis \"method\", value \"paper\": there is no key \"fromm\"; did you mean \"form\"?",
+            ),
+            (
+                "finetune_steps",
+                "finetune_step",
+                "[set]: there is no key \"finetune_step\"; did you mean \"finetune_steps\"?",
+            ),
+            (
+                "\"low_rank\"",
+                "\"lowrank\"",
+                "the cell paper-20-s1: form: there is no \"lowrank\"; did you mean \"low_rank\"?",
+            ),
+            ("remove = 0.1", "remove = 1.5", "the cell ours-10-s1: remove: 1.5"),
+            ("remove = 0.1", "rho = 0.1", "rho is set by the axis \"method\" too"),
+            ("name = \"paper\"", "name = \"ours\"", "the axis \"method\": \"ours\" is there twice"),
+            ("name = \"paper\"", "name = \"../paper\"", "\"../paper\" is not a name"),
+            ("name = \"size\"", "name = \"method\"", "axes: \"method\" is there twice"),
+            ("[1, 2]", "[1, 1]", "seeds: 1 is there twice"),
+            ("[1, 2]", "[0]", "seeds: a list of numbers from 1"),
+            (
+                "{ finetune_steps = 3 }",
+                "{ rows = [\"slw_sft\", \"original\"] }",
+                "rows: begin with \"original\"",
+            ),
+            ("{ finetune_steps = 3 }", "{ texts = [] }", "a text"),
+            ("{ finetune_steps = 3 }", "{ train_seed = 3 }", "train_seed: the study sets it"),
+        ] {
+            assert!(GRID.contains(from), "{from}");
+            let error = refused(&GRID.replacen(from, to, 1));
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+        let when = |is: &str| refused(&format!("{GRID}[[when]]\nis = {{ {is} }}\nset = {{}}\n"));
+        assert!(when("metod = \"ours\"").contains("there is no axis \"metod\"; did you mean \"method\"?"));
+        assert!(when("method = \"our\"").contains("did you mean \"ours\"?"));
+        let plot = |text: &str| refused(&format!("{GRID}[plot]\n{text}\n"));
+        assert!(plot("lines = \"methods\"").contains("did you mean \"method\"?"));
+        assert!(plot("rows = [\"slwsft\"]").contains("did you mean \"slw_sft\"?"));
+        assert!(refused("base = \"x\"").contains("axes: there are none"));
+    }
+
+    #[test]
+    fn a_cell_is_chosen_by_name() {
+        let study = grid();
+        assert_eq!(study.chosen(&[]).unwrap().len(), 8);
+        assert_eq!(study.chosen(&["ours-10-s2".into()]).unwrap()[0].name, "ours-10-s2");
+        let error = study.chosen(&["ours-10-s3".into()]).unwrap_err().to_string();
+        assert!(error.contains("did you mean \"ours-10-s"), "{error}");
+    }
+
+    #[test]
+    fn the_shipped_studies_load() {
+        let names = listed();
+        assert!(names.len() >= 3, "{names:?}");
+        for name in names {
+            let study = Study::load(Path::new(&name), &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            let text = std::fs::read_to_string(paths::repository().unwrap().join(&name)).unwrap();
+            assert!(text.starts_with(&format!("# cargo xtask study {name}\n")), "{name}");
+            assert!(study.cells.len() > 1);
+        }
+    }
+}

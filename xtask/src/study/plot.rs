@@ -1,0 +1,306 @@
+//! The picture of a study: perplexity against stored MLP parameters, as one SVG file that needs nothing else and follows
+//! the reader's light or dark theme.
+
+use std::fmt::Write as _;
+
+use super::Study;
+use super::table::{Mean, Table};
+
+const WIDTH: f64 = 460.0;
+const HEIGHT: f64 = 330.0;
+const LEFT: f64 = 58.0;
+const RIGHT: f64 = 16.0;
+const BOTTOM: f64 = 44.0;
+/// Height of a line of the legend.
+const LEGEND: f64 = 18.0;
+/// Lines with colours and marks of their own; more of them begin again.
+const COLOURS: usize = 8;
+
+const STYLE: &str = "\
+svg{--paper:#fff;--ink:#1f2328;--soft:#656d76;--grid:#d8dee4;--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#b3478b;--c4:#8a6d00;\
+--c5:#5b4fb3;--c6:#b00020;--c7:#4b5563;font:12px system-ui,sans-serif}
+@media(prefers-color-scheme:dark){svg{--paper:#0d1117;--ink:#e6edf3;--soft:#9198a1;--grid:#30363d;--c0:#56b4e9;--c1:#ff9f5a;\
+--c2:#3ed6a3;--c3:#f0a6cf;--c4:#f0e442;--c5:#b8b0f0;--c6:#ff7b8a;--c7:#c9d1d9}}
+.paper{fill:var(--paper)}text{fill:var(--ink)}.soft{fill:var(--soft)}.grid{stroke:var(--grid);fill:none}
+.original{stroke:var(--soft);stroke-dasharray:5 4;fill:none}.line{fill:none;stroke-width:2}.bar{fill:none;stroke-width:1.5}
+.c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}.c4{stroke:var(--c4)}.c5{stroke:var(--c5)}\
+.c6{stroke:var(--c6)}.c7{stroke:var(--c7)}
+.mark.c0{fill:var(--c0)}.mark.c1{fill:var(--c1)}.mark.c2{fill:var(--c2)}.mark.c3{fill:var(--c3)}.mark.c4{fill:var(--c4)}\
+.mark.c5{fill:var(--c5)}.mark.c6{fill:var(--c6)}.mark.c7{fill:var(--c7)}
+";
+
+/// One point: a mean over seeds.
+struct Point {
+    x: f64,
+    y: f64,
+    deviation: Option<f64>,
+    what: String,
+}
+
+/// The points of one value of the chosen axis in one row of the evaluation.
+struct Line {
+    name: String,
+    points: Vec<Point>,
+}
+
+/// The picture; `None` where nothing was measured yet.
+pub(crate) fn svg(study: &Study, table: &Table) -> Option<String> {
+    let axis = study.axes.iter().position(|(name, _)| *name == study.plot.lines)?;
+    let panels: Vec<(&String, Vec<Line>)> =
+        table.texts.iter().map(|text| (text, lines(study, table, axis, text))).collect();
+    let names: Vec<&str> = panels.first()?.1.iter().map(|line| line.name.as_str()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let top = 34.0 + LEGEND * names.len().div_ceil(2) as f64;
+    let (width, height) = (WIDTH * panels.len() as f64, top + HEIGHT);
+    let mut s = String::new();
+    let _ = write!(
+        s,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
+         height=\"{height}\">\n<title>{}: perplexity against stored MLP parameters</title>\n<style>{STYLE}</style>\n\
+         <rect class=\"paper\" width=\"{width}\" height=\"{height}\"/>\n\
+         <text x=\"{LEFT}\" y=\"20\" font-weight=\"600\">{0}</text>\n",
+        escape(&study.name)
+    );
+    for (i, name) in names.iter().enumerate() {
+        let (x, y) = (LEFT + 200.0 * (i % 2) as f64, 40.0 + LEGEND * (i / 2) as f64);
+        let _ = write!(s, "<path class=\"line c{}\" d=\"M{x} {:.1}h26\"/>", i % COLOURS, y - 4.0);
+        s.push_str(&mark(i, x + 13.0, y - 4.0, None));
+        let _ = writeln!(s, "<text x=\"{}\" y=\"{y}\">{}</text>", x + 34.0, escape(name));
+    }
+    for (i, (text, lines)) in panels.iter().enumerate() {
+        panel(&mut s, table, text, lines, WIDTH * i as f64, top);
+    }
+    s.push_str("</svg>\n");
+    Some(s)
+}
+
+fn lines(study: &Study, table: &Table, axis: usize, text: &str) -> Vec<Line> {
+    let mut all = Vec::new();
+    for (row, value) in
+        study.plot.rows.iter().flat_map(|row| study.axes[axis].1.iter().map(move |value| (row, value)))
+    {
+        // A row's name in the results says its precision: `slw_sft_q4` may be `slw_sft_q8`.
+        let beginning = row.strip_suffix("q4");
+        let wanted = |mean: &&Mean| {
+            mean.values.get(axis) == Some(value)
+                && (mean.row == *row || beginning.is_some_and(|start| mean.row.starts_with(start)))
+        };
+        let mut points: Vec<Point> = table
+            .means
+            .iter()
+            .filter(wanted)
+            .filter_map(|mean| {
+                let spread = mean.perplexity.get(text)?;
+                Some(Point {
+                    x: mean.mlp_parameters / 1e6,
+                    y: spread.mean,
+                    deviation: spread.deviation,
+                    what: format!("{}, {}", mean.values.join(", "), mean.row),
+                })
+            })
+            .filter(|point| point.y.is_finite() && point.y > 0.0)
+            .collect();
+        points.sort_by(|a, b| a.x.total_cmp(&b.x));
+        if !points.is_empty() {
+            let name = if study.plot.rows.len() > 1 { format!("{value}, {row}") } else { value.clone() };
+            all.push(Line { name, points });
+        }
+    }
+    all
+}
+
+/// One text's axes, lines and points.
+fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, top: f64) {
+    let original =
+        table.means.iter().find(|m| m.row == "original").and_then(|m| m.perplexity.get(text)).map(|p| p.mean);
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let x = Scale::new(points().map(|p| p.x), left + LEFT, left + WIDTH - RIGHT);
+    let ends = |p: &Point| {
+        let d = p.deviation.unwrap_or(0.0);
+        // A bar that would reach below nothing ends at a tenth of its mean.
+        [(p.y - d).max(0.1 * p.y).log10(), (p.y + d).log10()]
+    };
+    let y = Scale::new(
+        points().flat_map(ends).chain(original.map(f64::log10)),
+        top + HEIGHT - BOTTOM,
+        top + 24.0,
+    );
+    for value in y.log_marks() {
+        let at = y.at(value.log10());
+        let _ = writeln!(
+            s,
+            "<path class=\"grid\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            left + LEFT,
+            left + WIDTH - RIGHT,
+            left + LEFT - 6.0,
+            at + 4.0,
+            number(value)
+        );
+    }
+    for value in x.marks() {
+        let _ = writeln!(
+            s,
+            "<text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            x.at(value),
+            top + HEIGHT - BOTTOM + 16.0,
+            number(value)
+        );
+    }
+    let _ = writeln!(
+        s,
+        "<text x=\"{:.1}\" y=\"{:.1}\">perplexity, {} (log scale)</text>\
+         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">stored MLP parameters, millions</text>",
+        left + LEFT,
+        top + 14.0,
+        escape(text),
+        left + (LEFT + WIDTH - RIGHT) / 2.0,
+        top + HEIGHT - 8.0
+    );
+    if let Some(original) = original {
+        let at = y.at(original.log10());
+        let _ = writeln!(
+            s,
+            "<path class=\"original\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">\
+             original {original:.2}</text>",
+            left + LEFT,
+            left + WIDTH - RIGHT,
+            left + WIDTH - RIGHT,
+            at - 5.0
+        );
+    }
+    for (i, line) in lines.iter().enumerate() {
+        let at = |p: &Point| (x.at(p.x), y.at(p.y.log10()));
+        let path: Vec<String> = line.points.iter().map(at).map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
+        let _ = writeln!(s, "<path class=\"line c{}\" d=\"M{}\"/>", i % COLOURS, path.join("L"));
+        for p in &line.points {
+            let (cx, cy) = at(p);
+            if p.deviation.is_some() {
+                let [low, high] = ends(p).map(|v| y.at(v));
+                let _ = writeln!(
+                    s,
+                    "<path class=\"bar c{}\" d=\"M{cx:.1} {low:.1}V{high:.1}M{:.1} {low:.1}h8M{:.1} {high:.1}h8\"/>",
+                    i % COLOURS,
+                    cx - 4.0,
+                    cx - 4.0
+                );
+            }
+            let spread = p.deviation.map_or(String::new(), |d| format!(" ± {d:.2}"));
+            let words = format!("{}: {:.2} M, perplexity {:.2}{spread}", p.what, p.x, p.y);
+            s.push_str(&mark(i, cx, cy, Some(&words)));
+            s.push('\n');
+        }
+    }
+}
+
+/// A mark whose shape tells the line as its colour does.
+fn mark(line: usize, x: f64, y: f64, words: Option<&str>) -> String {
+    let shape = match line % 4 {
+        0 => format!("M{:.1} {y:.1}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z", x - 4.0),
+        1 => format!("M{:.1} {:.1}h7v7h-7Z", x - 3.5, y - 3.5),
+        2 => format!("M{x:.1} {:.1}l4.5 8h-9Z", y - 5.0),
+        _ => format!("M{x:.1} {:.1}l5 5l-5 5l-5 -5Z", y - 5.0),
+    };
+    let title = words.map_or(String::new(), |words| format!("<title>{}</title>", escape(words)));
+    format!("<path class=\"mark c{}\" d=\"{shape}\">{title}</path>", line % COLOURS)
+}
+
+/// From values to places on the page.
+struct Scale {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+}
+
+impl Scale {
+    fn new(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        let pad = if high > low { 0.06 * (high - low) } else { (0.05 * low.abs()).max(0.05) };
+        Self { low: low - pad, high: high + pad, from, to }
+    }
+
+    fn at(&self, value: f64) -> f64 {
+        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
+    }
+
+    /// Round values between the ends, about five.
+    fn marks(&self) -> Vec<f64> {
+        round_marks(self.low, self.high)
+    }
+
+    /// The same where the scale holds decimal logarithms: the values themselves.
+    fn log_marks(&self) -> Vec<f64> {
+        let span = self.high - self.low;
+        let within: &[f64] = match span {
+            s if s > 3.0 => &[1.0],
+            s if s > 1.2 => &[1.0, 3.0],
+            s if s > 0.5 => &[1.0, 2.0, 3.0, 5.0, 7.0],
+            _ => return round_marks(10f64.powf(self.low), 10f64.powf(self.high)),
+        };
+        (self.low.floor() as i32..=self.high.ceil() as i32)
+            .flat_map(|power| within.iter().map(move |m| m * 10f64.powi(power)))
+            .filter(|value| (self.low..=self.high).contains(&value.log10()))
+            .collect()
+    }
+}
+
+fn round_marks(low: f64, high: f64) -> Vec<f64> {
+    let rough = (high - low) / 5.0;
+    if !(rough > 0.0 && rough.is_finite()) {
+        return Vec::new();
+    }
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(power);
+    let first = (low / step).ceil();
+    (0..12).map(|i| (first + f64::from(i)) * step).take_while(|value| *value <= high).collect()
+}
+
+/// As short as three digits allow.
+fn number(value: f64) -> String {
+    let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).clamp(0, 6) as usize;
+    let text = format!("{value:.digits$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::study::{file, table};
+
+    #[test]
+    fn a_line_for_each_method_with_a_bar_for_each_deviation() {
+        let text = svg(&file::tests::grid(), &table::tests::table()).unwrap();
+        assert_eq!(text.matches("class=\"line ").count(), 2 + 2, "two in the legend, two drawn: {text}");
+        assert_eq!(text.matches("class=\"bar ").count(), 3);
+        assert!(text.contains("<title>ours, 20, slw_sft: 0.00 M, perplexity 21.50 ± 0.71</title>"), "{text}");
+        assert!(text.contains("original 15.00") && text.contains("prefers-color-scheme:dark"));
+        for outside in ["href", "url(", "@import", "<script", "NaN", "inf"] {
+            assert!(!text.contains(outside), "{outside} in {text}");
+        }
+    }
+
+    #[test]
+    fn nothing_measured_is_no_picture() {
+        let mut empty = table::tests::table();
+        empty.means.clear();
+        empty.texts.clear();
+        assert!(svg(&file::tests::grid(), &empty).is_none());
+    }
+
+    #[test]
+    fn marks_are_round_and_inside() {
+        assert_eq!(round_marks(18.9, 31.2), [20.0, 25.0, 30.0]);
+        assert_eq!([0.05, 1.0, 12.5, 1_000_000.0].map(number), ["0.05", "1", "12.5", "1000000"]);
+        let wide = Scale::new([1.3, 6.0].into_iter(), 0.0, 1.0);
+        assert!(wide.log_marks().contains(&100_000.0));
+    }
+}
