@@ -368,24 +368,26 @@ impl<'a> Calibrator<'a> {
     }
 }
 
-/// Second moments of what a map's stored matrix gets where the map gets `x` (n, cols). An error of the matrix counts by the mean square
-/// of the map's row scales.
+/// Second moments of what a map's stored matrix gets where the map gets `x` (n, cols). Every token counts alike, however large its
+/// input: otherwise the few tokens with huge activations decide. An error of the matrix counts by the mean square of the map's row scales.
 fn moments(team: &Team, linear: &Linear, x: &[f32]) -> Result<Gram> {
-    let cols = linear.cols();
+    let (isa, cols) = (team.isa(), linear.cols());
+    let mut inputs = vec![0.0; x.len()];
+    rows(team, &mut inputs, cols, &|i, to| {
+        let x = x.get(i * cols..(i + 1) * cols).unwrap_or_default();
+        match &linear.col_scale {
+            None => to.copy_from_slice(x),
+            Some(scale) => float::scale(isa, x, scale, to),
+        }
+        let mean = float::dot(isa, to, to) / cols as f32;
+        let factor = if mean == 0.0 { 0.0 } else { 1.0 / mean.sqrt() };
+        to.iter_mut().for_each(|v| *v *= factor);
+    });
     let weight = linear.row_scale.as_ref().map_or(1.0, |scale| {
         scale.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>() / scale.len().max(1) as f64
     });
     let mut gram = Gram::new(cols)?;
-    match &linear.col_scale {
-        None => gram.add(team, x, weight)?,
-        Some(scale) => {
-            let mut scaled = vec![0.0; x.len()];
-            rows(team, &mut scaled, cols, &|i, to| {
-                float::scale(team.isa(), x.get(i * cols..(i + 1) * cols).unwrap_or_default(), scale, to);
-            });
-            gram.add(team, &scaled, weight)?;
-        }
-    }
+    gram.add(team, &inputs, weight)?;
     Ok(gram)
 }
 

@@ -5,7 +5,7 @@ use half::f16;
 use crate::{
     blocks::{BLOCK, inverse},
     error::{QuantError, Result},
-    float::{LANES, Lane, vectorised},
+    float::{LANES, Lane, tile, vectorised},
     gram::Feedback,
     packed::{GROUP, PackedFormat, check_pack, put_q4_row, put_q8_row, shifted},
     team::Team,
@@ -16,6 +16,8 @@ const _: () = assert!(LANES == GROUP);
 
 /// Columns whose sums of feedback stay in registers together.
 const TILE: usize = 8;
+/// Scales that are tried together.
+const CANDIDATES: usize = 4;
 /// How often the best scale is fitted to its integers and these are rounded again.
 const REFITS: usize = 2;
 
@@ -67,7 +69,7 @@ struct Grid {
     low: f32,
     high: f32,
     /// The integer that a block's value of largest magnitude lands on, by its scale, before it is cut off at the range.
-    reaches: Vec<f32>,
+    reaches: Vec<[f32; CANDIDATES]>,
 }
 
 impl Grid {
@@ -78,17 +80,17 @@ impl Grid {
             PackedFormat::Q4 => Ok(Grid {
                 low: -8.0,
                 high: 7.0,
-                reaches: (0..20u8)
-                    .flat_map(|i| {
-                        let reach = 6.5 + 0.25 * f32::from(i);
-                        [-reach, reach]
+                reaches: (0..10u8)
+                    .map(|i| {
+                        let reach = 6.5 + 0.5 * f32::from(i);
+                        [-reach, reach, -reach - 0.25, reach + 0.25]
                     })
                     .collect(),
             }),
             PackedFormat::Q8 => Ok(Grid {
                 low: -127.0,
                 high: 127.0,
-                reaches: (0..9u8).map(|i| 126.0 + 0.25 * f32::from(i)).collect(),
+                reaches: [126.0, 127.0].map(|r| [r, r + 0.25, r + 0.5, r + 0.75]).to_vec(),
             }),
             PackedFormat::F16 => Err(QuantError::Unknown {
                 what: "format with scales",
@@ -99,14 +101,34 @@ impl Grid {
     }
 }
 
-/// A block of 32 columns of 16 rows while it is rounded.
-struct Work {
-    /// The weights, then their errors `E`.
+/// A block of 32 columns of 16 rows that is to be rounded.
+struct Work<'a> {
+    /// The weights.
     weights: [Lane; BLOCK],
-    /// The weights with the errors of earlier blocks fed back.
+    /// The same with the errors of earlier blocks fed back.
     target: [Lane; BLOCK],
-    /// The integers.
+    /// `M` of the block: for each column the rows up to the block's end, of which the last 32 are the block's own.
+    m: &'a [f32],
+    importance: &'a [f32],
+}
+
+impl Work<'_> {
+    /// The block's own rows of `M` before column `j`, in that column.
+    #[inline(always)]
+    fn within(&self, j: usize) -> &[f32] {
+        let height = self.m.len() / BLOCK;
+        let from = (j + 1) * height - BLOCK;
+        &self.m[from..from + j]
+    }
+}
+
+/// What a block is rounded to.
+struct Rounded {
     q: [Lane; BLOCK],
+    /// Weights less what they are rounded to.
+    errors: [Lane; BLOCK],
+    scales: Lane,
+    costs: Lane,
 }
 
 /// Rounds one group of rows, given by its `x` (up to 16 rows), into `out`. Returns its part of the outputs' squared error.
@@ -124,70 +146,57 @@ fn group(
     for (b, block) in out.chunks_exact_mut(format.block_bytes()).enumerate() {
         let from = b * BLOCK;
         let width = BLOCK.min(cols - from);
-        let mut work =
-            Work { weights: [[0.0; LANES]; BLOCK], target: [[0.0; LANES]; BLOCK], q: [[0.0; LANES]; BLOCK] };
+        let mut weights = [[0.0; LANES]; BLOCK];
         for (r, row) in x.chunks_exact(cols).enumerate() {
-            for (to, v) in work.weights.iter_mut().zip(&row[from..from + width]) {
+            for (to, v) in weights.iter_mut().zip(&row[from..from + width]) {
                 to[r] = *v;
             }
         }
-        let (before, within) = feedback.block(b).split_at(from);
-        work.target = work.weights;
-        feed(isa, &errors, before, &mut work.target);
+        let m = feedback.block(b);
         let importance = &feedback.importance[from..from + BLOCK];
-        let mut scales = [0.0; LANES];
-        let mut costs = [0.0; LANES];
-        choose(isa, grid, within, importance, &mut work, &mut scales, &mut costs);
+        let mut work = Work { weights, target: weights, m, importance };
+        feed(isa, &errors, m, &mut work.target);
+        let rounded = choose(isa, grid, &work);
         for r in 0..GROUP {
-            let cost = f64::from(costs[r]);
+            let cost = f64::from(rounded.costs[r]);
             if !cost.is_finite() {
                 let index = r * cols + from;
                 let value = x.get(index).copied().unwrap_or(f32::NAN).to_string();
                 return Err(QuantError::NotFinite { index, value });
             }
             total += cost;
-            let scale = f16::from_f32(scales[r]);
+            let scale = f16::from_f32(rounded.scales[r]);
             if format == PackedFormat::Q4 {
-                put_q4_row(block, r, scale, &std::array::from_fn(|j| (work.q[j][r] + 8.0) as u8));
+                put_q4_row(block, r, scale, &std::array::from_fn(|j| (rounded.q[j][r] + 8.0) as u8));
             } else {
-                put_q8_row(block, r, scale, &std::array::from_fn(|j| work.q[j][r] as i8));
+                put_q8_row(block, r, scale, &std::array::from_fn(|j| rounded.q[j][r] as i8));
             }
         }
-        errors.extend_from_slice(&work.weights);
+        errors.extend_from_slice(&rounded.errors);
     }
     Ok(total)
 }
 
 #[inline(always)]
-fn feed_body<const HW: bool>(errors: &[Lane], m: &[[f32; BLOCK]], target: &mut [Lane; BLOCK]) {
-    for (tile, target) in target.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-        let mut acc = *target;
-        for (e, m) in errors.iter().zip(m) {
-            for j in 0..TILE {
-                let m = m[tile * TILE + j];
-                for l in 0..LANES {
-                    acc[j][l] = m.mul_add(e[l], acc[j][l]);
-                }
+fn feed_body<const HW: bool>(errors: &[Lane], m: &[f32], target: &mut [Lane; BLOCK]) {
+    let height = m.len() / BLOCK;
+    for (i, target) in target.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+        let sums = tile::<TILE>(errors, &m[i * TILE * height..], height);
+        for j in 0..TILE {
+            for l in 0..LANES {
+                target[j][l] += sums[j][l];
             }
         }
-        *target = acc;
     }
 }
 
 vectorised! {
     /// Adds the errors of earlier columns, times `M`, to a block.
-    fn feed / feed_body [] (errors: &[Lane], m: &[[f32; BLOCK]], target: &mut [Lane; BLOCK])
+    fn feed / feed_body [] (errors: &[Lane], m: &[f32], target: &mut [Lane; BLOCK])
 }
 
 #[inline(always)]
-fn choose_body<const HW: bool>(
-    grid: &Grid,
-    m: &[[f32; BLOCK]],
-    importance: &[f32],
-    work: &mut Work,
-    scales: &mut Lane,
-    costs: &mut Lane,
-) {
+fn choose_body<const HW: bool>(grid: &Grid, work: &Work<'_>) -> Rounded {
     let mut extreme = [0.0f32; LANES];
     for target in &work.target {
         for l in 0..LANES {
@@ -196,35 +205,33 @@ fn choose_body<const HW: bool>(
     }
     let mut best = [0.0f32; LANES];
     let mut least = [f32::INFINITY; LANES];
-    for reach in &grid.reaches {
-        let scale = extreme.map(|v| stored(v / reach));
-        let cost = round_block(grid, m, importance, work, &scale, None);
-        keep(&scale, &cost, &mut best, &mut least);
-    }
-    for _ in 0..REFITS {
-        let mut fitted = [0.0; LANES];
-        round_block(grid, m, importance, work, &best, Some(&mut fitted));
-        let scale = fitted.map(stored);
-        let cost = round_block(grid, m, importance, work, &scale, None);
-        keep(&scale, &cost, &mut best, &mut least);
-    }
-    let cost = round_block(grid, m, importance, work, &best, None);
-    for l in 0..LANES {
-        // Where no scale could be stored there is no cost.
-        costs[l] = if least[l].is_finite() { cost[l] } else { least[l] };
-    }
-    for j in 0..BLOCK {
-        for l in 0..LANES {
-            work.weights[j][l] -= best[l] * work.q[j][l];
+    let mut q = [[[0.0; LANES]; BLOCK]; CANDIDATES];
+    let mut errors = q;
+    for reaches in &grid.reaches {
+        let scales = reaches.map(|reach| extreme.map(|v| stored(v / reach)));
+        let costs = round_block(grid, work, &scales, &mut q, &mut errors);
+        for (scale, cost) in scales.iter().zip(&costs) {
+            keep(scale, cost, &mut best, &mut least);
         }
     }
-    *scales = best;
+    let (mut q, mut errors) = ([q[0]], [errors[0]]);
+    for _ in 0..REFITS {
+        round_block(grid, work, &[best], &mut q, &mut errors);
+        let scale = fitted(work, &q[0]).map(stored);
+        let [cost] = round_block(grid, work, &[scale], &mut q, &mut errors);
+        keep(&scale, &cost, &mut best, &mut least);
+    }
+    let [mut costs] = round_block(grid, work, &[best], &mut q, &mut errors);
+    for l in 0..LANES {
+        // Where no scale could be stored there is no cost.
+        costs[l] = if least[l].is_finite() { costs[l] } else { least[l] };
+    }
+    Rounded { q: q[0], errors: errors[0], scales: best, costs }
 }
 
 vectorised! {
-    /// Finds the scales of a block of 16 rows and rounds it by them: integers into `work.q`, errors into `work.weights`.
-    fn choose / choose_body [] (grid: &Grid, m: &[[f32; BLOCK]], importance: &[f32], work: &mut Work,
-        scales: &mut Lane, costs: &mut Lane)
+    /// Finds the scales of a block of 16 rows and rounds it by them.
+    fn choose / choose_body [] (grid: &Grid, work: &Work<'_>) -> Rounded
 }
 
 /// A scale as it is stored.
@@ -242,62 +249,59 @@ fn keep(scale: &Lane, cost: &Lane, best: &mut Lane, least: &mut Lane) {
     }
 }
 
-/// Rounds a block by the given scales, column by column, into `work.q`. Returns each row's error, the importance of columns counted;
-/// into `fitted`, if given, the scales of least error for these integers.
+/// Rounds a block by each of the given scales, column by column, into integers `q` and errors. Returns each row's error, the
+/// importance of columns counted.
 #[inline(always)]
-fn round_block(
+fn round_block<const C: usize>(
     grid: &Grid,
-    m: &[[f32; BLOCK]],
-    importance: &[f32],
-    work: &mut Work,
-    scales: &Lane,
-    fitted: Option<&mut Lane>,
-) -> Lane {
-    let inverses = scales.map(inverse);
-    let mut target = work.target;
-    let mut cost = [0.0f32; LANES];
-    for (k, d) in importance.iter().enumerate() {
-        let mut error = [0.0f32; LANES];
-        for l in 0..LANES {
-            let v = target[k][l];
-            let q = (v * inverses[l]).round_ties_even().clamp(grid.low, grid.high);
-            let rest = (-scales[l]).mul_add(q, v);
-            cost[l] = (d * rest).mul_add(rest, cost[l]);
-            work.q[k][l] = q;
-            error[l] = (-scales[l]).mul_add(q, work.weights[k][l]);
-        }
-        for j in k + 1..BLOCK {
-            let m = m[k][j];
-            for l in 0..LANES {
-                target[j][l] = m.mul_add(error[l], target[j][l]);
-            }
-        }
-    }
-    if let Some(fitted) = fitted {
-        // With integers fixed, what is left of column j is a - scale * b: a the weights' own, b the integers', both with feedback.
-        let mut a = work.target;
-        let mut b = work.q;
-        for k in 0..BLOCK {
-            let (w, q) = (work.weights[k], work.q[k]);
-            for j in k + 1..BLOCK {
-                let m = m[k][j];
+    work: &Work<'_>,
+    scales: &[Lane; C],
+    q: &mut [[Lane; BLOCK]; C],
+    errors: &mut [[Lane; BLOCK]; C],
+) -> [Lane; C] {
+    let inverses = scales.map(|s| s.map(inverse));
+    let mut costs = [[0.0f32; LANES]; C];
+    for (j, d) in work.importance.iter().enumerate() {
+        let mut place = [work.target[j]; C];
+        for (k, m) in work.within(j).iter().enumerate() {
+            for c in 0..C {
+                let e = &errors[c][k];
                 for l in 0..LANES {
-                    a[j][l] = m.mul_add(w[l], a[j][l]);
-                    b[j][l] = m.mul_add(q[l], b[j][l]);
+                    place[c][l] = m.mul_add(e[l], place[c][l]);
                 }
             }
         }
-        let (mut ab, mut bb) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for (k, d) in importance.iter().enumerate() {
+        for c in 0..C {
             for l in 0..LANES {
-                ab[l] = (d * a[k][l]).mul_add(b[k][l], ab[l]);
-                bb[l] = (d * b[k][l]).mul_add(b[k][l], bb[l]);
+                let v = place[c][l];
+                let n = (v * inverses[c][l]).round_ties_even().clamp(grid.low, grid.high);
+                let rest = (-scales[c][l]).mul_add(n, v);
+                costs[c][l] = (d * rest).mul_add(rest, costs[c][l]);
+                q[c][j][l] = n;
+                errors[c][j][l] = (-scales[c][l]).mul_add(n, work.weights[j][l]);
+            }
+        }
+    }
+    costs
+}
+
+/// The scales of least error for the integers `q`: what is left of column `j` is `a - scale * b`, `a` being the weights with
+/// feedback of weights, `b` the integers with feedback of integers. NaN where all integers are zero.
+#[inline(always)]
+fn fitted(work: &Work<'_>, q: &[Lane; BLOCK]) -> Lane {
+    let (mut ab, mut bb) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for (j, d) in work.importance.iter().enumerate() {
+        let (mut a, mut b) = (work.target[j], q[j]);
+        for (k, m) in work.within(j).iter().enumerate() {
+            for l in 0..LANES {
+                a[l] = m.mul_add(work.weights[k][l], a[l]);
+                b[l] = m.mul_add(q[k][l], b[l]);
             }
         }
         for l in 0..LANES {
-            // Integers that are all zero fit no scale: 0 / 0 is never kept.
-            fitted[l] = ab[l] / bb[l];
+            ab[l] = (d * a[l]).mul_add(b[l], ab[l]);
+            bb[l] = (d * b[l]).mul_add(b[l], bb[l]);
         }
     }
-    cost
+    std::array::from_fn(|l| ab[l] / bb[l])
 }

@@ -3,14 +3,12 @@
 use crate::{
     blocks::BLOCK,
     error::{QuantError, Result, check_len},
-    float::{LANES, Lane, vectorised},
+    float::{LANES, Lane, tile, vectorised},
     team::Team,
 };
 
 /// Tokens whose products are summed in f32 before they join the f64 sums.
 const TOKENS: usize = 512;
-/// Rows of a tile of the product: with 16 columns its sums fit the vector registers.
-const TILE: usize = 8;
 /// Columns that the factorisation eliminates at once.
 const PANEL: usize = 16;
 /// Rows that share each load of a panel.
@@ -68,13 +66,21 @@ impl Gram {
     pub fn add(&mut self, team: &Team, x: &[f32], weight: f64) -> Result<()> {
         let cols = self.cols;
         check_len("inputs in elements", x.len() / cols * cols, x.len())?;
-        let panels = cols.div_ceil(LANES);
         let isa = team.isa();
-        let mut packed = vec![[0.0f32; LANES]; panels * TOKENS.min(x.len() / cols)];
+        let most = TOKENS.min(x.len() / cols);
+        // Twice: column after column, and 16 columns interleaved.
+        let mut columns = vec![0.0f32; cols.next_multiple_of(LANES) * most];
+        let mut panels = vec![[0.0f32; LANES]; cols.div_ceil(LANES) * most];
         for x in x.chunks(TOKENS * cols) {
             let n = x.len() / cols;
-            let packed = &mut packed[..panels * n];
-            team.chunks_mut(packed, n, &|p, panel| {
+            let columns = &mut columns[..cols.next_multiple_of(LANES) * n];
+            let panels = &mut panels[..cols.div_ceil(LANES) * n];
+            team.chunks_mut(columns, n, &|c, column| {
+                for (to, x) in column.iter_mut().zip(x.chunks_exact(cols)) {
+                    *to = x.get(c).copied().unwrap_or_default();
+                }
+            });
+            team.chunks_mut(panels, n, &|p, panel| {
                 let from = p * LANES;
                 let width = LANES.min(cols - from);
                 for (to, x) in panel.iter_mut().zip(x.chunks_exact(cols)) {
@@ -82,14 +88,15 @@ impl Gram {
                     to[width..].fill(0.0);
                 }
             });
-            let packed = &*packed;
+            let (columns, panels) = (&*columns, &*panels);
             team.chunks_mut(&mut self.sums, LANES * cols, &|i, rows| {
-                for (j, b) in packed.chunks_exact(n).enumerate().take(i + 1) {
-                    let mut tile = [[0.0f32; LANES]; LANES];
-                    products(isa, &packed[i * n..(i + 1) * n], b, &mut tile);
+                let own = &columns[i * LANES * n..(i + 1) * LANES * n];
+                for (j, panel) in panels.chunks_exact(n).enumerate().take(i + 1) {
+                    let mut sums = [[0.0f32; LANES]; LANES];
+                    products(isa, panel, own, &mut sums);
                     let width = LANES.min(cols - j * LANES);
-                    for (row, tile) in rows.chunks_exact_mut(cols).zip(&tile) {
-                        for (sum, v) in row[j * LANES..j * LANES + width].iter_mut().zip(tile) {
+                    for (row, sums) in rows.chunks_exact_mut(cols).zip(&sums) {
+                        for (sum, v) in row[j * LANES..j * LANES + width].iter_mut().zip(sums) {
                             *sum += weight * f64::from(*v);
                         }
                     }
@@ -117,24 +124,20 @@ fn square(cols: usize) -> Result<usize> {
 }
 
 #[inline(always)]
-fn products_body<const HW: bool>(a: &[Lane], b: &[Lane], out: &mut [Lane; LANES]) {
-    for (half, out) in out.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
-        let mut acc = [[0.0f32; LANES]; TILE];
-        for (a, b) in a.iter().zip(b) {
-            for r in 0..TILE {
-                let a = a[half * TILE + r];
-                for l in 0..LANES {
-                    acc[r][l] = a.mul_add(b[l], acc[r][l]);
-                }
-            }
-        }
-        *out = acc;
+fn products_body<const HW: bool>(panel: &[Lane], columns: &[f32], out: &mut [Lane; LANES]) {
+    let n = panel.len();
+    let (six, rest) = out.as_chunks_mut::<6>();
+    for (i, out) in six.iter_mut().enumerate() {
+        *out = tile::<6>(panel, &columns[i * 6 * n..], n);
+    }
+    if let [a, b, c, d] = rest {
+        [*a, *b, *c, *d] = tile::<4>(panel, &columns[12 * n..], n);
     }
 }
 
 vectorised! {
-    /// `out[i][j]` = the sum over tokens of `a[t][i] * b[t][j]`, in their order.
-    fn products / products_body [] (a: &[Lane], b: &[Lane], out: &mut [Lane; LANES])
+    /// `out[i][j]` = the sum over tokens `t` of `columns[i][t] * panel[t][j]`, in their order.
+    fn products / products_body [] (panel: &[Lane], columns: &[f32], out: &mut [Lane; LANES])
 }
 
 /// How the rounding errors of a matrix's columns make up its output's error, made from a [`Gram`] `H`.
@@ -147,8 +150,8 @@ pub struct Feedback {
     cols: usize,
     /// `D` (cols, padded to whole blocks with zeros).
     pub(crate) importance: Vec<f32>,
-    /// For each block of 32 columns: the rows of `M` up to the block's end, 32 values each.
-    blocks: Vec<[f32; BLOCK]>,
+    /// For each block of 32 columns, column after column: the rows of `M` up to the block's end.
+    blocks: Vec<f32>,
 }
 
 impl std::fmt::Debug for Feedback {
@@ -207,21 +210,18 @@ impl Feedback {
             let i = n - 1 - j;
             *d = (a[i * n + i] * a[i * n + i]) as f32;
         }
-        let mut blocks = vec![[0.0; BLOCK]; count * (count + 1) / 2 * BLOCK];
+        let mut blocks = vec![0.0; count * (count + 1) / 2 * BLOCK * BLOCK];
         let mut rest = &mut blocks[..];
         for b in 0..count {
-            let (block, more) = rest.split_at_mut((b + 1) * BLOCK);
+            let height = (b + 1) * BLOCK;
+            let (block, more) = rest.split_at_mut(height * BLOCK);
             rest = more;
-            team.chunks_mut(block, 4 * BLOCK, &|chunk, rows| {
-                for (k, row) in rows.iter_mut().enumerate() {
-                    let k = chunk * 4 * BLOCK + k;
-                    for (j, m) in row.iter_mut().enumerate() {
-                        let j = b * BLOCK + j;
-                        if k < j && j < n {
-                            let (i, p) = (n - 1 - k, n - 1 - j);
-                            *m = (a[i * n + p] / a[p * n + p]) as f32;
-                        }
-                    }
+            let a = &a;
+            team.chunks_mut(block, height, &|j, column| {
+                let j = b * BLOCK + j;
+                for (k, m) in column.iter_mut().enumerate().take(if j < n { j } else { 0 }) {
+                    let (i, p) = (n - 1 - k, n - 1 - j);
+                    *m = (a[i * n + p] / a[p * n + p]) as f32;
                 }
             });
         }
@@ -233,10 +233,10 @@ impl Feedback {
         self.cols
     }
 
-    /// `M` of block `b`: its columns' entries in rows 0 to the block's end.
-    pub(crate) fn block(&self, b: usize) -> &[[f32; BLOCK]] {
-        let from = b * (b + 1) / 2 * BLOCK;
-        &self.blocks[from..from + (b + 1) * BLOCK]
+    /// `M` of block `b`: for each of its columns, the entries in rows 0 to the block's end.
+    pub(crate) fn block(&self, b: usize) -> &[f32] {
+        let from = b * (b + 1) / 2 * BLOCK * BLOCK;
+        &self.blocks[from..from + (b + 1) * BLOCK * BLOCK]
     }
 }
 
@@ -418,8 +418,11 @@ mod tests {
             let (gram, feedback) = &made[0];
             let mean = (0..cols).map(|i| gram.get(i, i)).sum::<f64>() / cols as f64;
             let m = |k: usize, j: usize| {
-                let v =
-                    if k < j { feedback.block(j / BLOCK)[k][j % BLOCK] } else { f32::from(u8::from(k == j)) };
+                let v = if k < j {
+                    feedback.block(j / BLOCK)[j % BLOCK * (j / BLOCK + 1) * BLOCK + k]
+                } else {
+                    f32::from(u8::from(k == j))
+                };
                 f64::from(v)
             };
             for i in 0..cols {
@@ -451,7 +454,7 @@ mod tests {
         for damping in [0.0, 0.01] {
             let gram = Gram::from_sums(2, vec![4.0, 0.0, 0.0, 0.0]).unwrap();
             let made = Feedback::new(&team, gram, damping).unwrap();
-            assert_eq!(made.block(0)[0][1], 0.0);
+            assert_eq!(made.block(0)[BLOCK], 0.0);
             let none = Feedback::new(&team, Gram::new(2).unwrap(), damping).unwrap();
             assert_eq!(none.importance[..2], [1.0, 1.0]);
         }
