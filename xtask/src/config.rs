@@ -119,7 +119,7 @@ impl Default for Config {
             export_dtype: "f16".into(),
             export_dense: false,
             recipe: "q4".into(),
-            quantize_tokens: 8192,
+            quantize_tokens: 4096,
             rows: ROWS.iter().map(|row| (*row).to_owned()).collect(),
             texts: Vec::new(),
             text_tokens: 8192,

@@ -708,7 +708,7 @@ mod tests {
             let after = |flag: &str| line[line.iter().position(|w| w == flag).unwrap() + 1].clone();
             assert!(after("--calibrate").contains("boolq"), "{line:?}");
             assert_eq!([after("--split"), after("--held-out")], ["train", "0.05"]);
-            assert_eq!([after("--calibration-tokens"), after("--seed")], ["8192", "1"]);
+            assert_eq!([after("--calibration-tokens"), after("--seed")], ["4096", "1"]);
         }
         run.config.quantize_tokens = 0;
         for line in arguments(&run) {

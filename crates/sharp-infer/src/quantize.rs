@@ -41,14 +41,10 @@ pub struct Recipe {
     /// Recovery factors A and B.
     #[serde(with = "short")]
     pub recovery: PackedFormat,
-    /// Whether block scales are chosen by least squares (the default) or by the largest magnitude alone, as ggml's plain
-    /// quantiser does.
-    #[serde(default = "yes")]
+    /// Whether the block scales of weights that are rounded plainly are chosen by least squares, or by the largest magnitude alone, as
+    /// ggml's plain quantiser does (the default: its error is larger, and the models it makes are better).
+    #[serde(default)]
     pub least_squares: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// Formats by their short names.
@@ -97,7 +93,7 @@ impl Recipe {
             embedding: rest,
             head: rest,
             recovery: rest,
-            least_squares: true,
+            least_squares: false,
         }
     }
 

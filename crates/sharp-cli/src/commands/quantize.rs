@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SPEC")]
     calibrate: Option<DataSpec>,
     /// How much of that text, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 8192, requires = "calibrate")]
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "calibrate")]
     calibration_tokens: usize,
     /// Tokens of a sequence of it.
     #[arg(long, value_name = "N", default_value_t = 512, requires = "calibrate")]
