@@ -701,8 +701,8 @@ mod tests {
                 step.inputs.iter().any(|input| matches!(input, Input::Pinned(_))),
                 step.config.contains_key("calibration")
             );
-            let words = |line: &Invocation| line.arguments.iter().map(|w| w.to_string_lossy().into_owned());
-            step.invocations.iter().map(|line| words(line).collect()).collect()
+            let word = |word: &OsString| word.to_string_lossy().into_owned();
+            step.invocations.iter().map(|line| line.arguments.iter().map(word).collect()).collect()
         };
         for line in arguments(&run) {
             let after = |flag: &str| line[line.iter().position(|w| w == flag).unwrap() + 1].clone();

@@ -353,8 +353,8 @@ fn eliminate_body<const HW: bool>(rows: &mut [f64], n: usize, panel: &[[f64; PAN
             for p in 0..PANEL {
                 acc[p] /= corner.diagonal[p];
                 let v = -acc[p];
-                for l in 0..PANEL {
-                    acc[l] = v.mul_add(corner.below[p][l], acc[l]);
+                for (acc, below) in acc.iter_mut().zip(&corner.below[p]) {
+                    *acc = v.mul_add(*below, *acc);
                 }
             }
             row[k..k + PANEL].copy_from_slice(acc);
