@@ -60,6 +60,7 @@ pub(crate) struct Config {
     pub(crate) export_dtype: String,
     pub(crate) export_dense: bool,
     pub(crate) recipe: String,
+    pub(crate) quantize_tokens: usize,
 
     pub(crate) rows: Vec<String>,
     pub(crate) texts: Vec<String>,
@@ -120,6 +121,7 @@ impl Default for Config {
             export_dtype: "f16".into(),
             export_dense: false,
             recipe: "q4".into(),
+            quantize_tokens: 4096,
             rows: ROWS.iter().map(|row| (*row).to_owned()).collect(),
             texts: Vec::new(),
             text_tokens: 8192,

@@ -444,24 +444,41 @@ fn export(run: &Run) -> Result<Step> {
 }
 
 fn quantize(run: &Run) -> Result<Step> {
+    let config = &run.config;
     let (recipe, recipe_file) = recipe(run)?;
+    let (calibration, calibration_file) = data(&config.calibration)?;
+    let calibrated = config.quantize_tokens > 0;
     let line = |model: PathBuf, out: &str, report: &str| {
         Line::new(Program::Sharp, "quantize")
             .flag("--model", model)
             .flag("--out", run.path(QUANTIZE).join(out))
             .flag("--recipe", recipe.as_str())
             .flag("--report", run.path(QUANTIZE).join(report))
+            .when(calibrated, |line| {
+                line.flag("--calibrate", calibration.as_str())
+                    .number("--calibration-tokens", config.quantize_tokens)
+                    .number("--seq-len", config.sequence)
+                    .flag("--split", "train")
+                    .number("--held-out", config.held_out)
+                    .number("--seed", config.seed)
+            })
     };
     let mut inputs = vec![MODEL_FILES, Input::From(EXPORT, &["compact/"])];
     inputs.extend(recipe_file);
+    let mut keys = vec!["recipe", "quantize_tokens"];
+    if calibrated {
+        inputs.push(calibration_file);
+        keys.extend(["calibration", "sequence", "held_out", "seed"]);
+    }
     Ok(Step {
+        version: 2,
         inputs,
         invocations: vec![
             threads(run, line(run.path(EXPORT).join("compact"), COMPRESSED, "quant_report.json")).0,
             threads(run, line(run.path(IMPORT), ORIGINAL_PACKED, "original_quant_report.json")).0,
         ],
         must_write: vec![COMPRESSED, ORIGINAL_PACKED, "quant_report.json"],
-        ..step(run, Stage::Quantize, QUANTIZE, &["recipe"])?
+        ..step(run, Stage::Quantize, QUANTIZE, &keys)?
     })
 }
 
@@ -726,6 +743,31 @@ mod tests {
         assert!(line(PLAN).contains("--drop") && !line(PLAN).contains("--form"));
         assert!(line(FINETUNE).contains("--seed 7 --split-seed 1") && !line(FINETUNE).contains("--recovery"));
         assert!(line(ANALYZE).contains("--seed 1"));
+    }
+
+    #[test]
+    fn files_are_calibrated_on_the_training_side_alone() {
+        let mut run = run();
+        let arguments = |run: &Run| -> Vec<Vec<String>> {
+            let steps = steps(run).unwrap();
+            let step = steps.iter().find(|step| step.stage == Stage::Quantize).unwrap();
+            assert_eq!(
+                step.inputs.iter().any(|input| matches!(input, Input::Pinned(_))),
+                step.config.contains_key("calibration")
+            );
+            let word = |word: &OsString| word.to_string_lossy().into_owned();
+            step.invocations.iter().map(|line| line.arguments.iter().map(word).collect()).collect()
+        };
+        for line in arguments(&run) {
+            let after = |flag: &str| line[line.iter().position(|w| w == flag).unwrap() + 1].clone();
+            assert!(after("--calibrate").contains("boolq"), "{line:?}");
+            assert_eq!([after("--split"), after("--held-out")], ["train", "0.05"]);
+            assert_eq!([after("--calibration-tokens"), after("--seed")], ["4096", "1"]);
+        }
+        run.config.quantize_tokens = 0;
+        for line in arguments(&run) {
+            assert!(!line.iter().any(|w| w == "--calibrate"), "{line:?}");
+        }
     }
 
     #[test]

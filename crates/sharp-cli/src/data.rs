@@ -1,9 +1,12 @@
 //! Text for measuring: the data options that several commands share, and what they give.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Deserialize;
 use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack};
+use sharp_infer::Model;
 use sharp_model::tokenizer::Tokenizer;
 
 /// Which side of the split of a data file is used.
@@ -37,6 +40,13 @@ pub(crate) struct DataArgs {
     /// Text to measure with: PATH, PATH#VIEW or PATH#VIEW:LIMIT (views: auto, text, completion, messages, passage).
     #[arg(long, value_name = "SPEC")]
     pub(crate) data: DataSpec,
+    #[command(flatten)]
+    pub(crate) part: PartArgs,
+}
+
+/// The part of a data file that is used.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PartArgs {
     /// Which side of the train/held-out split to use.
     #[arg(long, value_enum, default_value = "all")]
     pub(crate) split: Side,
@@ -69,6 +79,26 @@ pub(crate) fn documents(
         bail!("{}: no documents on the {side:?} side of the split; give more text", spec.path.display());
     }
     Ok(documents)
+}
+
+impl PartArgs {
+    /// Sequences of `seq_len` tokens, about `tokens` in all, from this part of `spec`, as the model at `model` reads them.
+    ///
+    /// # Errors
+    /// When the file or the model's tokenizer cannot be read or there is not enough text for one sequence.
+    pub(crate) fn sequences(
+        &self,
+        spec: &DataSpec,
+        model: &Path,
+        seq_len: usize,
+        tokens: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let tokenizer = Model::open_tokenizer(model)?;
+        let chat = Chat::load(model)?;
+        let documents = documents(spec, self.split, self.held_out, self.seed, chat.as_ref())?;
+        let blocks = blocks(&documents, &tokenizer, seq_len, tokens, self.seed)?;
+        Ok(blocks.iter().map(|(tokens, _)| tokens.to_vec()).collect())
+    }
 }
 
 /// Rows of `seq_len` tokens, about `tokens` in all, from the documents in the order of `seed`.

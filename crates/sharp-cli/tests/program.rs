@@ -159,3 +159,42 @@ fn a_server_answers_and_ends_when_asked() {
         assert!(child.wait().unwrap().success());
     }
 }
+
+#[test]
+fn calibrated_quantising_keeps_the_size_and_says_what_it_was_calibrated_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny.txt");
+    let quantise = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let mut command = sharp();
+        command.args(["--json", "quantize", "--model"]).arg(model()).arg("--out").arg(&out).args(more);
+        (command.output().unwrap(), out)
+    };
+    let report = |name: &str, more: &[&str]| -> (Value, Vec<u8>) {
+        let (output, out) = quantise(name, more);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (serde_json::from_slice(&output.stdout).unwrap(), fs::read(out).unwrap())
+    };
+    let text = text.to_str().unwrap();
+    let given = ["--calibrate", text, "--calibration-tokens", "512", "--seq-len", "64"];
+    let (plain, _) = report("plain.sharp", &[]);
+    let (made, bytes) = report("made.sharp", &given);
+    let train = [&given[..], &["--split", "train", "--held-out", "0.3"]].concat();
+    let (_, trained) = report("train.sharp", &train);
+    assert_eq!((&plain["calibration_tokens"], &made["calibration_tokens"]), (&json!(0), &json!(512)));
+    assert_eq!(plain["weight_bytes"], made["weight_bytes"]);
+    assert_ne!(bytes, trained, "another part of the text must matter");
+    assert_eq!(report("again.sharp", &given).1, bytes);
+
+    for (more, complaint) in [
+        (vec!["--calibrate", "/nowhere.txt"], "/nowhere.txt"),
+        (vec!["--calibrate", text, "--seq-len", "100000"], "fewer than 100000 tokens"),
+        (vec!["--calibrate", text, "--split", "train", "--held-out", "1.5"], "1.5"),
+        (vec!["--calibration-tokens", "512"], "--calibrate"),
+    ] {
+        let (output, out) = quantise("refused.sharp", &more);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains(complaint), "{more:?}: {errors}");
+        assert!(!out.exists());
+    }
+}

@@ -73,7 +73,7 @@ impl<F: FnMut(LayerView<'_>)> Observer for F {
 }
 
 /// Calls `f(row index, row)` for rows of `width`, in parallel where there are many.
-fn rows(team: &Team, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+pub(crate) fn rows(team: &Team, x: &mut [f32], width: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
     if x.len() < PARALLEL_TOKENS * width {
         for (i, row) in x.chunks_mut(width).enumerate() {
             f(i, row);
@@ -97,7 +97,7 @@ fn norm(team: &Team, x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
     rows(team, out, d, &|i, out| float::rms_norm(isa, row(x, d, i), weight, eps as f32, out));
 }
 
-fn add(team: &Team, x: &mut [f32], y: &[f32], width: usize) {
+pub(crate) fn add(team: &Team, x: &mut [f32], y: &[f32], width: usize) {
     let isa = team.isa();
     rows(team, x, width, &|i, x| float::add_assign(isa, x, row(y, width, i)));
 }
@@ -332,11 +332,24 @@ impl Model {
         b: &mut Buffers,
         place: Place<'_, '_>,
     ) -> Result<()> {
+        let d = self.config().hidden_size;
+        self.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
+        self.run_heads(attention, n, b, place)?;
+        self.run_output(attention, n, b)
+    }
+
+    /// The heads of attention, from its input `b.normed` (n, d) into `b.mixed` (n, heads, head_dim).
+    pub(crate) fn run_heads(
+        &self,
+        attention: &Attention,
+        n: usize,
+        b: &mut Buffers,
+        place: Place<'_, '_>,
+    ) -> Result<()> {
         let config = self.config();
         let team = &*self.inner.team;
         let d = config.hidden_size;
         let (q_size, kv_size) = (config.query_size(), config.key_value_size());
-        self.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
         let mut aside =
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (q, k, v) = (
@@ -390,14 +403,23 @@ impl Model {
                 }
             }
         }
-        let delta = part_mut(&mut b.delta, n * d);
-        project(team, [&attention.output], mixed, n, [delta], &mut aside)?;
-        self.finish_branch(attention.after.as_deref(), part_mut(&mut b.delta, n * d));
+        Ok(())
+    }
+
+    /// What attention adds to the residual stream: from its heads `b.mixed` (n, heads, head_dim) into `b.delta` (n, d).
+    pub(crate) fn run_output(&self, attention: &Attention, n: usize, b: &mut Buffers) -> Result<()> {
+        let team = &*self.inner.team;
+        let mut aside =
+            Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
+        let delta = part_mut(&mut b.delta, n * self.config().hidden_size);
+        let mixed = part(&b.mixed, n * self.config().query_size());
+        project(team, [&attention.output], mixed, n, [&mut *delta], &mut aside)?;
+        self.finish_branch(attention.after.as_deref(), delta);
         Ok(())
     }
 
     /// What attention or an MLP gets: the residual stream `x` (n, d), normed where there is a norm.
-    fn norm_input(&self, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
+    pub(crate) fn norm_input(&self, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
         match weight {
             Some(weight) => norm(&self.inner.team, x, weight, self.config().rms_norm_eps, out),
             None => out.copy_from_slice(x),
@@ -405,7 +427,7 @@ impl Model {
     }
 
     /// What attention's or an MLP's output `x` (n, d) passes before it is added to the residual stream.
-    fn finish_branch(&self, weight: Option<&[f32]>, x: &mut [f32]) {
+    pub(crate) fn finish_branch(&self, weight: Option<&[f32]>, x: &mut [f32]) {
         let (team, config) = (&*self.inner.team, self.config());
         let (d, factor) = (config.hidden_size, config.scales.residual as f32);
         if let Some(weight) = weight {
@@ -459,30 +481,46 @@ impl Model {
 
     /// An MLP from `b.normed` (n, d) into `b.delta` (n, d).
     pub(crate) fn run_mlp(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
+        if !mlp.fused {
+            self.run_gates(mlp, n, b)?;
+            return self.run_down(mlp, n, b);
+        }
+        let team = &*self.inner.team;
+        let d = self.config().hidden_size;
+        let delta = part_mut(&mut b.delta, n * d);
+        b.acts.quantize_parallel(team, part(&b.normed, n * d), n, d)?;
+        let (gate, up) = (mlp.gate.kernel()?, mlp.up.kernel()?);
+        gate_up_silu(team, &gate, &up, &b.acts, &mut b.mlp_acts, &mut b.scratch)?;
+        packed(team, [&mlp.down], &b.mlp_acts, [&mut *delta], &mut b.scratch)?;
+        add_bias(team.isa(), &mlp.down, delta);
+        Ok(())
+    }
+
+    /// The first half of an MLP that is not fused, from `b.normed` (n, d) into `b.gate` (n, f): the input of its down projection.
+    pub(crate) fn run_gates(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
         let team = &*self.inner.team;
         let isa = team.isa();
         let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
-        let x = part(&b.normed, n * d);
-        let delta = part_mut(&mut b.delta, n * d);
-        if mlp.fused {
-            b.acts.quantize_parallel(team, x, n, d)?;
-            let (gate, up) = (mlp.gate.kernel()?, mlp.up.kernel()?);
-            gate_up_silu(team, &gate, &up, &b.acts, &mut b.mlp_acts, &mut b.scratch)?;
-            packed(team, [&mlp.down], &b.mlp_acts, [delta], &mut b.scratch)?;
-            add_bias(isa, &mlp.down, delta);
-            return Ok(());
-        }
         let mut aside =
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (gate, up) = (part_mut(&mut b.gate, n * f), part_mut(&mut b.up, n * f));
-        project(team, [&mlp.gate, &mlp.up], x, n, [gate, up], &mut aside)?;
+        project(team, [&mlp.gate, &mlp.up], part(&b.normed, n * d), n, [&mut *gate, &mut *up], &mut aside)?;
         match mlp.activation {
             Activation::Silu => {
                 rows(team, gate, f, &|i, gate| sharp_quant::silu_mul(isa, gate, row(up, f, i)))
             }
             Activation::GeluTanh => rows(team, gate, f, &|i, gate| gelu_mul(gate, row(up, f, i))),
         }
-        project(team, [&mlp.down], gate, n, [delta], &mut aside)
+        Ok(())
+    }
+
+    /// The second half, from `b.gate` (n, f) into `b.delta` (n, d).
+    pub(crate) fn run_down(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
+        let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
+        let mut aside =
+            Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
+        let delta = part_mut(&mut b.delta, n * d);
+        project(&self.inner.team, [&mlp.down], part(&b.gate, n * f), n, [delta], &mut aside)
     }
 
     /// Logits (n, vocab) of the rows of `hidden` (n, d), which have left the last layer.

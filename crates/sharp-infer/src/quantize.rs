@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sharp_model::{
@@ -10,9 +11,10 @@ use sharp_model::{
     packed::{BlobFormat, BlobId, PackedWriter},
     tokenizer::Tokenizer,
 };
-use sharp_progress::Progress;
-use sharp_quant::{PackedFormat, QuantError, ScaleRule, Team};
+use sharp_progress::{Progress, Silent, Task};
+use sharp_quant::{Feedback, PackedFormat, PackedRef, QuantError, ScaleRule, Team};
 
+use crate::calibrate::Calibrator;
 use crate::error::{Error, Result};
 
 /// Rows quantised at a time; a multiple of the layouts' groups of 16.
@@ -39,14 +41,10 @@ pub struct Recipe {
     /// Recovery factors A and B.
     #[serde(with = "short")]
     pub recovery: PackedFormat,
-    /// Whether block scales are chosen by least squares (the default) or by the largest magnitude alone, as ggml's plain
-    /// quantiser does.
-    #[serde(default = "yes")]
+    /// Whether the block scales of weights that are rounded plainly are chosen by least squares, or by the largest magnitude alone, as
+    /// ggml's plain quantiser does (the default: its error is larger, and the models it makes are better).
+    #[serde(default)]
     pub least_squares: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// Formats by their short names.
@@ -95,7 +93,7 @@ impl Recipe {
             embedding: rest,
             head: rest,
             recovery: rest,
-            least_squares: true,
+            least_squares: false,
         }
     }
 
@@ -119,7 +117,7 @@ impl Recipe {
         toml::from_str(&content).map_err(|e| what(&e))
     }
 
-    fn rule(&self) -> ScaleRule {
+    pub(crate) fn rule(&self) -> ScaleRule {
         if self.least_squares { ScaleRule::LeastSquares } else { ScaleRule::Max }
     }
 }
@@ -139,7 +137,8 @@ pub struct TensorReport {
     pub bytes: u64,
     /// Layers that use it beyond the first.
     pub shared_by: usize,
-    /// Root of the squared error over the squared weights; 0 for f32.
+    /// Root of the squared error over the squared weights; 0 for f32. Calibrated rounding makes it larger: it lessens the error of
+    /// outputs instead.
     pub relative_error: f64,
 }
 
@@ -148,6 +147,9 @@ pub struct TensorReport {
 pub struct QuantReport {
     /// The recipe.
     pub recipe: Recipe,
+    /// Tokens whose activations the layers' matrices were rounded against; 0 where they were not.
+    #[serde(default)]
+    pub calibration_tokens: usize,
     /// Bytes of the weights in the file, each stored matrix once.
     pub weight_bytes: u64,
     /// Length of the file.
@@ -283,51 +285,73 @@ pub fn quantize(
     team: &Team,
     progress: &dyn Progress,
 ) -> Result<QuantReport> {
+    write(source, recipe, out, team, progress, None)
+}
+
+/// [`quantize`], with the 4- and 8-bit matrices of the layers rounded against what `sequences`, each a text from its beginning, make
+/// of their inputs: GPTQ (Frantar et al., 2022, arXiv 2210.17323), with the scales of blocks chosen on the way. Format
+/// and size of the file are the same.
+///
+/// A layer is rounded after those before it, on the inputs that they leave it once rounded. A matrix that several layers share is
+/// rounded for all of them. Embedding, head and recovery factors are rounded plainly. Memory holds one layer, its activations for all
+/// tokens, and the second moments of one input (twice, in f64) besides those of shared matrices that are still to come.
+///
+/// # Errors
+/// Those of [`quantize`] and [`Model::from_source`](crate::Model::from_source); [`Error::Argument`] if there are no tokens,
+/// [`Error::Token`] for one outside the vocabulary, and [`Error::Tensor`] if a matrix's inputs are not finite.
+pub fn quantize_calibrated(
+    source: &ModelSource,
+    recipe: &Recipe,
+    sequences: &[Vec<u32>],
+    out: &Path,
+    team: &Arc<Team>,
+    progress: &dyn Progress,
+) -> Result<QuantReport> {
+    let mut calibrator = Calibrator::new(source, recipe, sequences, team)?;
+    let task = progress.task("calibrated rounding", source.config().num_hidden_layers as u64, "layers");
+    write(source, recipe, out, team, &Silent, Some((&mut calibrator, &*task)))
+}
+
+fn write(
+    source: &ModelSource,
+    recipe: &Recipe,
+    out: &Path,
+    team: &Team,
+    progress: &dyn Progress,
+    mut calibrator: Option<(&mut Calibrator<'_>, &dyn Task)>,
+) -> Result<QuantReport> {
     let Layout { mut writer, mut parts, .. } = layout(source, recipe)?;
     if source.path().join("tokenizer.json").is_file() {
         let tokenizer = Tokenizer::load(source.path())?;
         writer.tokenizer(tokenizer.to_json()?, tokenizer.config().clone());
     }
-    let shown = serde_json::to_value(recipe).map_err(|e| Error::Recipe { what: e.to_string() })?;
+    let calibration_tokens = calibrator.as_ref().map_or(0, |(c, _)| c.tokens());
+    let mut shown = serde_json::to_value(recipe).map_err(|e| Error::Recipe { what: e.to_string() })?;
+    if let (Some(fields), 1..) = (shown.as_object_mut(), calibration_tokens) {
+        fields.insert("calibration_tokens".to_owned(), calibration_tokens.into());
+    }
     writer.recipe(shown);
     let weight_bytes = writer.blob_bytes();
-    let mut values = Vec::new();
-    let mut back = Vec::new();
-    writer.write(out, progress, |blob, buffer| {
+    writer.write(out, progress, |blob, buffer| -> Result<()> {
         let Some((tensor, format, report)) = parts.get_mut(blob.index()) else { return Ok(()) };
-        let (rows, cols) = (report.rows, report.cols);
+        let shape = (report.rows, report.cols);
         let path = source.path();
         let BlobFormat::Packed(packed) = *format else {
             tensor.require_finite(path)?;
             buffer.extend(tensor.f32()?.iter().flat_map(|v| v.to_le_bytes()));
             return Ok(());
         };
-        let (mut error, mut size) = (0.0f64, 0.0f64);
-        for first in (0..rows).step_by(ROWS) {
-            let count = ROWS.min(rows - first);
-            values.resize(count * cols, 0.0);
-            back.resize(count * cols, 0.0);
-            tensor.read_f32(first * cols, &mut values)?;
-            let start = buffer.len();
-            buffer.resize(start + packed.nbytes(count, cols)?, 0);
-            let made = buffer.get_mut(start..).unwrap_or_default();
-            let shape = (count, cols);
-            sharp_quant::pack_f32_parallel(team, packed, recipe.rule(), shape, &values, None, made).map_err(
-                |e| match e {
-                    QuantError::NotFinite { index, value } => {
-                        let what = format!("holds {value} at index {}", first * cols + index);
-                        sharp_model::Error::tensor(path, tensor.name(), what)
-                    }
-                    other => other.into(),
-                },
-            )?;
-            sharp_quant::unpack(sharp_quant::PackedRef::new(packed, count, cols, made)?, &mut back)?;
-            for (v, b) in values.iter().zip(&back) {
-                error += f64::from(v - b).powi(2);
-                size += f64::from(*v).powi(2);
-            }
+        let start = buffer.len();
+        let made = match &mut calibrator {
+            Some((calibrator, task)) => calibrator.take(tensor.name(), *task)?,
+            None => None,
+        };
+        match made {
+            Some(bytes) => buffer.extend_from_slice(&bytes),
+            None => pack_tensor(team, path, tensor, packed, recipe.rule(), shape, None, buffer)?,
         }
-        report.relative_error = if size > 0.0 { (error / size).sqrt() } else { 0.0 };
+        let made = buffer.get(start..).unwrap_or_default();
+        report.relative_error = relative_error(tensor, packed, shape, made)?;
         Ok(())
     })?;
     let mut source_bytes = 0;
@@ -335,12 +359,74 @@ pub fn quantize(
         source_bytes += tensor.bytes.len() as u64;
     }
     let file_bytes = std::fs::metadata(out).map_err(sharp_model::Error::io(out))?.len();
-    tracing::debug!(weight_bytes, file_bytes, recipe = recipe.name, "quantised");
+    tracing::debug!(weight_bytes, file_bytes, recipe = recipe.name, calibration_tokens, "quantised");
     Ok(QuantReport {
         recipe: recipe.clone(),
+        calibration_tokens,
         weight_bytes,
         file_bytes,
         source_bytes,
         tensors: parts.into_iter().map(|p| p.2).collect(),
     })
+}
+
+/// Appends a stored matrix (rows, cols) to `out`, packed: against the second moments of its inputs if there are any.
+#[allow(clippy::too_many_arguments, reason = "a matrix, what it becomes, and where")]
+pub(crate) fn pack_tensor(
+    team: &Team,
+    path: &Path,
+    tensor: &TensorRef,
+    format: PackedFormat,
+    rule: ScaleRule,
+    (rows, cols): (usize, usize),
+    feedback: Option<&Feedback>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    let mut values = Vec::new();
+    for first in (0..rows).step_by(ROWS) {
+        let shape = (ROWS.min(rows - first), cols);
+        values.resize(shape.0 * cols, 0.0);
+        tensor.read_f32(first * cols, &mut values)?;
+        let start = out.len();
+        out.resize(start + format.nbytes(shape.0, cols)?, 0);
+        let made = out.get_mut(start..).unwrap_or_default();
+        match feedback {
+            Some(feedback) => {
+                sharp_quant::pack_calibrated(team, format, shape, &values, feedback, made).map(drop)
+            }
+            None => sharp_quant::pack_f32_parallel(team, format, rule, shape, &values, None, made),
+        }
+        .map_err(|e| match e {
+            QuantError::NotFinite { index, value } => {
+                let what = format!("holds {value} at index {}", first * cols + index);
+                sharp_model::Error::tensor(path, tensor.name(), what)
+            }
+            other => other.into(),
+        })?;
+    }
+    Ok(())
+}
+
+/// Root of the squared error of a packed matrix (rows, cols) over the squared weights.
+fn relative_error(
+    tensor: &TensorRef,
+    format: PackedFormat,
+    (rows, cols): (usize, usize),
+    packed: &[u8],
+) -> Result<f64> {
+    let matrix = PackedRef::new(format, rows, cols, packed)?;
+    let (mut error, mut size) = (0.0f64, 0.0f64);
+    let (mut values, mut back) = (Vec::new(), Vec::new());
+    for first in (0..rows).step_by(ROWS) {
+        let count = ROWS.min(rows - first);
+        values.resize(count * cols, 0.0);
+        back.resize(count * cols, 0.0);
+        tensor.read_f32(first * cols, &mut values)?;
+        sharp_quant::unpack_rows(matrix, first, first + count, &mut back)?;
+        for (v, b) in values.iter().zip(&back) {
+            error += f64::from(v - b).powi(2);
+            size += f64::from(*v).powi(2);
+        }
+    }
+    Ok(if size > 0.0 { (error / size).sqrt() } else { 0.0 })
 }

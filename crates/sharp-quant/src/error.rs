@@ -96,6 +96,14 @@ pub enum QuantError {
         /// What was asked for.
         wanted: usize,
     },
+    /// Second moments that no inputs can have, or that cannot be factored.
+    #[error("second moments of the inputs, column {column}: {what}")]
+    Moments {
+        /// What is wrong, in words.
+        what: &'static str,
+        /// The first column where it shows.
+        column: usize,
+    },
     /// The operating system refused a thread.
     #[error("cannot start worker thread {index}: {reason}")]
     Thread {

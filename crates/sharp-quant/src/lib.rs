@@ -2,9 +2,11 @@
 
 mod activations;
 mod blocks;
+mod calibrated;
 mod dtype;
 mod error;
 pub mod float;
+mod gram;
 mod isa;
 mod kernels;
 mod math;
@@ -17,8 +19,10 @@ mod team;
 
 pub use activations::Activations;
 pub use blocks::{BLOCK, ScaleRule, dequantize, quantize, quantize_weighted};
+pub use calibrated::pack_calibrated;
 pub use dtype::DType;
 pub use error::{QuantError, Result};
+pub use gram::{Feedback, Gram};
 pub use isa::Isa;
 pub use math::silu_mul;
 pub use matmul::{Linear, LowRank, MatOp, Scratch, gate_up_silu, matmul};

@@ -313,26 +313,32 @@ fn elements(rows: usize, cols: usize) -> Result<usize> {
     rows.checked_mul(cols).ok_or(QuantError::Overflow { what: "number of elements", rows, cols })
 }
 
-fn check_pack(format: PackedFormat, rows: usize, cols: usize, x: &[f32], out: &[u8]) -> Result<()> {
+pub(crate) fn check_pack(
+    format: PackedFormat,
+    rows: usize,
+    cols: usize,
+    x: &[f32],
+    out: &[u8],
+) -> Result<()> {
     check_len("packed matrix in bytes", format.nbytes(rows, cols)?, out.len())?;
     check_len("matrix in elements", elements(rows, cols)?, x.len())
 }
 
-fn shifted(e: QuantError, by: usize) -> QuantError {
+pub(crate) fn shifted(e: QuantError, by: usize) -> QuantError {
     match e {
         QuantError::NotFinite { index, value } => QuantError::NotFinite { index: index + by, value },
         other => other,
     }
 }
 
-fn put_q4_row(block: &mut [u8], r: usize, scale: f16, q: &[u8; BLOCK]) {
+pub(crate) fn put_q4_row(block: &mut [u8], r: usize, scale: f16, q: &[u8; BLOCK]) {
     for j in 0..16 {
         block[(j / 4) * 64 + 4 * r + j % 4] = q[j] | (q[16 + j] << 4);
     }
     block[256 + 2 * r..258 + 2 * r].copy_from_slice(&scale.to_le_bytes());
 }
 
-fn put_q8_row(block: &mut [u8], r: usize, scale: f16, q: &[i8; BLOCK]) {
+pub(crate) fn put_q8_row(block: &mut [u8], r: usize, scale: f16, q: &[i8; BLOCK]) {
     for (j, &q) in q.iter().enumerate() {
         block[(j / 4) * 64 + 4 * r + j % 4] = q.cast_unsigned();
     }

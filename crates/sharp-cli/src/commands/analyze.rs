@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use sharp_data::Chat;
 use sharp_infer::{Model, Options};
 use sharp_model::write_atomic;
 use sharp_progress::Terminal;
 
 use crate::Global;
-use crate::data::{self, DataArgs};
+use crate::data::DataArgs;
 use crate::output::Output;
 
 /// Measure how alike the layers are.
@@ -43,12 +42,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let model = Model::open(&args.model, &Options { threads: global.threads(), ..Options::default() })?;
-    let tokenizer = Model::open_tokenizer(&args.model)?;
-    let chat = Chat::load(&args.model)?;
-    let given = &args.data;
-    let documents = data::documents(&given.data, given.split, given.held_out, given.seed, chat.as_ref())?;
-    let blocks = data::blocks(&documents, &tokenizer, args.seq_len, args.tokens, given.seed)?;
-    let sequences: Vec<Vec<u32>> = blocks.iter().map(|(tokens, _)| tokens.to_vec()).collect();
+    let DataArgs { data, part } = &args.data;
+    let sequences = part.sequences(data, &args.model, args.seq_len, args.tokens)?;
     let options = sharp_similarity::Options {
         window: args.window,
         delta_nll_tokens: args.delta_nll.unwrap_or(0),

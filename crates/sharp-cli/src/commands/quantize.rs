@@ -1,20 +1,25 @@
 //! `sharp quantize`: one file that the engine maps and runs as it lies.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use serde_json::json;
+use sharp_data::DataSpec;
 use sharp_infer::{QuantReport, Recipe, Team};
 use sharp_model::write_atomic;
 use sharp_progress::Terminal;
 
 use crate::Global;
 use crate::commands::export::SourceArgs;
+use crate::data::PartArgs;
 use crate::output::{self, Output};
 
 /// Write one file that the engine maps and runs as it lies.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  sharp quantize --model original --out model.sharp --recipe q4")]
+#[command(
+    after_help = "Example:\n  sharp quantize --model original --out model.sharp --recipe q4\n  sharp quantize --model original --out model.sharp --calibrate prose.txt"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
@@ -24,6 +29,18 @@ pub(crate) struct Args {
     /// q4, q8, f16, or a TOML file that says what each kind of matrix becomes.
     #[arg(long, default_value = "q4")]
     recipe: String,
+    /// Round the layers' matrices against what this text makes of their inputs: PATH, PATH#VIEW or PATH#VIEW:LIMIT, as for
+    /// `sharp analyze --data`. Better at the same size, and slower.
+    #[arg(long, value_name = "SPEC")]
+    calibrate: Option<DataSpec>,
+    /// How much of that text, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 4096, requires = "calibrate")]
+    calibration_tokens: usize,
+    /// Tokens of a sequence of it.
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "calibrate")]
+    seq_len: usize,
+    #[command(flatten)]
+    part: PartArgs,
     /// Also write what became of each tensor, with its error, as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -42,8 +59,16 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
             format!("{} of weights, from {}", output::bytes(bytes), output::bytes(before))
         });
     };
-    let team = Team::new(global.threads())?;
-    let report = sharp_infer::quantize(&source, &recipe, out, &team, &Terminal::stderr())?;
+    let team = Arc::new(Team::new(global.threads())?);
+    let progress = Terminal::stderr();
+    let report = match &args.calibrate {
+        None => sharp_infer::quantize(&source, &recipe, out, &team, &progress)?,
+        Some(spec) => {
+            let sequences =
+                args.part.sequences(spec, source.path(), args.seq_len, args.calibration_tokens)?;
+            sharp_infer::quantize_calibrated(&source, &recipe, &sequences, out, &team, &progress)?
+        }
+    };
     if let Some(path) = &args.report {
         let text = serde_json::to_string_pretty(&report)?;
         write_atomic(path, |w| writeln!(w, "{text}"))?;

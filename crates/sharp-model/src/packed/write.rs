@@ -91,12 +91,12 @@ impl PackedWriter {
     /// # Errors
     /// Those of `fill`; [`Error::Malformed`] if it gave a wrong number of bytes or the header grew too large;
     /// [`Error::Io`] from the system, a full disk for one. The old file, if any, then stays.
-    pub fn write(
+    pub fn write<E: From<Error>>(
         self,
         path: &Path,
         progress: &dyn Progress,
-        mut fill: impl FnMut(BlobId, &mut Vec<u8>) -> Result<()>,
-    ) -> Result<()> {
+        mut fill: impl FnMut(BlobId, &mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let task = progress.task("writing the packed model", self.blob_bytes(), "bytes");
         let mut offset = 0u64;
         let mut blobs = Vec::with_capacity(self.blobs.len());
@@ -114,10 +114,8 @@ impl PackedWriter {
         };
         let header = serde_json::to_vec(&raw).map_err(Error::json(path))?;
         if header.len() as u64 > MAX_HEADER {
-            return Err(Error::malformed(
-                path,
-                format!("a header of {} bytes (at most {MAX_HEADER})", header.len()),
-            ));
+            let what = format!("a header of {} bytes (at most {MAX_HEADER})", header.len());
+            return Err(Error::malformed(path, what).into());
         }
         // `write_atomic` speaks io::Error; ours is carried around it.
         let mut failure = None;
@@ -135,7 +133,7 @@ impl PackedWriter {
                 let mut made = fill(BlobId(i), &mut buffer);
                 if made.is_ok() && buffer.len() != len {
                     let what = format!("blob {i} was to have {len} bytes, {} were given", buffer.len());
-                    made = Err(Error::malformed(path, what));
+                    made = Err(Error::malformed(path, what).into());
                 }
                 if let Err(e) = made {
                     failure = Some(e);
@@ -152,7 +150,7 @@ impl PackedWriter {
         let written = write_atomic(path, &mut body);
         match failure {
             Some(e) => Err(e),
-            None => written,
+            None => Ok(written?),
         }
     }
 }

@@ -340,7 +340,7 @@ fn pack<const HW: bool, E: Element>(rows: &[E::Raw], cols: usize, k: usize, pane
 
 /// Sums of a panel's 16 rows for `T` tokens, which lie `stride` apart in `x`; columns in ascending order.
 #[inline(always)]
-fn tile<const T: usize>(panel: &[Lane], x: &[f32], stride: usize) -> [Lane; T] {
+pub(crate) fn tile<const T: usize>(panel: &[Lane], x: &[f32], stride: usize) -> [Lane; T] {
     let rows: [&[f32]; T] = std::array::from_fn(|t| &x[t * stride..t * stride + panel.len()]);
     let mut acc = [[0.0f32; LANES]; T];
     for (k, w) in panel.iter().enumerate() {

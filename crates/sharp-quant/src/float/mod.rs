@@ -11,6 +11,7 @@ mod element;
 mod vector;
 
 pub use attention::{KvCache, Scores, attention};
+pub(crate) use dense::tile;
 pub use dense::{DenseOp, DenseRef, dense_matmul};
 pub use vector::{add_assign, dot, exp_sum, log_sum_exp, max, rms_norm, rope, scale};
 
