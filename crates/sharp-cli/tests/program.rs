@@ -188,7 +188,7 @@ fn calibrated_quantising_keeps_the_size_and_says_what_it_was_calibrated_on() {
 
     for (more, complaint) in [
         (vec!["--calibrate", "/nowhere.txt"], "/nowhere.txt"),
-        (vec!["--calibrate", text, "--seq-len", "100000"], "fewer than 100000 tokens"),
+        (vec!["--calibrate", text, "--seq-len", "100000"], "fewer than one row of 100000"),
         (vec!["--calibrate", text, "--split", "train", "--held-out", "1.5"], "1.5"),
         (vec!["--calibration-tokens", "512"], "--calibrate"),
     ] {

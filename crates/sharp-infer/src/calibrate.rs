@@ -1,23 +1,22 @@
 //! Rounding a model's matrices against the inputs that a text gives them.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use sharp_model::{
-    ModelSource, Projection, TensorBytes, TensorRef,
+    ModelSource, Projection, TensorRef,
     names::{self, Attention as Part},
 };
 use sharp_progress::Task;
 use sharp_quant::{
-    Feedback, Gram, PackedFormat, Team,
+    DType, Feedback, Gram, PackedFormat, Team,
     float::{self, KvCache},
 };
 
 use crate::error::{Error, Result};
 use crate::forward::{Place, Segment, add, part, part_mut, rows};
-use crate::linear::{Factors, Linear, Weight};
-use crate::model::{Attention, Mlp, Model, Needs, Options};
+use crate::linear::Linear;
+use crate::model::{Model, Options};
 use crate::quantize::{Recipe, pack_tensor};
 use crate::workspace::Workspace;
 
@@ -26,39 +25,29 @@ const DAMPING: f64 = 0.01;
 
 /// Makes the packed matrices of a model's layers, a layer at a time, in order.
 ///
-/// The inputs of a matrix are those that the matrices already rounded, in this layer and the layers before, give it. So each product is
-/// computed once, with the rounded matrix. A matrix that several layers share is rounded at the first of them, with the second
-/// moments of all: for the later layers they come from the unrounded model, which a second pass computes up to the last of them.
+/// The unrounded model reads the texts; each matrix is rounded by the second moments of what it got, as soon as the last layer that
+/// uses it has been passed. So the matrices of a few layers wait, packed, where layers share a matrix that lie apart.
 pub(crate) struct Calibrator<'a> {
-    source: &'a ModelSource,
-    recipe: &'a Recipe,
-    /// Unrounded.
     model: Model,
     segments: Vec<Segment>,
-    /// The residual stream (n, d) that enters the next layer to be rounded.
+    /// The residual stream (n, d) that enters layer `next`.
     hidden: Vec<f32>,
-    /// Layers that are rounded.
-    done: usize,
-    /// Where matrices are shared: the unrounded model's residual stream, and the layer that it enters.
-    ahead: Option<(Vec<f32>, usize)>,
+    next: usize,
     work: Workspace,
     cache: KvCache,
-    /// Layers that use a stored matrix, ascending.
-    users: HashMap<String, Vec<usize>>,
-    /// Second moments from layers that will meet a matrix rounded earlier.
-    later: HashMap<String, Gram>,
-    /// Packed matrices that a layer to come uses again.
-    kept: HashMap<String, Arc<Weight>>,
-    /// Packed matrices that nobody has fetched yet.
-    made: HashMap<String, TensorBytes>,
+    rounding: Rounding<'a>,
 }
 
-/// A linear map of a layer and the stored tensors behind it.
-struct Map<'m> {
-    linear: &'m Linear,
-    base: Option<TensorRef>,
-    factors: Option<(TensorRef, TensorRef)>,
-    format: PackedFormat,
+struct Rounding<'a> {
+    source: &'a ModelSource,
+    recipe: &'a Recipe,
+    team: Arc<Team>,
+    /// Layers that use a stored matrix, ascending; only matrices that are to be rounded so.
+    users: HashMap<String, Vec<usize>>,
+    /// Second moments of shared matrices, from the layers passed so far.
+    sums: HashMap<String, Gram>,
+    /// Packed matrices that nobody has fetched yet.
+    made: HashMap<String, Vec<u8>>,
 }
 
 impl<'a> Calibrator<'a> {
@@ -69,8 +58,7 @@ impl<'a> Calibrator<'a> {
         sequences: &[Vec<u32>],
         team: &Arc<Team>,
     ) -> Result<Self> {
-        let options = Options { team: Some(team.clone()), ..Options::default() };
-        let model = Model::from_source(source, &options)?;
+        let model = Model::from_source(source, &Options { team: Some(team.clone()), ..Options::default() })?;
         let mut hidden = Vec::new();
         let mut segments = Vec::new();
         for tokens in sequences.iter().filter(|tokens| !tokens.is_empty()) {
@@ -80,45 +68,35 @@ impl<'a> Calibrator<'a> {
         let Some(longest) = segments.iter().map(|s| s.tokens).max() else {
             return Err(Error::argument("there are no tokens to calibrate on"));
         };
-        let config = model.config();
-        let n = hidden.len() / config.hidden_size;
         let mut users: HashMap<String, Vec<usize>> = HashMap::new();
-        let mut shared = false;
-        for layer in 0..config.num_hidden_layers {
-            for part in Part::ALL {
-                let tensor = source.tensor(&names::attention_weight(layer, part))?;
+        let mut used = |tensor: TensorRef, layer, format| {
+            // 16-bit floats have no scales to choose, and round well enough alone.
+            if format != PackedFormat::F16 {
                 users.entry(tensor.name().to_owned()).or_default().push(layer);
             }
-            for projection in Projection::ALL {
-                let parts = source.projection(layer, projection)?;
-                let factors = parts.lora.map(|l| [l.a, l.b]).into_iter().flatten();
-                for tensor in parts.base.into_iter().chain(factors) {
-                    let layers = users.entry(tensor.name().to_owned()).or_default();
-                    layers.push(layer);
-                    shared |= layers.len() > 1;
+        };
+        for (index, layer) in model.layers().iter().enumerate() {
+            for part in Part::ALL {
+                used(source.tensor(&names::attention_weight(index, part))?, index, recipe.attention);
+            }
+            for projection in Projection::ALL.into_iter().filter(|_| !layer.mlp.zero) {
+                if let Some(base) = source.projection(index, projection)?.base {
+                    used(base, index, recipe.mlp);
                 }
             }
         }
-        let needs = Needs { packed: true, dense: true, floats: true, unfused_mlp: true, ..model.inner.needs };
-        let work = Workspace::new(config, needs, n, longest)?;
-        let kv = sharp_quant::DType::F32;
-        let cache = KvCache::new(kv, 1, config.num_key_value_heads, config.head_dim, longest)?;
-        let ahead = shared.then(|| (hidden.clone(), 0));
-        Ok(Self {
+        let config = model.config();
+        let work = Workspace::new(config, model.inner.needs, hidden.len() / config.hidden_size, longest)?;
+        let cache = KvCache::new(DType::F32, 1, config.num_key_value_heads, config.head_dim, longest)?;
+        let rounding = Rounding {
             source,
             recipe,
-            segments,
-            hidden,
-            done: 0,
-            ahead,
-            work,
-            cache,
+            team: team.clone(),
             users,
-            later: HashMap::new(),
-            kept: HashMap::new(),
+            sums: HashMap::new(),
             made: HashMap::new(),
-            model,
-        })
+        };
+        Ok(Self { model, segments, hidden, next: 0, work, cache, rounding })
     }
 
     /// Tokens of all sequences.
@@ -126,245 +104,107 @@ impl<'a> Calibrator<'a> {
         self.segments.iter().map(|s| s.tokens).sum()
     }
 
-    /// The packed bytes of a matrix of the layers, which are rounded up to the first that has it; `None` for any other tensor.
-    /// Each is handed out once.
-    pub(crate) fn take(&mut self, name: &str, task: &dyn Task) -> Result<Option<TensorBytes>> {
-        if !self.users.contains_key(name) {
+    /// The packed bytes of a matrix of the layers, after passing as many of them as that takes; `None` for a tensor that is not to be
+    /// rounded so. Each is handed out once.
+    pub(crate) fn take(&mut self, name: &str, task: &dyn Task) -> Result<Option<Vec<u8>>> {
+        if !self.rounding.users.contains_key(name) {
             return Ok(None);
         }
-        while !self.made.contains_key(name) && self.done < self.model.layers().len() {
-            self.round_layer(self.done)?;
-            self.done += 1;
+        while !self.rounding.made.contains_key(name) && self.next < self.model.layers().len() {
+            self.pass()?;
+            self.next += 1;
             task.advance(1);
         }
-        Ok(self.made.remove(name))
+        Ok(self.rounding.made.remove(name))
     }
 
-    fn round_layer(&mut self, index: usize) -> Result<()> {
-        self.look_ahead(index)?;
-        let layer = self.model.layer(index)?.clone();
-        let (d, f) = (self.model.config().hidden_size, self.model.config().intermediate_size);
-        let q_size = self.model.config().query_size();
-        let n = self.tokens();
+    /// One layer for all tokens.
+    fn pass(&mut self) -> Result<()> {
+        let (index, n) = (self.next, self.tokens());
+        let Self { model, hidden, rounding, segments, .. } = self;
+        let (b, source, recipe) = (&mut self.work.run, rounding.source, rounding.recipe);
+        let (d, f) = (model.config().hidden_size, model.config().intermediate_size);
+        let q_size = model.config().query_size();
+        let layer = model.layer(index)?;
 
-        let original = &*layer.attention;
-        self.norm(original.norm.as_deref(), n);
-        let (source, recipe) = (self.source, self.recipe);
-        let attention_map = |part: Part, linear| -> Result<Map<'_>> {
-            let base = Some(source.tensor(&names::attention_weight(index, part))?);
-            Ok(Map { linear, base, factors: None, format: recipe.attention })
-        };
-        let heads = [
-            attention_map(Part::Query, &original.query)?,
-            attention_map(Part::Key, &original.key)?,
-            attention_map(Part::Value, &original.value)?,
+        let attention = &*layer.attention;
+        let stored = |part| -> Result<_> { Ok(Some(source.tensor(&names::attention_weight(index, part))?)) };
+        model.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
+        let inputs = [
+            (stored(Part::Query)?, &attention.query),
+            (stored(Part::Key)?, &attention.key),
+            (stored(Part::Value)?, &attention.value),
         ];
-        let last = attention_map(Part::Output, &original.output)?;
-        let normed = std::mem::take(&mut self.work.run.normed);
-        let rounded = self.round(index, heads, part(&normed, n * d));
-        self.work.run.normed = normed;
-        let [query, key, value] = rounded?;
-        let mut attention = Attention {
-            norm: original.norm.clone(),
-            after: original.after.clone(),
-            kind: original.kind,
-            query,
-            key,
-            value,
-            output: original.output.clone(),
-            q_norm: original.q_norm.clone(),
-            k_norm: original.k_norm.clone(),
-        };
-        self.heads(&attention, n)?;
-        let mixed = std::mem::take(&mut self.work.run.mixed);
-        let rounded = self.round(index, [last], part(&mixed, n * q_size));
-        self.work.run.mixed = mixed;
-        [attention.output] = rounded?;
-        let team = self.model.inner.team.clone();
-        self.model.run_output(&attention, n, &mut self.work.run)?;
-        add(&team, &mut self.hidden, part(&self.work.run.delta, n * d), d);
+        rounding.meet(index, inputs, recipe.attention, part(&b.normed, n * d))?;
+        let place = Place::Sequence { cache: &mut self.cache, layer: 0, at: 0, segments };
+        model.run_heads(attention, n, b, place)?;
+        let output = [(stored(Part::Output)?, &attention.output)];
+        rounding.meet(index, output, recipe.attention, part(&b.mixed, n * q_size))?;
+        model.run_output(attention, n, b)?;
+        add(&rounding.team, hidden, part(&b.delta, n * d), d);
 
-        let original = &*layer.mlp;
-        if original.zero {
+        let mlp = &*layer.mlp;
+        if mlp.zero {
             return Ok(());
         }
-        self.norm(layer.mlp_norm.as_deref(), n);
-        let mlp_map = |projection: Projection, linear| -> Result<Map<'_>> {
-            let parts = source.projection(index, projection)?;
-            let factors = parts.lora.map(|l| (l.a, l.b));
-            Ok(Map { linear, base: parts.base, factors, format: recipe.mlp })
-        };
-        let gates = [mlp_map(Projection::Gate, &original.gate)?, mlp_map(Projection::Up, &original.up)?];
-        let last = mlp_map(Projection::Down, &original.down)?;
-        let normed = std::mem::take(&mut self.work.run.normed);
-        let rounded = self.round(index, gates, part(&normed, n * d));
-        self.work.run.normed = normed;
-        let [gate, up] = rounded?;
-        let mut mlp = Mlp::new(gate, up, original.down.clone(), original.activation);
-        self.model.run_gates(&mlp, n, &mut self.work.run)?;
-        let inner = std::mem::take(&mut self.work.run.gate);
-        let rounded = self.round(index, [last], part(&inner, n * f));
-        self.work.run.gate = inner;
-        [mlp.down] = rounded?;
-        self.model.run_down(&mlp, n, &mut self.work.run)?;
-        let delta = part_mut(&mut self.work.run.delta, n * d);
-        self.model.finish_branch(layer.after_mlp.as_deref(), delta);
-        add(&team, &mut self.hidden, delta, d);
+        let stored = |p| -> Result<_> { Ok(source.projection(index, p)?.base) };
+        model.norm_input(hidden, layer.mlp_norm.as_deref(), part_mut(&mut b.normed, n * d));
+        let inputs = [(stored(Projection::Gate)?, &mlp.gate), (stored(Projection::Up)?, &mlp.up)];
+        rounding.meet(index, inputs, recipe.mlp, part(&b.normed, n * d))?;
+        model.run_gates(mlp, n, b)?;
+        let down = [(stored(Projection::Down)?, &mlp.down)];
+        rounding.meet(index, down, recipe.mlp, part(&b.gate, n * f))?;
+        model.run_down(mlp, n, b)?;
+        let delta = part_mut(&mut b.delta, n * d);
+        model.finish_branch(layer.after_mlp.as_deref(), delta);
+        add(&rounding.team, hidden, delta, d);
         Ok(())
     }
+}
 
-    /// The unrounded model up to the last layer that shares a matrix with this one, which is the first to use it.
-    fn look_ahead(&mut self, index: usize) -> Result<()> {
-        let Some((mut hidden, mut next)) = self.ahead.take() else { return Ok(()) };
-        let first = |layers: &&Vec<usize>| layers.first() == Some(&index);
-        let last = self.users.values().filter(first).filter_map(|layers| layers.last()).max().copied();
-        let shares = self.users.values().filter(first).any(|layers| layers.len() > 1);
-        while shares && last.is_some_and(|last| next <= last) {
-            std::mem::swap(&mut self.hidden, &mut hidden);
-            let passed = self.pass_unrounded(next);
-            std::mem::swap(&mut self.hidden, &mut hidden);
-            passed?;
-            next += 1;
-        }
-        // The last layer that shares: nobody will look further.
-        if self.users.values().any(|layers| layers.len() > 1 && layers.last().is_some_and(|l| *l >= next)) {
-            self.ahead = Some((hidden, next));
-        }
-        Ok(())
-    }
-
-    /// `self.hidden` through an unrounded layer, the second moments of whose matrices are noted where an earlier layer has them.
-    fn pass_unrounded(&mut self, index: usize) -> Result<()> {
-        let layer = self.model.layer(index)?.clone();
-        let (d, f) = (self.model.config().hidden_size, self.model.config().intermediate_size);
-        let n = self.tokens();
-        let team = self.model.inner.team.clone();
-        self.norm(layer.attention.norm.as_deref(), n);
-        self.heads(&layer.attention, n)?;
-        self.model.run_output(&layer.attention, n, &mut self.work.run)?;
-        add(&team, &mut self.hidden, part(&self.work.run.delta, n * d), d);
-        if layer.mlp.zero {
-            return Ok(());
-        }
-        self.norm(layer.mlp_norm.as_deref(), n);
-        let [gate, up, down] = layer.mlp.projections();
-        let b = &self.work.run;
-        for (projection, linear) in [(Projection::Gate, gate), (Projection::Up, up)] {
-            note(
-                &team,
-                self.source,
-                &self.users,
-                &mut self.later,
-                (index, projection),
-                linear,
-                part(&b.normed, n * d),
-            )?;
-        }
-        self.model.run_gates(&layer.mlp, n, &mut self.work.run)?;
-        let inner = part(&self.work.run.gate, n * f);
-        note(&team, self.source, &self.users, &mut self.later, (index, Projection::Down), down, inner)?;
-        self.model.run_down(&layer.mlp, n, &mut self.work.run)?;
-        let delta = part_mut(&mut self.work.run.delta, n * d);
-        self.model.finish_branch(layer.after_mlp.as_deref(), delta);
-        add(&team, &mut self.hidden, delta, d);
-        Ok(())
-    }
-
-    /// `self.hidden`, normed, into the workspace.
-    fn norm(&mut self, weight: Option<&[f32]>, n: usize) {
-        let d = self.model.config().hidden_size;
-        self.model.norm_input(&self.hidden, weight, part_mut(&mut self.work.run.normed, n * d));
-    }
-
-    fn heads(&mut self, attention: &Attention, n: usize) -> Result<()> {
-        let place = Place::Sequence { cache: &mut self.cache, layer: 0, at: 0, segments: &self.segments };
-        self.model.run_heads(attention, n, &mut self.work.run, place)
-    }
-
-    /// The maps of a layer that have the same input `x` (n, cols), packed: matrices met for the first time are rounded, and
-    /// their bytes kept until they are fetched.
-    fn round<const N: usize>(&mut self, index: usize, maps: [Map<'_>; N], x: &[f32]) -> Result<[Linear; N]> {
-        let team = self.model.inner.team.clone();
-        // Matrices of this layer alone differ in no second moments.
-        let mut common: Option<Feedback> = None;
-        let mut out = maps.each_ref().map(|map| map.linear.clone());
-        for (map, out) in maps.iter().zip(&mut out) {
-            let cols = map.linear.cols();
-            let base = match &map.base {
-                None => None,
-                Some(tensor) => Some(match self.kept.get(tensor.name()) {
-                    Some(weight) => weight.clone(),
-                    None => {
-                        let name = tensor.name();
-                        let alone = self.users.get(name).is_none_or(|layers| layers.len() < 2)
-                            && map.linear.col_scale.is_none();
-                        let feedback = |later: Option<&Gram>| -> Result<Feedback> {
-                            let mut gram = moments(&team, map.linear, x)?;
-                            if let Some(later) = later {
-                                gram.merge(later)?;
-                            }
-                            Feedback::new(&team, gram, DAMPING).map_err(Error::tensor(name))
-                        };
-                        let own;
-                        let feedback = if map.format == PackedFormat::F16 {
-                            None
-                        } else if alone {
-                            if common.is_none() {
-                                common = Some(feedback(None)?);
-                            }
-                            common.as_ref()
-                        } else {
-                            own = feedback(self.later.remove(name).as_ref())?;
-                            Some(&own)
-                        };
-                        self.pack(tensor, map.format, (map.linear.rows(), cols), feedback)?
-                    }
-                }),
-            };
-            let factors = match &map.factors {
-                None => None,
-                Some((a, b)) => {
-                    let (format, rank) = (self.recipe.recovery, map.linear.rank());
-                    Some(Factors {
-                        a: self.pack(a, format, (rank, cols), None)?,
-                        b: self.pack(b, format, (map.linear.rows(), rank), None)?,
-                    })
-                }
-            };
-            if let Some(tensor) = &map.base {
-                let again = self.users.get(tensor.name()).and_then(|l| l.last()).is_some_and(|l| *l > index);
-                match &base {
-                    Some(weight) if again => self.kept.insert(tensor.name().to_owned(), weight.clone()),
-                    _ => self.kept.remove(tensor.name()),
-                };
-            }
-            let linear = map.linear;
-            *out = Linear::new(
-                (linear.rows(), cols),
-                base,
-                factors,
-                linear.row_scale.clone(),
-                linear.col_scale.clone(),
-                linear.bias.clone(),
-            )?;
-        }
-        Ok(out)
-    }
-
-    fn pack(
+impl Rounding<'_> {
+    /// Maps of a layer with the same input `x` (n, cols), each with its stored matrix: those that no later layer uses are rounded.
+    fn meet<const N: usize>(
         &mut self,
-        tensor: &TensorRef,
+        index: usize,
+        maps: [(Option<TensorRef>, &Linear); N],
         format: PackedFormat,
-        (rows, cols): (usize, usize),
-        feedback: Option<&Feedback>,
-    ) -> Result<Arc<Weight>> {
-        let mut bytes = Vec::new();
-        let path: &Path = self.source.path();
-        let team = &self.model.inner.team;
-        pack_tensor(team, path, tensor, format, self.recipe.rule(), (rows, cols), feedback, &mut bytes)?;
-        let bytes = TensorBytes::owned(bytes);
-        self.made.insert(tensor.name().to_owned(), bytes.clone());
-        Ok(Arc::new(Weight::Packed { format, rows, cols, bytes }))
+        x: &[f32],
+    ) -> Result<()> {
+        // Matrices of this layer alone differ in no second moments.
+        let mut common = None;
+        for (tensor, linear) in maps {
+            let Some(tensor) = tensor else { continue };
+            let name = tensor.name();
+            let Some(layers) = self.users.get(name) else { continue };
+            let own;
+            let feedback = if layers.len() == 1 && linear.col_scale.is_none() {
+                if common.is_none() {
+                    common = Some(self.feedback(name, moments(&self.team, linear, x)?)?);
+                }
+                common.as_ref()
+            } else {
+                let mut gram = moments(&self.team, linear, x)?;
+                if let Some(sum) = self.sums.remove(name) {
+                    gram.merge(&sum)?;
+                }
+                if layers.last() != Some(&index) {
+                    self.sums.insert(name.to_owned(), gram);
+                    continue;
+                }
+                own = self.feedback(name, gram)?;
+                Some(&own)
+            };
+            let (path, rule) = (self.source.path(), self.recipe.rule());
+            let (shape, mut bytes) = ((linear.rows(), linear.cols()), Vec::new());
+            pack_tensor(&self.team, path, &tensor, format, rule, shape, feedback, &mut bytes)?;
+            self.made.insert(name.to_owned(), bytes);
+        }
+        Ok(())
+    }
+
+    fn feedback(&self, name: &str, gram: Gram) -> Result<Feedback> {
+        Feedback::new(&self.team, gram, DAMPING).map_err(Error::tensor(name))
     }
 }
 
@@ -389,28 +229,4 @@ fn moments(team: &Team, linear: &Linear, x: &[f32]) -> Result<Gram> {
     let mut gram = Gram::new(cols)?;
     gram.add(team, &inputs, weight)?;
     Ok(gram)
-}
-
-/// Adds the second moments of a layer's matrix to those of the same matrix, if an earlier layer has it.
-fn note(
-    team: &Team,
-    source: &ModelSource,
-    users: &HashMap<String, Vec<usize>>,
-    later: &mut HashMap<String, Gram>,
-    (index, projection): (usize, Projection),
-    linear: &Linear,
-    x: &[f32],
-) -> Result<()> {
-    let Some(base) = source.projection(index, projection)?.base else { return Ok(()) };
-    if users.get(base.name()).is_none_or(|layers| layers.first() == Some(&index)) {
-        return Ok(());
-    }
-    let gram = moments(team, linear, x)?;
-    match later.entry(base.name().to_owned()) {
-        std::collections::hash_map::Entry::Occupied(mut sum) => sum.get_mut().merge(&gram)?,
-        std::collections::hash_map::Entry::Vacant(place) => {
-            place.insert(gram);
-        }
-    }
-    Ok(())
 }

@@ -292,9 +292,9 @@ pub fn quantize(
 /// of their inputs: GPTQ (Frantar et al., 2022, arXiv 2210.17323), with the scales of blocks chosen on the way. Format
 /// and size of the file are the same.
 ///
-/// A layer is rounded after those before it, on the inputs that they leave it once rounded. A matrix that several layers share is
-/// rounded for all of them. Embedding, head and recovery factors are rounded plainly. Memory holds one layer, its activations for all
-/// tokens, and the second moments of one input (twice, in f64) besides those of shared matrices that are still to come.
+/// The inputs are those of the unrounded model. A matrix that several layers share is rounded for all of them. Embedding, head and recovery
+/// factors are rounded plainly. Memory holds one layer, its activations for all tokens, the second moments of one input (twice, in
+/// f64), and where layers share, those of the shared matrices and the packed layers between.
 ///
 /// # Errors
 /// Those of [`quantize`] and [`Model::from_source`](crate::Model::from_source); [`Error::Argument`] if there are no tokens,
