@@ -312,7 +312,8 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
                 .into_iter()
                 .map(|(name, score)| (name, Accuracy { value: score.accuracy, stderr: score.stderr }))
                 .collect(),
-            training_wall_s: behind.iter().filter_map(|step| line.stage_wall_s.get(*step)).sum(),
+            // A sum of nothing is -0.
+            training_wall_s: behind.iter().filter_map(|step| line.stage_wall_s.get(*step)).sum::<f64>() + 0.0,
             name: row.name,
         });
     }
