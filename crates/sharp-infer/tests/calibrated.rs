@@ -6,8 +6,11 @@ use std::sync::Arc;
 use sharp_infer::{
     Error, Model, Options, QuantReport, Recipe, Synthetic, Team, quantize, quantize_calibrated,
 };
-use sharp_model::{ModelConfig, ModelSource, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile};
+use sharp_model::{
+    ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
+};
 use sharp_progress::Silent;
+use sharp_quant::{Feedback, Gram, PackedFormat, float, pack_calibrated};
 
 /// Every form of a target layer at once; layers 2 and 3 use an MLP that comes after them.
 fn every_form() -> SharingPlan {
@@ -114,28 +117,54 @@ fn recipes_of_every_format_are_calibrated() {
     }
 }
 
-/// The first layer and its inputs are the same in all of these models; what differs is who else uses its MLP.
+/// Layer 0's MLP serves layers 2 and 3 too: its matrices are rounded by the sum of what they get in all three, row scales counted.
 #[test]
 fn a_shared_matrix_is_rounded_for_all_that_use_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let matrix = |targets: Vec<Target>, name: &str| {
-        let plan = SharingPlan::new("explicit", targets);
-        let (path, _) = calibrated(&source(Some(&plan), 4), &Recipe::q4(), folder.path(), 1);
-        PackedFile::open(path).unwrap().tensor(name).unwrap().bytes.to_vec()
-    };
-    let none = RecoveryForm::None;
-    let alone = || vec![Target::dropped(2)];
-    let twice = || vec![Target::sharing(2, 0, none, Ranks::default())];
-    let (gate, down) = ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.down_proj.weight");
-    let query = "model.layers.0.self_attn.q_proj.weight";
-    assert_eq!(matrix(alone(), query), matrix(twice(), query));
-    for name in [gate, down] {
-        assert_ne!(matrix(alone(), name), matrix(twice(), name), "{name}");
-        let thrice = vec![
-            Target::sharing(2, 0, none, Ranks::default()),
+    let plan = SharingPlan::new(
+        "explicit",
+        vec![
+            Target::sharing(2, 0, RecoveryForm::None, Ranks::default()),
             Target::sharing(3, 0, RecoveryForm::ScaledLowRank, Ranks::uniform(2)),
-        ];
-        assert_ne!(matrix(thrice, name), matrix(twice(), name), "{name}");
+        ],
+    );
+    let source = source(Some(&plan), 4);
+    let folder = tempfile::tempdir().unwrap();
+    let (path, _) = calibrated(&source, &Recipe::q4(), folder.path(), 2);
+    let file = PackedFile::open(path).unwrap();
+
+    let team = Team::new(1).unwrap();
+    let model = Model::from_source(&source, &Options { threads: 1, ..Options::default() }).unwrap();
+    let sequences = sequences(12);
+    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let mut inputs = vec![Vec::new(); 4];
+    model.stream(&sequences, &mut |_, view| inputs[view.layer].extend_from_slice(view.mlp_input)).unwrap();
+    for projection in [Projection::Gate, Projection::Up] {
+        let mut sum: Option<Gram> = None;
+        for layer in [0, 2, 3] {
+            let scales = source.projection(layer, projection).unwrap().row_scale;
+            let weight = scales.map_or(1.0, |scales| {
+                let scales = scales.f32().unwrap();
+                scales.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>() / scales.len() as f64
+            });
+            assert_eq!(layer == 3, weight != 1.0);
+            let mut evened = inputs[layer].clone();
+            for x in evened.chunks_mut(96) {
+                let factor = 1.0 / (float::dot(team.isa(), x, x) / 96.0).sqrt();
+                x.iter_mut().for_each(|v| *v *= factor);
+            }
+            let mut gram = Gram::new(96).unwrap();
+            gram.add(&team, &evened, weight).unwrap();
+            if let Some(sum) = sum {
+                gram.merge(&sum).unwrap();
+            }
+            sum = Some(gram);
+        }
+        let feedback = Feedback::new(&team, sum.unwrap(), 0.01).unwrap();
+        let base = source.projection(0, projection).unwrap().base.unwrap();
+        let weights = base.f32().unwrap();
+        let mut expected = vec![0; PackedFormat::Q4.nbytes(160, 96).unwrap()];
+        pack_calibrated(&team, PackedFormat::Q4, (160, 96), &weights, &feedback, &mut expected).unwrap();
+        assert!(file.tensor(base.name()).unwrap().bytes.to_vec() == expected, "{}", base.name());
     }
 }
 
