@@ -1,7 +1,7 @@
 //! Tokenizers: SmolLM2's against independent ids, streams against whole decodings, folders that are not right.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use proptest::prelude::*;
 use sharp_model::gguf::{Gguf, tokenizer_config_json, tokenizer_json};
@@ -20,29 +20,9 @@ fn small(case: &str) -> Tokenizer {
     from_gguf(&golden("gguf").join(case).join("model.gguf"))
 }
 
-/// The default model in the project's cache; `None`, with a note, where it has not been fetched.
-#[allow(clippy::print_stderr)]
-fn smollm2() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = set("SHARP_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|p| p.join("sharp")))
-        .or_else(|| set("HOME").map(|p| p.join(".cache/sharp")));
-    let path = cache.unwrap_or_default().join("models/smollm2-135m-instruct/model.gguf");
-    if path.is_file() {
-        return Some(path);
-    }
-    assert!(
-        set("SHARP_REQUIRE_MATERIALS").is_none(),
-        "{} is missing: run `cargo xtask setup`",
-        path.display()
-    );
-    eprintln!("skipped: {} is missing; `cargo xtask setup` fetches it", path.display());
-    None
-}
-
 #[test]
 fn smollm2_tokens_are_the_independent_ones() {
-    let Some(path) = smollm2() else { return };
+    let Some(path) = sharp_tests::smollm2() else { return };
     let tokenizer = from_gguf(&path);
     assert_eq!(tokenizer.vocab_size(), 49152);
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_ids()), (Some(1), &[2][..]));
