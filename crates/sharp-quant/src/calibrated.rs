@@ -26,7 +26,8 @@ const REFITS: usize = 2;
 /// gets the scale that is best when its first column is reached, among those of a grid and their least squares refits.
 ///
 /// Returns the squared error of the outputs, summed over rows, as `feedback`'s damped moments measure it, in units of their
-/// mean diagonal. The bits do not depend on the number of threads nor on the instruction set.
+/// mean diagonal. The bits do not depend on the number of threads nor on the instruction set. A matrix narrower than a block has few
+/// errors to feed back, and [`ScaleRule::LeastSquares`](crate::ScaleRule::LeastSquares), which tries more scales, may round it better.
 ///
 /// # Errors
 /// [`QuantError::Unknown`] for [`PackedFormat::F16`], which has no scales; [`QuantError::Shape`] if `feedback` is for inputs of
