@@ -406,7 +406,9 @@ fn make(
         wall_s: 0.0,
         peak_memory_bytes: None,
     };
-    if !resume {
+    if resume {
+        drop_partial(&folder)?;
+    } else {
         clear(&folder)?;
     }
     manifest.write(&folder)?;
@@ -476,6 +478,19 @@ fn clear(folder: &Path) -> Result<()> {
         fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
     }
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
+}
+
+/// Removes files that a killed program had not finished; with the run locked, nobody is writing them.
+fn drop_partial(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
+        if entry.file_name().to_string_lossy().starts_with(".sharp-partial-") {
+            let path = entry.path();
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Records what a step wrote, and insists on what it had to write.
