@@ -293,7 +293,7 @@ impl Config {
         choice(
             "strategy",
             &self.strategy,
-            &["optimal", "greedy", "pairs", "back", "front", "groups", "explicit"],
+            &["optimal", "greedy", "pairs", "back", "front", "groups", "even", "explicit"],
         )?;
         if (self.strategy == "explicit") == self.explicit.is_empty() {
             bail!(
@@ -303,8 +303,20 @@ impl Config {
         choice(
             "form",
             &self.form,
-            &["low_rank", "scaled_low_rank", "row_column_scaled_low_rank", "low_rank_only", "drop"],
+            &["low_rank", "scaled_low_rank", "row_column_scaled_low_rank", "low_rank_only", "pruned", "drop"],
         )?;
+        let (even, pruned) = (self.strategy == "even", self.form == "pruned");
+        if pruned && !even {
+            bail!("strategy: form = \"pruned\" takes some neurons from every layer: strategy = \"even\"");
+        }
+        if even && !(pruned || self.form == "low_rank_only") {
+            bail!("form: strategy = \"even\" shares nothing: form = \"pruned\" or \"low_rank_only\"");
+        }
+        if even && self.targets != 0 {
+            bail!(
+                "targets: strategy = \"even\" replaces every layer but those of `keep`; give `remove` instead"
+            );
+        }
         if self.form == "drop" {
             if let Some(row) = self.rows.iter().find(|row| matches!(row.as_str(), "slw" | "sft")) {
                 bail!("rows: {row:?} needs recovery parameters, and form = \"drop\" has none");

@@ -123,7 +123,7 @@ impl<'a> Calibrator<'a> {
         let (index, n) = (self.next, self.tokens());
         let Self { model, hidden, rounding, segments, .. } = self;
         let (b, source, recipe) = (&mut self.work.run, rounding.source, rounding.recipe);
-        let (d, f) = (model.config().hidden_size, model.config().intermediate_size);
+        let d = model.config().hidden_size;
         let q_size = model.config().query_size();
         let layer = model.layer(index)?;
 
@@ -153,7 +153,7 @@ impl<'a> Calibrator<'a> {
         rounding.meet(index, inputs, recipe.mlp, part(&b.normed, n * d))?;
         model.run_gates(mlp, n, b)?;
         let down = [(stored(Projection::Down)?, &mlp.down)];
-        rounding.meet(index, down, recipe.mlp, part(&b.gate, n * f))?;
+        rounding.meet(index, down, recipe.mlp, part(&b.gate, n * mlp.down.cols()))?;
         model.run_down(mlp, n, b)?;
         let delta = part_mut(&mut b.delta, n * d);
         model.finish_branch(layer.after_mlp.as_deref(), delta);

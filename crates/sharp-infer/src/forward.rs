@@ -500,7 +500,7 @@ impl Model {
     pub(crate) fn run_gates(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
         let team = &*self.inner.team;
         let isa = team.isa();
-        let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
+        let (d, f) = (self.config().hidden_size, mlp.gate.rows());
         let mut aside =
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let (gate, up) = (part_mut(&mut b.gate, n * f), part_mut(&mut b.up, n * f));
@@ -516,7 +516,7 @@ impl Model {
 
     /// The second half, from `b.gate` (n, f) into `b.delta` (n, d).
     pub(crate) fn run_down(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
-        let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
+        let (d, f) = (self.config().hidden_size, mlp.down.cols());
         let mut aside =
             Aside { acts: &mut b.acts, scratch: &mut b.scratch, low: &mut b.low, scaled: &mut b.scaled };
         let delta = part_mut(&mut b.delta, n * d);

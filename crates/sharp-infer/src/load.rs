@@ -250,11 +250,11 @@ impl Model {
             };
             let target = file.plan().and_then(|p| p.target(i));
             let mut projection = |p: Projection| -> Result<Linear> {
-                let (rows, cols) = p.shape(config);
+                let (rows, cols) = target.map_or_else(|| p.shape(config), |t| t.shape(p, config));
                 if target.is_some_and(|t| t.dropped) {
                     return Linear::new((rows, cols), None, None, None, None, None);
                 }
-                let stored = target.is_none_or(|t| t.reference.is_some());
+                let stored = target.is_none_or(|t| t.reference.is_some() || t.is_pruned());
                 let base = if stored { Some(matrix(&names::mlp_weight(i, p), (rows, cols))?) } else { None };
                 let rank = target.map_or(0, |t| t.ranks.of(p));
                 let factors = if rank == 0 {

@@ -59,9 +59,14 @@ impl Synthetic {
             tensors.insert(name.clone(), TensorInfo { name, dtype: DType::F32, shape });
         };
         for (_, layer, info) in family::tensors_of(config, DType::F32) {
-            if let (Some(target), Some((_, _, part))) = (layer.and_then(target), names::parse_mlp(&info.name))
+            if let (Some(target), Some((_, projection, part))) =
+                (layer.and_then(target), names::parse_mlp(&info.name))
                 && (part == "weight" || target.dropped)
             {
+                if target.is_pruned() {
+                    let (rows, cols) = target.shape(projection, config);
+                    add(info.name, vec![rows, cols]);
+                }
                 continue;
             }
             add(info.name, info.shape);

@@ -6,10 +6,12 @@ use proptest::prelude::*;
 use sharp_infer::{
     Batch, Error, Load, Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize,
 };
+use sharp_model::export::{ExportOptions, export_dense};
 use sharp_model::{
     ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
 };
 use sharp_progress::Silent;
+use sharp_quant::DType;
 
 fn config(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv: usize) -> ModelConfig {
     ModelConfig::llama(hidden, intermediate, layers, heads, kv, 90).unwrap()
@@ -315,5 +317,44 @@ proptest! {
             let d = difference(session.decode(t).unwrap(), &whole[i * 90..(i + 1) * 90]);
             prop_assert!(d < 1e-5, "{}", d);
         }
+    }
+}
+
+#[test]
+fn a_pruned_model_computes_what_the_dense_one_with_zeros_does() {
+    let config = config(96, 160, 4, 6, 2);
+    // A whole number of blocks, one that is none, and a layer that keeps all.
+    let plan = SharingPlan::new(
+        "explicit",
+        vec![Target::pruned(1, 96), Target::pruned(2, 37), Target::pruned(3, 160)],
+    );
+    let source = Synthetic::in_memory(&config, Some(&plan), 4).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let dense = folder.path().join("dense");
+    export_dense(&source, &dense, &ExportOptions::new(DType::F32), &Silent).unwrap();
+    let dense = Model::open(&dense, &Options::default()).unwrap();
+    assert_eq!(dense.layers()[2].mlp().projections()[0].rows(), 160);
+    let expected = dense.forward(&TOKENS, &mut ()).unwrap();
+
+    let model = Model::from_source(&source, &Options::default()).unwrap();
+    assert_eq!(
+        model.layers()[2].mlp().projections().map(|p| (p.rows(), p.cols())),
+        [(37, 96), (37, 96), (96, 37)]
+    );
+    let found = model.forward(&TOKENS, &mut ()).unwrap();
+    assert!(difference(&found, &expected) < 1e-5);
+
+    for (recipe, bound) in [("f16", 2e-3), ("q8", 0.05), ("q4", 0.6)] {
+        let (path, report) = pack(&source, &Recipe::load(recipe).unwrap(), folder.path());
+        let down = |t: &&sharp_infer::TensorReport| t.name == "model.layers.1.mlp.down_proj.weight";
+        assert_eq!(report.tensors.iter().find(down).map(|t| (t.rows, t.cols)), Some((96, 96)));
+        let found = open(&path, 1).forward(&TOKENS, &mut ()).unwrap();
+        let d = difference(&found, &expected);
+        assert!(d < bound, "{recipe}: {d}");
+        assert_eq!(found, open(&path, 3).forward(&TOKENS, &mut ()).unwrap(), "{recipe}: threads show");
+        assert_eq!(
+            report.weight_bytes,
+            sharp_infer::quantized_bytes(&source, &Recipe::load(recipe).unwrap()).unwrap()
+        );
     }
 }

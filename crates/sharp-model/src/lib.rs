@@ -15,6 +15,7 @@ pub mod model;
 pub mod names;
 pub mod packed;
 pub mod plan;
+pub mod pruned;
 pub mod recovery;
 pub mod shape;
 pub mod source;

@@ -13,6 +13,7 @@ use crate::fused;
 use crate::hf::HfCheckpoint;
 use crate::names::{self, Projection};
 use crate::plan::{RecoveryForm, SharingPlan, Target};
+use crate::pruned;
 use crate::recovery::Recovery;
 use crate::source::{TensorInfo, TensorRef, TensorSource};
 
@@ -97,6 +98,23 @@ impl ProjectionSource {
         }
         Ok(weight)
     }
+
+    /// The effective weight in the shape that the model's other layers have: neurons that a pruned MLP lost are zeros at the end.
+    ///
+    /// # Errors
+    /// As [`ProjectionSource::effective_f32`].
+    pub fn padded_f32(&self, config: &ModelConfig) -> Result<Vec<f32>> {
+        let weight = self.effective_f32()?;
+        let (out, input) = self.projection.shape(config);
+        if (out, input) == (self.out_features, self.in_features) {
+            return Ok(weight);
+        }
+        let mut padded = vec![0.0; out * input];
+        for (to, from) in padded.chunks_exact_mut(input).zip(weight.chunks_exact(self.in_features)) {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        }
+        Ok(padded)
+    }
 }
 
 /// `weight (rows, input) += b (rows, rank) a (rank, input)`.
@@ -163,7 +181,8 @@ impl ModelSource {
 
     /// Lays a plan and recovery parameters over a dense model; nothing of the base is copied.
     ///
-    /// Without recovery parameters the targets share directly: the plan kept is [`SharingPlan::direct`].
+    /// Without recovery parameters the targets share directly: the plan kept is [`SharingPlan::direct`]. Pruned ones keep their
+    /// largest neurons as they are ([`crate::pruned::largest_neurons`]).
     ///
     /// # Errors
     /// [`Error::Plan`] if the base is itself compact, the plan does not fit the model or the recovery parameters do not
@@ -175,7 +194,13 @@ impl ModelSource {
         plan.validate(base.config())?;
         let mut over = base.inner.over.clone();
         let plan = match recovery {
-            None => plan.direct(),
+            None => {
+                for target in plan.targets.iter().filter(|t| t.is_pruned()) {
+                    let kept = pruned::largest_neurons(base, target.layer, target.neurons)?;
+                    over.extend(kept.map(|t| (t.name().to_owned(), t)));
+                }
+                plan.direct()
+            }
             Some(recovery) => {
                 recovery.check(base.config(), &plan)?;
                 over.extend(recovery.tensors()?.into_iter().map(|t| (t.name().to_owned(), t)));
@@ -215,7 +240,7 @@ impl ModelSource {
             return Ok(());
         }
         for target in self.plan().map_or(&[][..], |p| &p.targets) {
-            for projection in Projection::ALL {
+            for projection in Projection::ALL.into_iter().filter(|_| !target.is_pruned()) {
                 let name = names::mlp_weight(target.layer, projection);
                 if self.info(&name).is_some() {
                     let what =
@@ -241,13 +266,18 @@ impl ModelSource {
         };
         for (_, layer, info) in family::tensors_of(config, DType::F32) {
             let target = layer.and_then(|l| self.target(l));
+            let mut shape = info.shape;
             if let Some(target) = target
-                && let Some((_, _, part)) = names::parse_mlp(&info.name)
+                && let Some((_, projection, part)) = names::parse_mlp(&info.name)
                 && (part == "weight" || target.dropped)
             {
-                continue;
+                if !target.is_pruned() {
+                    continue;
+                }
+                let (out, input) = target.shape(projection, config);
+                shape = vec![out, input];
             }
-            all.push(with_type(info.name, info.shape));
+            all.push(with_type(info.name, shape));
         }
         for target in self.plan().map_or(&[][..], |p| &p.targets) {
             for projection in Projection::ALL {
@@ -317,7 +347,7 @@ impl ModelSource {
     /// [`ModelSource::projection`] resolves.
     pub fn tensor(&self, name: &str) -> Result<TensorRef> {
         if let Some((layer, _)) = names::parse_mlp_weight(name)
-            && self.target(layer).is_some()
+            && self.target(layer).is_some_and(|t| !t.is_pruned())
         {
             return Err(Error::plan(Some(layer), format!("`{name}` is given up; ask for the projection")));
         }
@@ -342,7 +372,10 @@ impl ModelSource {
             let what = format!("layer {layer} of a model with {}", config.num_hidden_layers);
             return Err(Error::plan(Some(layer), what));
         }
-        let (out, input) = projection.shape(config);
+        let (out, input) = match self.target(layer) {
+            Some(target) => target.shape(projection, config),
+            None => projection.shape(config),
+        };
         let mut source = ProjectionSource {
             layer,
             projection,
@@ -357,6 +390,7 @@ impl ModelSource {
         let stored_by = match self.target(layer) {
             None => Some(layer),
             Some(target) if target.dropped => return Ok(source),
+            Some(target) if target.is_pruned() => Some(layer),
             Some(target) => target.reference,
         };
         if let Some(owner) = stored_by {
@@ -408,10 +442,10 @@ impl ModelSource {
 
 impl SharingPlan {
     /// The same sharing without recovery parameters, the baseline: targets run with their reference's weights as they
-    /// are; targets of low rank alone have nothing left and are dropped.
+    /// are; targets of low rank alone have nothing left and are dropped. Pruned targets stay what they are.
     #[must_use]
     pub fn direct(mut self) -> Self {
-        for target in &mut self.targets {
+        for target in self.targets.iter_mut().filter(|t| !t.is_pruned()) {
             target.form = RecoveryForm::None;
             target.ranks = Default::default();
             target.dropped = target.reference.is_none();

@@ -34,14 +34,22 @@ pub enum RecoveryForm {
     RowColumnScaledLowRank,
     /// `B A`, nothing shared: the baseline of low rank alone.
     LowRankOnly,
+    /// The layer's own MLP with [`Target::neurons`] of its neurons, nothing shared: structured pruning.
+    Pruned,
 }
 
 impl RecoveryForm {
     /// All forms.
-    pub const ALL: [Self; 5] =
-        [Self::None, Self::LowRank, Self::ScaledLowRank, Self::RowColumnScaledLowRank, Self::LowRankOnly];
+    pub const ALL: [Self; 6] = [
+        Self::None,
+        Self::LowRank,
+        Self::ScaledLowRank,
+        Self::RowColumnScaledLowRank,
+        Self::LowRankOnly,
+        Self::Pruned,
+    ];
 
-    /// The name in plans: `none`, `low_rank`, `scaled_low_rank`, `row_column_scaled_low_rank`, `low_rank_only`.
+    /// The name in plans: `none`, `low_rank`, `scaled_low_rank`, `row_column_scaled_low_rank`, `low_rank_only`, `pruned`.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -49,6 +57,7 @@ impl RecoveryForm {
             Self::ScaledLowRank => "scaled_low_rank",
             Self::RowColumnScaledLowRank => "row_column_scaled_low_rank",
             Self::LowRankOnly => "low_rank_only",
+            Self::Pruned => "pruned",
         }
     }
 
@@ -64,7 +73,7 @@ impl RecoveryForm {
 
     /// Whether it uses a reference layer's weights.
     pub fn shares(self) -> bool {
-        self != Self::LowRankOnly
+        !matches!(self, Self::LowRankOnly | Self::Pruned)
     }
 }
 
@@ -143,7 +152,7 @@ impl<'de> Deserialize<'de> for Ranks {
 pub struct Target {
     /// The layer, from 0.
     pub layer: usize,
-    /// Whose MLP it runs with; none for [`RecoveryForm::LowRankOnly`] and for dropped layers.
+    /// Whose MLP it runs with; none for the forms that share nothing and for dropped layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<usize>,
     /// How the reference is repaired.
@@ -152,6 +161,9 @@ pub struct Target {
     /// Ranks of the repair.
     #[serde(default)]
     pub ranks: Ranks,
+    /// How many of its own neurons the MLP keeps, for [`RecoveryForm::Pruned`]; 0 with every other form.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub neurons: usize,
     /// Whether the MLP is simply left out (the layer-pruning baseline): its output is zero.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dropped: bool,
@@ -163,19 +175,27 @@ pub struct Target {
 impl Target {
     /// A layer that runs with `reference`'s MLP.
     pub fn sharing(layer: usize, reference: usize, form: RecoveryForm, ranks: Ranks) -> Self {
-        Self { layer, reference: Some(reference), form, ranks, dropped: false, reason: String::new() }
+        Self { reference: Some(reference), form, ranks, ..Self::bare(layer) }
     }
 
     /// A layer whose MLP is replaced by a low-rank one, nothing shared.
     pub fn low_rank_only(layer: usize, ranks: Ranks) -> Self {
-        let form = RecoveryForm::LowRankOnly;
-        Self { layer, reference: None, form, ranks, dropped: false, reason: String::new() }
+        Self { form: RecoveryForm::LowRankOnly, ranks, ..Self::bare(layer) }
+    }
+
+    /// A layer that keeps `neurons` of its MLP's neurons.
+    pub fn pruned(layer: usize, neurons: usize) -> Self {
+        Self { form: RecoveryForm::Pruned, neurons, ..Self::bare(layer) }
     }
 
     /// A layer without an MLP.
     pub fn dropped(layer: usize) -> Self {
+        Self { dropped: true, ..Self::bare(layer) }
+    }
+
+    fn bare(layer: usize) -> Self {
         let (form, ranks) = (RecoveryForm::None, Ranks::default());
-        Self { layer, reference: None, form, ranks, dropped: true, reason: String::new() }
+        Self { layer, reference: None, form, ranks, neurons: 0, dropped: false, reason: String::new() }
     }
 
     /// The same with a reason.
@@ -185,12 +205,38 @@ impl Target {
         self
     }
 
-    /// Recovery parameters of this layer: low-rank factors and scales.
+    /// How much it stores of its own, for people: ranks of gate, up and down, or neurons.
+    pub fn size(&self) -> String {
+        let Ranks { gate, up, down } = self.ranks;
+        match self.is_pruned() {
+            true => format!("{} neurons", self.neurons),
+            false => format!("{gate}/{up}/{down}"),
+        }
+    }
+
+    /// Whether the layer stores MLP weights of its own, though fewer: [`RecoveryForm::Pruned`].
+    pub fn is_pruned(&self) -> bool {
+        self.form == RecoveryForm::Pruned
+    }
+
+    /// `(out, in)` of a projection as this layer computes it: the model's shape, or fewer neurons.
+    pub fn shape(&self, projection: Projection, config: &ModelConfig) -> (usize, usize) {
+        match (self.is_pruned(), projection) {
+            (false, _) => projection.shape(config),
+            (true, Projection::Gate | Projection::Up) => (self.neurons, config.hidden_size),
+            (true, Projection::Down) => (config.hidden_size, self.neurons),
+        }
+    }
+
+    /// Parameters this layer stores of its own: low-rank factors and scales, or the neurons it keeps.
     pub fn recovery_parameters(&self, config: &ModelConfig) -> u64 {
         Projection::ALL
             .into_iter()
             .map(|p| {
-                let (out, input) = p.shape(config);
+                let (out, input) = self.shape(p, config);
+                if self.is_pruned() {
+                    return out as u64 * input as u64;
+                }
                 let rank = self.ranks.of(p) as u64;
                 let mut n = rank * (out as u64 + input as u64);
                 if self.form.row_scaled() {
@@ -226,7 +272,7 @@ pub struct Estimate {
     pub original_mlp_parameters: u64,
     /// MLP weights kept plus recovery parameters.
     pub stored_mlp_parameters: u64,
-    /// Recovery parameters alone.
+    /// What the targets store of their own: recovery parameters, and neurons kept.
     pub recovery_parameters: u64,
     /// `1 - stored / original`, of the MLP weights.
     pub saved_fraction: f64,
@@ -309,7 +355,7 @@ impl SharingPlan {
         config.num_hidden_layers as u64 * config.mlp_parameters_per_layer()
     }
 
-    /// Recovery parameters of all targets: low-rank factors and scales.
+    /// What all targets store of their own: low-rank factors, scales and neurons kept.
     pub fn recovery_parameters(&self, config: &ModelConfig) -> u64 {
         self.targets.iter().map(|t| t.recovery_parameters(config)).sum()
     }
@@ -349,8 +395,11 @@ impl SharingPlan {
         }
         for target in &self.targets {
             let all = target.recovery_parameters(config);
-            let factors =
-                Target { form: RecoveryForm::LowRank, ..target.clone() }.recovery_parameters(config);
+            // Scales stay in float32; everything else is matrices.
+            let factors = match target.form {
+                RecoveryForm::Pruned => all,
+                _ => Target { form: RecoveryForm::LowRank, ..target.clone() }.recovery_parameters(config),
+            };
             stored += all;
             stored_bytes +=
                 factors * dtype.block_bytes() as u64 / dtype.block_len() as u64 + 4 * (all - factors);
@@ -393,7 +442,8 @@ impl SharingPlan {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let mut text = String::from(
             "# Sharing plan: each target layer runs with its reference layer's MLP, repaired as `form` says:\n\
-             # none | low_rank | scaled_low_rank | row_column_scaled_low_rank | low_rank_only.\n\
+             # none | low_rank | scaled_low_rank | row_column_scaled_low_rank; or, without a reference, with\n\
+             # low_rank_only, or pruned: `neurons` of its own MLP's neurons.\n\
              # Layers not named keep their own MLP. Edit freely; the plan is checked before it is used.\n\n",
         );
         text += &format!("version = {}\nstrategy = {}\n", self.version, quoted(&self.strategy));
@@ -407,6 +457,8 @@ impl SharingPlan {
             }
             if target.dropped {
                 text += "dropped = true\n";
+            } else if target.is_pruned() {
+                text += &format!("form = \"{}\"\nneurons = {}\n", target.form, target.neurons);
             } else {
                 let Ranks { gate, up, down } = target.ranks;
                 text += &format!("form = \"{}\"\n", target.form);
@@ -459,6 +511,12 @@ fn validate_target(target: &Target, config: &ModelConfig) -> std::result::Result
     }
     let ranks = Projection::ALL.map(|p| target.ranks.of(p));
     let form = target.form;
+    if target.is_pruned() {
+        return validate_pruned(target, config);
+    }
+    if target.neurons != 0 {
+        return Err(format!("form `{form}` keeps no neurons of its own; only `pruned` has `neurons`"));
+    }
     match (target.reference, target.dropped) {
         (Some(_), true) => return Err("dropped, and yet it has a reference".into()),
         (None, true) if form != RecoveryForm::None || ranks != [0; 3] => {
@@ -489,6 +547,31 @@ fn validate_target(target: &Target, config: &ModelConfig) -> std::result::Result
     }
 }
 
+fn validate_pruned(target: &Target, config: &ModelConfig) -> std::result::Result<(), String> {
+    let f = config.intermediate_size;
+    if let Some(reference) = target.reference {
+        return Err(format!("form `pruned` shares nothing, and yet reference {reference} is given"));
+    }
+    if target.dropped {
+        return Err("dropped, and yet it keeps neurons".into());
+    }
+    if target.ranks != Ranks::default() {
+        return Err("form `pruned` has no ranks, only `neurons`".into());
+    }
+    if target.neurons == 0 || target.neurons > f {
+        return Err(format!("keeps {} neurons; the MLP has {f}, and at least one must stay", target.neurons));
+    }
+    if config.mlp_bias {
+        return Err("form `pruned` is for MLPs without biases, and this model's have some".into());
+    }
+    Ok(())
+}
+
+/// Whether a count is left out of a file.
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// Refuses unknown keys and forms by name, before serde does so without a suggestion.
 fn check_keys(path: &Path, plan: &Value) -> Result<()> {
     let fault = |place: String, what: String| Err(Error::malformed(path, format!("{place}{what}")));
@@ -505,7 +588,7 @@ fn check_keys(path: &Path, plan: &Value) -> Result<()> {
             Some(layer) => format!("target layer {layer}: "),
             None => format!("target {}: ", i + 1),
         };
-        check(&place, target, &["layer", "reference", "form", "ranks", "dropped", "reason"])?;
+        check(&place, target, &["layer", "reference", "form", "ranks", "neurons", "dropped", "reason"])?;
         if let Some(ranks) = target.get("ranks") {
             check(&place, ranks, &["gate", "up", "down"])?;
         }

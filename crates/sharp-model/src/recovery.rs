@@ -63,10 +63,10 @@ impl LayerRecovery {
     }
 }
 
-/// A trained tensor that takes the place of the original's: a norm, or a shared MLP weight.
+/// A trained tensor that takes the place of the original's: a norm, a stored MLP weight, or what a pruned MLP keeps of one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replacement {
-    /// Row-major shape, as the original's.
+    /// Row-major shape, as the original's; of a pruned MLP's weight, as [`Target::shape`] says.
     pub shape: Vec<usize>,
     /// The values.
     pub values: Vec<f32>,
@@ -186,12 +186,20 @@ impl Recovery {
             let Some((_, layer, info)) = dense.iter().find(|(_, _, info)| info.name == *name) else {
                 return Err(Error::tensor(here, name, "the model has no such tensor to replace"));
             };
-            if info.shape != new.shape {
-                return Err(Error::shape(here, name, &info.shape, &new.shape));
+            let pruned = layer.and_then(|l| plan.target(l)).filter(|t| t.is_pruned());
+            let shape = match (pruned, names::parse_mlp_weight(name)) {
+                (Some(target), Some((_, projection))) => {
+                    let (out, input) = target.shape(projection, config);
+                    vec![out, input]
+                }
+                _ => info.shape.clone(),
+            };
+            if shape != new.shape {
+                return Err(Error::shape(here, name, &shape, &new.shape));
             }
             if let Some(layer) = *layer
                 && names::parse_mlp_weight(name).is_some()
-                && plan.target(layer).is_some()
+                && plan.target(layer).is_some_and(|t| !t.is_pruned())
             {
                 return Err(Error::tensor(
                     here,
@@ -209,6 +217,9 @@ impl Recovery {
         let found = self.layers.get(&layer).and_then(|l| l.get(projection));
         let rank = target.ranks.of(projection);
         let (rows, cols) = (target.form.row_scaled(), target.form.column_scaled());
+        if target.is_pruned() && !self.replacements.contains_key(&names::mlp_weight(layer, projection)) {
+            return Err(fault("nothing says which of its neurons stay".into()));
+        }
         let Some(found) = found else {
             return match rank > 0 || rows || cols {
                 true => Err(fault("no recovery parameters for it".into())),
@@ -246,14 +257,6 @@ impl Recovery {
             all.push(TensorRef::from_f32(name, &new.shape, &new.values)?);
         }
         Ok(all)
-    }
-
-    /// Writes one layer's recovery parameters; the file appears whole or not at all.
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] if factors do not fit each other, [`Error::Io`].
-    pub fn save_layer(path: impl AsRef<Path>, layer: usize, recovery: &LayerRecovery) -> Result<()> {
-        write_tensors(path.as_ref(), &layer_tensors(layer, recovery)?)
     }
 
     /// Writes everything to one file, which appears whole or not at all.

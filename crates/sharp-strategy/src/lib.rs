@@ -3,6 +3,7 @@
 
 mod costs;
 mod error;
+mod even;
 mod options;
 mod patterns;
 mod problem;
@@ -10,6 +11,7 @@ mod search;
 
 pub use costs::{Cost, LayerCosts, Table};
 pub use error::{Error, Result};
+pub use even::Even;
 pub use options::{Budget, Options, Replacement};
 pub use patterns::{Back, Explicit, Front, Groups, Pairs};
 pub use problem::{Choice, Problem, Strategy};
@@ -18,7 +20,7 @@ pub use search::{Greedy, MAX_OPTIMAL_WINDOW, Optimal};
 use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan, Target};
 
 /// The names [`by_name`] knows. `explicit` is not among them: it needs its list ([`Explicit::parse`]).
-pub const STRATEGIES: [&str; 6] = ["pairs", "back", "front", "groups", "greedy", "optimal"];
+pub const STRATEGIES: [&str; 7] = ["pairs", "back", "front", "groups", "greedy", "optimal", "even"];
 
 /// The strategy of this name. `group` is the group size of `groups` (default 3), `back` and `front` (default: the
 /// smallest that meets the budget).
@@ -27,7 +29,7 @@ pub const STRATEGIES: [&str; 6] = ["pairs", "back", "front", "groups", "greedy",
 /// [`Error::UnknownStrategy`] with the nearest name; [`Error::InvalidOption`] where a group size is given to a
 /// strategy that has none.
 pub fn by_name(name: &str, group: Option<usize>) -> Result<Box<dyn Strategy>> {
-    if let ("pairs" | "greedy" | "optimal", Some(size)) = (name, group) {
+    if let ("pairs" | "greedy" | "optimal" | "even", Some(size)) = (name, group) {
         return Err(Error::InvalidOption {
             what: "group size",
             value: size.to_string(),
@@ -41,6 +43,7 @@ pub fn by_name(name: &str, group: Option<usize>) -> Result<Box<dyn Strategy>> {
         "groups" => Box::new(Groups { size: group.unwrap_or(3) }),
         "greedy" => Box::new(Greedy),
         "optimal" => Box::new(Optimal),
+        "even" => Box::new(Even),
         _ => {
             let known = || STRATEGIES.into_iter().chain(["explicit"]);
             return Err(Error::UnknownStrategy {
@@ -72,6 +75,16 @@ pub fn make_plan(
         )));
     }
     let form = options.effective_form();
+    if strategy.name() == Even.name() {
+        return even::plan(config, costs, budget, options);
+    }
+    if options.replacement == Replacement::Prune {
+        return Err(Error::InvalidOption {
+            what: "strategy",
+            value: strategy.name().into(),
+            expected: "`even` with the form `pruned`: every layer keeps some of its neurons".into(),
+        });
+    }
     let ranks = ranks(config, options, form)?;
     let target = |layer, reference, reason| Target {
         layer,
@@ -79,6 +92,7 @@ pub fn make_plan(
         form,
         ranks,
         reason,
+        neurons: 0,
         dropped: options.replacement == Replacement::Drop,
     };
     // What a target's recovery costs is the plan's own arithmetic, asked for one target.

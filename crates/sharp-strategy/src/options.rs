@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// How much is to be removed.
 ///
 /// All MLPs of a model have the same shape and all targets of a plan the same ranks, so every budget comes down to
-/// a number of targets: the smallest that meets it.
+/// a number of targets: the smallest that meets it. With [`crate::Even`] the targets are given, and it comes down to what each keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -33,6 +33,8 @@ pub enum Replacement {
     Share,
     /// Low-rank matrices alone (a baseline).
     LowRankOnly,
+    /// Some of the MLP's own neurons (structured pruning).
+    Prune,
     /// Nothing: the MLP is left out (a baseline).
     Drop,
 }
@@ -81,6 +83,7 @@ impl Options {
         match self.replacement {
             Replacement::Share => self.form,
             Replacement::LowRankOnly => RecoveryForm::LowRankOnly,
+            Replacement::Prune => RecoveryForm::Pruned,
             Replacement::Drop => RecoveryForm::None,
         }
     }
@@ -95,20 +98,36 @@ impl Budget {
     /// A fraction that is no fraction, or a saving of nothing.
     pub(crate) fn targets(self, config: &ModelConfig, saved: u64) -> Result<Option<usize>> {
         let layers = config.num_hidden_layers;
-        let mlp = config.mlp_parameters_per_layer();
-        let total = mlp.saturating_mul(layers as u64);
-        let to_remove = match self {
-            Budget::Pattern => return Ok(None),
-            Budget::Targets(n) => {
-                if n >= layers.max(1) {
-                    return Err(Error::InvalidOption {
-                        what: "number of targets",
-                        value: n.to_string(),
-                        expected: format!("less than the model's {layers} layers"),
-                    });
-                }
-                return Ok(Some(n));
+        if let Budget::Targets(n) = self {
+            if n >= layers.max(1) {
+                return Err(Error::InvalidOption {
+                    what: "number of targets",
+                    value: n.to_string(),
+                    expected: format!("less than the model's {layers} layers"),
+                });
             }
+            return Ok(Some(n));
+        }
+        let Some(to_remove) = self.parameters(config)? else { return Ok(None) };
+        if to_remove <= 0.0 {
+            return Ok(Some(0));
+        }
+        if saved == 0 {
+            let mlp = config.mlp_parameters_per_layer();
+            return Err(Error::NothingSaved { recovery: mlp, mlp });
+        }
+        // The small allowance keeps a fraction that was itself computed from a whole number of targets whole.
+        Ok(Some((to_remove / saved as f64 - 1e-9).ceil().max(0.0) as usize))
+    }
+
+    /// How many MLP parameters are to go; `None` where the budget does not say.
+    ///
+    /// # Errors
+    /// A fraction that is no fraction.
+    pub(crate) fn parameters(self, config: &ModelConfig) -> Result<Option<f64>> {
+        let total = config.mlp_parameters_per_layer().saturating_mul(config.num_hidden_layers as u64);
+        Ok(Some(match self {
+            Budget::Pattern | Budget::Targets(_) => return Ok(None),
             Budget::MlpFractionRemoved(f) => {
                 if !(0.0..1.0).contains(&f) {
                     return Err(Error::InvalidOption {
@@ -120,14 +139,6 @@ impl Budget {
                 f * total as f64
             }
             Budget::StoredMlpParameters(n) => total.saturating_sub(n) as f64,
-        };
-        if to_remove <= 0.0 {
-            return Ok(Some(0));
-        }
-        if saved == 0 {
-            return Err(Error::NothingSaved { recovery: mlp, mlp });
-        }
-        // The small allowance keeps a fraction that was itself computed from a whole number of targets whole.
-        Ok(Some((to_remove / saved as f64 - 1e-9).ceil().max(0.0) as usize))
+        }))
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan};
 use sharp_strategy::{
-    Back, Budget, Cost, Error, Explicit, Front, Greedy, Groups, LayerCosts, Optimal, Options, Pairs,
+    Back, Budget, Cost, Error, Even, Explicit, Front, Greedy, Groups, LayerCosts, Optimal, Options, Pairs,
     Replacement, Strategy as Sharing, by_name, make_plan, without_sharing,
 };
 
@@ -346,4 +346,71 @@ fn the_twin_without_sharing_is_as_large() {
     let twin = without_sharing(&plan);
     twin.validate(&config).unwrap();
     assert_eq!(twin.stored_mlp_parameters(&config), plan.stored_mlp_parameters(&config));
+}
+
+fn pruned(remove: f64, keep: &[usize], importance: &[f64]) -> Result<SharingPlan, Error> {
+    let costs = LayerCosts { importance: importance.to_vec(), ..LayerCosts::unmeasured(9) };
+    let options = Options { keep: keep.to_vec(), replacement: Replacement::Prune, ..Options::default() };
+    make_plan(&config(9), &Even, &costs, Budget::MlpFractionRemoved(remove), &options)
+}
+
+proptest! {
+    #[test]
+    fn even_meets_its_budget_with_layers_that_differ_by_one_step(
+        remove in 0.01f64..0.8,
+        keep in proptest::collection::btree_set(0usize..9, 0..=3),
+        importance in proptest::collection::vec(0.0f64..10.0, 9),
+    ) {
+        let keep: Vec<usize> = keep.into_iter().collect();
+        // config() has 176 neurons, no multiple of 32: they come singly.
+        let plan = match pruned(remove, &keep, &importance) {
+            Ok(plan) => plan,
+            Err(Error::BudgetUnreachable { .. }) => {
+                prop_assert!(remove > (9 - keep.len()) as f64 * 175.0 / (9.0 * 176.0) - 1e-9);
+                return Ok(());
+            }
+            Err(e) => return Err(TestCaseError::fail(e.to_string())),
+        };
+        let saved = plan.saved_fraction(&config(9));
+        prop_assert!(saved >= remove - 1e-9, "{saved} of {remove}");
+        prop_assert!(saved < remove + 1.0 / (9.0 * 176.0) + 1e-9, "{saved} of {remove}: too much");
+        prop_assert_eq!(plan.targets.len(), 9 - keep.len());
+        let (least, most) = (
+            plan.targets.iter().map(|t| t.neurons).min().unwrap(),
+            plan.targets.iter().map(|t| t.neurons).max().unwrap(),
+        );
+        prop_assert!(most - least <= 1);
+        // Who keeps one more is missed more than who does not.
+        for (more, less) in plan.targets.iter().flat_map(|a| plan.targets.iter().map(move |b| (a, b))) {
+            if more.neurons > less.neurons {
+                prop_assert!(importance[more.layer] >= importance[less.layer]);
+            }
+        }
+        for layer in keep {
+            prop_assert!(plan.keeps_mlp(layer));
+        }
+    }
+}
+
+#[test]
+fn even_keeps_whole_blocks_and_takes_forms_that_share_nothing() {
+    let wide = ModelConfig::llama(64, 192, 4, 4, 2, 256).unwrap();
+    let budget = Budget::MlpFractionRemoved(0.3);
+    let make = |replacement, form| {
+        let options = Options { replacement, form, keep: vec![0], ..Options::default() };
+        make_plan(&wide, &Even, &LayerCosts::unmeasured(4), budget, &options)
+    };
+    let plan = make(Replacement::Prune, RecoveryForm::Pruned).unwrap();
+    let kept: Vec<(usize, usize)> = plan.targets.iter().map(|t| (t.layer, t.neurons)).collect();
+    // 537 of 768 neurons may stay, 192 of them in layer 0: ten blocks of 32 for three layers.
+    assert_eq!(kept, [(1, 128), (2, 96), (3, 96)]);
+    assert!(plan.saved_fraction(&wide) >= 0.3);
+    let plan = make(Replacement::LowRankOnly, RecoveryForm::LowRankOnly).unwrap();
+    assert!(plan.targets.iter().all(|t| t.reference.is_none() && t.ranks.gate > 20));
+    assert!((0.3..0.32).contains(&plan.saved_fraction(&wide)));
+    assert!(make(Replacement::Share, RecoveryForm::LowRank).unwrap_err().to_string().contains("even"));
+    let options = Options { replacement: Replacement::Prune, ..Options::default() };
+    let error = make_plan(&wide, &Optimal, &LayerCosts::unmeasured(4), budget, &options).unwrap_err();
+    assert!(error.to_string().contains("even"), "{error}");
+    assert!(matches!(pruned(0.9, &[0, 1, 2], &[]), Err(Error::BudgetUnreachable { .. })));
 }

@@ -1,6 +1,6 @@
 //! The gated MLP, `down(silu(gate x) ∘ up x)`, forwards and backwards, and what of it is trained.
 
-use sharp_model::{ModelSource, Projection};
+use sharp_model::{ModelSource, Projection, Target};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -84,6 +84,20 @@ impl Mlp {
             Ok(Linear { weight: l.weight.f_zeros_like()?, bias: l.bias.as_ref().map(Tensor::shallow_clone) })
         };
         Ok(Self { gate_up: blank(&self.gate_up)?, down: blank(&self.down)?, inner: self.inner })
+    }
+
+    /// The same in the shape that `target` asks for: with fewer neurons where it is pruned.
+    pub(crate) fn blank_for(&self, target: &Target) -> Result<Self> {
+        if !target.is_pruned() {
+            return self.blank();
+        }
+        let inner = dim(target.neurons)?;
+        let outer = self.down.weight.size2()?.0;
+        let zeros = |rows, cols| -> Result<Linear> {
+            let like = (self.down.weight.f_kind()?, self.down.weight.device());
+            Ok(Linear { weight: Tensor::f_zeros([rows, cols], like)?, bias: None })
+        };
+        Ok(Self { gate_up: zeros(2 * inner, outer)?, down: zeros(outer, inner)?, inner })
     }
 
     pub(crate) fn share(&self) -> Self {
@@ -206,13 +220,20 @@ pub(crate) struct PieceIds {
     pub(crate) b: Option<ParamId>,
     pub(crate) row: Option<ParamId>,
     pub(crate) col: Option<ParamId>,
+    pub(crate) own: Option<ParamId>,
 }
 
 impl PieceIds {
     /// The values, as views.
     pub(crate) fn pieces(&self, layout: &Layout, flat: &Tensor) -> Result<Pieces> {
         let get = |id: Option<ParamId>| id.map(|id| layout.view(flat, id)).transpose();
-        Ok(Pieces { a: get(self.a)?, b: get(self.b)?, row: get(self.row)?, col: get(self.col)? })
+        Ok(Pieces {
+            a: get(self.a)?,
+            b: get(self.b)?,
+            row: get(self.row)?,
+            col: get(self.col)?,
+            own: get(self.own)?,
+        })
     }
 }
 
@@ -264,6 +285,9 @@ impl MlpTrain {
                 let Some(ids) = ids.get(which) else { return Ok(()) };
                 let pieces = ids.pieces(sink.layout, sink.values)?;
                 let grads = match shared.as_ref().and_then(|s| s.get(which)) {
+                    None if form.needs_weight_grad() => {
+                        form.weight_gradients(None, &pieces, &weight_grad()?)?.0
+                    }
                     None => form.gradients(&pieces, flow)?,
                     Some(&reference) => {
                         let weight = sink.value(reference)?;
@@ -275,7 +299,13 @@ impl MlpTrain {
                         grads
                     }
                 };
-                let parts = [(ids.a, grads.a), (ids.b, grads.b), (ids.row, grads.row), (ids.col, grads.col)];
+                let parts = [
+                    (ids.a, grads.a),
+                    (ids.b, grads.b),
+                    (ids.row, grads.row),
+                    (ids.col, grads.col),
+                    (ids.own, grads.own),
+                ];
                 for (id, grad) in parts {
                     if let (Some(id), Some(grad)) = (id, grad) {
                         sink.add(id, &grad)?;

@@ -16,6 +16,8 @@ pub enum Group {
     Factor,
     /// A shared MLP's own weights `(out, in)`.
     Shared,
+    /// What a pruned MLP keeps of a weight of its own `(out, in)`.
+    Pruned,
     /// Row and column scales.
     Scale,
     /// RMS norm weights `(d)`.
@@ -25,7 +27,7 @@ pub enum Group {
 impl Group {
     /// Whether weight decay applies: to matrices, not to scales and norms.
     pub fn decays(self) -> bool {
-        matches!(self, Self::Factor | Self::Shared)
+        matches!(self, Self::Factor | Self::Shared | Self::Pruned)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A target layer in training: its recovery parameters' places, and its effective weights made from them.
 
-use sharp_model::{LayerRecovery, Projection, ProjectionRecovery, Target, names};
+use sharp_model::recovery::Replacement;
+use sharp_model::{LayerRecovery, Projection, ProjectionRecovery, Recovery, Target, names};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ pub(crate) struct Recovered {
 }
 
 impl Recovered {
-    /// Adds a target's parameters to `layout`. `None` for a target without any: direct sharing, or a removed MLP.
+    /// Adds a target's parameters to `layout`; `shape` is an MLP of its shape ([`Mlp::blank_for`]). `None` for a target without any: direct sharing, or a removed MLP.
     pub(crate) fn register(target: &Target, shape: &Mlp, layout: &mut Layout) -> Result<Option<Self>> {
         let Some(form) = form(target.form).filter(|_| !target.dropped) else { return Ok(None) };
         let layer = target.layer;
@@ -29,6 +30,10 @@ impl Recovered {
             let (out, input) = (usize::try_from(out).unwrap_or(0), usize::try_from(input).unwrap_or(0));
             let rank = target.ranks.of(projection);
             let Some(place) = ids.get_mut(index(projection)) else { continue };
+            if target.is_pruned() {
+                place.own =
+                    Some(layout.add(names::mlp_weight(layer, projection), &[out, input], Group::Pruned)?);
+            }
             if rank > 0 {
                 place.a =
                     Some(layout.add(names::lora_a(layer, projection), &[rank, input], Group::Factor)?);
@@ -56,8 +61,13 @@ impl Recovered {
     /// Sets the parameters to `pieces`, in the order of [`Projection::ALL`].
     pub(crate) fn set(&self, params: &Params, pieces: &[Pieces; 3]) -> Result<()> {
         for (ids, pieces) in self.ids.iter().zip(pieces) {
-            let pairs =
-                [(ids.a, &pieces.a), (ids.b, &pieces.b), (ids.row, &pieces.row), (ids.col, &pieces.col)];
+            let pairs = [
+                (ids.a, &pieces.a),
+                (ids.b, &pieces.b),
+                (ids.row, &pieces.row),
+                (ids.col, &pieces.col),
+                (ids.own, &pieces.own),
+            ];
             for (id, value) in pairs {
                 match (id, value) {
                     (Some(id), Some(value)) => params.view(id)?.f_copy_(value)?,
@@ -118,6 +128,21 @@ impl Recovered {
         Ok(all)
     }
 
+    /// All that is trained of this layer, as it is saved.
+    pub(crate) fn recovery(&self, params: &Params) -> Result<Recovery> {
+        let mut all = Recovery::default();
+        let saved = self.saved(params)?;
+        if saved != LayerRecovery::default() {
+            all.layers.insert(self.layer, saved);
+        }
+        for id in self.ids.iter().filter_map(|ids| ids.own) {
+            let spec = params.layout.spec(id)?;
+            let new = Replacement { shape: spec.shape.clone(), values: params.get(id)? };
+            all.replacements.insert(spec.name.clone(), new);
+        }
+        Ok(all)
+    }
+
     /// Writes one projection's effective weight into `mlp`, from the reference's float32 weight `(out, in)`.
     pub(crate) fn merge(
         &self,
@@ -151,7 +176,14 @@ pub(crate) fn saved_layers(
     targets: &[Recovered],
     params: &Params,
 ) -> Result<std::collections::BTreeMap<usize, LayerRecovery>> {
-    targets.iter().map(|t| Ok((t.layer, t.saved(params)?))).collect()
+    let mut all = std::collections::BTreeMap::new();
+    for target in targets {
+        let saved = target.saved(params)?;
+        if saved != LayerRecovery::default() {
+            all.insert(target.layer, saved);
+        }
+    }
+    Ok(all)
 }
 
 /// Whether every value is a finite number.

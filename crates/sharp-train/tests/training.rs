@@ -25,6 +25,7 @@ fn blocks(rows: usize, vocab: u32, seed: u32) -> TokenBlocks {
 fn plan(form: RecoveryForm) -> SharingPlan {
     let target = match form {
         RecoveryForm::LowRankOnly => Target::low_rank_only(2, Ranks::uniform(4)),
+        RecoveryForm::Pruned => Target::pruned(2, 20),
         _ => Target::sharing(2, 1, form, Ranks::uniform(4)),
     };
     SharingPlan::new("explicit", vec![target])
@@ -159,7 +160,10 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
 #[test]
 fn every_form_trains_on_every_kind_of_model() {
     for form in RecoveryForm::ALL.into_iter().filter(|f| *f != RecoveryForm::None) {
-        for case in ["gqa_untied", "biases"] {
+        // Pruned MLPs have no biases.
+        let cases =
+            if form == RecoveryForm::Pruned { ["gqa_untied", "tied"] } else { ["gqa_untied", "biases"] };
+        for case in cases {
             let (_dir, out) = folder();
             let summary = Run::new(case, form).go(&out).unwrap();
             assert!(summary.perplexity < summary.start_perplexity, "{form} {case}: {summary:?}");

@@ -14,7 +14,7 @@ SHAPE = dict(
     vocab_size=360, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=None,
     attn_implementation="eager",
 )
-# Every form of recovery, uneven ranks, a shared and an unshared neighbour, and a layer without an MLP.
+# Every form of recovery, uneven ranks, a shared and an unshared neighbour, a layer without an MLP, and one with fewer neurons.
 TARGETS = [
     dict(layer=1, reference=0, form="low_rank", ranks=dict(gate=5, up=3, down=4)),
     dict(layer=2, reference=0, form="scaled_low_rank", ranks=dict(gate=4, up=4, down=4)),
@@ -25,6 +25,11 @@ OTHERS = [
     dict(layer=1, reference=0, form="none"),
     dict(layer=2, reference=3, form="low_rank", ranks=dict(gate=2, up=2, down=2)),
     dict(layer=5, dropped=True),
+]
+PRUNED = [
+    dict(layer=1, form="pruned", neurons=37),
+    dict(layer=4, reference=3, form="low_rank", ranks=dict(gate=2, up=2, down=2)),
+    dict(layer=6, form="pruned", neurons=64),
 ]
 SIZES = dict(gate=("intermediate_size", "hidden_size"), up=("intermediate_size", "hidden_size"),
              down=("hidden_size", "intermediate_size"))
@@ -57,6 +62,10 @@ def recovery(config, targets, seed):
         for projection, (out, width) in SIZES.items():
             out, width = getattr(config, out), getattr(config, width)
             name = f"model.layers.{target['layer']}.mlp.{projection}_proj"
+            if form == "pruned":
+                shape = (out, target["neurons"]) if projection == "down" else (target["neurons"], width)
+                tensors[f"{name}.weight"] = torch.randn(shape) * (1.6 / width**0.5)
+                continue
             rank = target.get("ranks", {}).get(projection, 0)
             if rank:
                 tensors[f"{name}.lora_A.weight"] = torch.randn(rank, width) / width**0.5
@@ -94,6 +103,9 @@ def effective(folder, targets, tensors):
             if "reference" in target:
                 shared = f"model.layers.{target['reference']}.mlp.{projection}_proj"
                 weight = model.get_submodule(shared).weight.clone()
+            if f"{name}.weight" in tensors:
+                kept = tensors[f"{name}.weight"]
+                weight[: kept.shape[0], : kept.shape[1]] = kept
             if f"{name}.row_scale" in tensors:
                 weight = tensors[f"{name}.row_scale"][:, None] * weight
             if f"{name}.col_scale" in tensors:

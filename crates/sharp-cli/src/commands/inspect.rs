@@ -171,6 +171,7 @@ fn describe(contents: &Contents, list: bool) -> String {
             let what = match target.reference {
                 Some(reference) => format!("uses the MLP of layer {reference}"),
                 None if target.dropped => "has no MLP".to_owned(),
+                None if target.is_pruned() => format!("keeps {}", target.size()),
                 None => "has low-rank matrices alone".to_owned(),
             };
             text.push_str(&format!("  layer {} {what} ({})\n", target.layer, target.form.name()));

@@ -59,7 +59,7 @@ pub(crate) struct Args {
     /// Rank of all three projections, instead of --rho.
     #[arg(long, value_name = "RANK", conflicts_with = "rho")]
     rank: Option<usize>,
-    /// Recovery form: none, low_rank, scaled_low_rank, row_column_scaled_low_rank, low_rank_only (nothing shared).
+    /// Recovery form: none, low_rank, scaled_low_rank, row_column_scaled_low_rank; sharing nothing: low_rank_only, pruned.
     #[arg(long, default_value = "low_rank")]
     form: String,
     /// The baseline that drops the chosen MLPs instead of sharing.
@@ -111,6 +111,7 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
     let replacement = match (args.drop, form) {
         (true, _) => Replacement::Drop,
         (false, RecoveryForm::LowRankOnly) => Replacement::LowRankOnly,
+        (false, RecoveryForm::Pruned) => Replacement::Prune,
         (false, _) => Replacement::Share,
     };
     let options = Options {
@@ -152,14 +153,13 @@ fn costs(report: &Report, metric: Option<Metric>) -> Result<LayerCosts> {
 
 fn describe(plan: &SharingPlan, estimate: &Estimate) -> String {
     let mut rows =
-        vec![vec!["layer".to_string(), "uses".into(), "form".into(), "ranks".into(), "  why".into()]];
+        vec![vec!["layer".to_string(), "uses".into(), "form".into(), "size".into(), "  why".into()]];
     for target in &plan.targets {
-        let Ranks { gate, up, down } = target.ranks;
         rows.push(vec![
             target.layer.to_string(),
             target.reference.map_or_else(|| "-".into(), |layer| layer.to_string()),
             target.form.name().into(),
-            format!("{gate}/{up}/{down}"),
+            target.size(),
             format!("  {}", target.reason),
         ]);
     }

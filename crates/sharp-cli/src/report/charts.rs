@@ -43,6 +43,9 @@ pub(super) fn plan(plan: &SharingPlan, layers: usize) -> String {
             Some(t) => match t.reference {
                 Some(r) => ("uses", 76.0, format!("layer {layer}: the MLP of layer {r}, {}", t.form)),
                 None if t.dropped => ("none", 76.0, format!("layer {layer}: no MLP")),
+                None if t.is_pruned() => {
+                    ("own", 22.0, format!("layer {layer}: its own MLP with {} neurons", t.neurons))
+                }
                 None => ("none", 76.0, format!("layer {layer}: low rank alone, nothing shared")),
             },
         };

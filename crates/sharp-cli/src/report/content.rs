@@ -173,19 +173,22 @@ fn sharing(run: &Run, blocks: &mut Vec<Block>) {
             let uses = match (t.reference, t.dropped) {
                 (Some(r), _) => r.to_string(),
                 (None, true) => "dropped".into(),
+                (None, false) if t.is_pruned() => "its own".into(),
                 (None, false) => "nothing".into(),
             };
-            let ranks = if t.ranks.gate == t.ranks.up && t.ranks.up == t.ranks.down {
+            let size = if t.is_pruned() {
+                t.size()
+            } else if t.ranks.gate == t.ranks.up && t.ranks.up == t.ranks.down {
                 t.ranks.gate.to_string()
             } else {
-                format!("{}/{}/{}", t.ranks.gate, t.ranks.up, t.ranks.down)
+                t.size()
             };
-            vec![t.layer.to_string(), uses, t.form.name().into(), ranks, t.reason.clone()]
+            vec![t.layer.to_string(), uses, t.form.name().into(), size, t.reason.clone()]
         })
         .collect();
     blocks.push(Block::Text(format!("Chosen by the strategy {}.", plan.strategy)));
     blocks.push(Block::Table {
-        head: strings(&["layer", "uses", "recovery form", "rank", "why"]),
+        head: strings(&["layer", "uses", "recovery form", "size", "why"]),
         rows: targets,
         wide: Some(4),
     });

@@ -6,7 +6,6 @@ use std::path::Path;
 use crate::error::Result;
 use crate::hf::read_text;
 use crate::model::ModelSource;
-use crate::names::Projection;
 
 /// File name of a model card.
 pub const CARD_FILE: &str = "README.md";
@@ -141,13 +140,12 @@ pub(super) fn write(source: &ModelSource, kind: Kind, notes: &CardNotes) -> Resu
     let _ = writeln!(text, "## Use\n\n{}\n", usage(kind));
     if !targets.is_empty() {
         text.push_str(
-            "## Plan\n\n| layer | MLP of layer | form | rank: gate, up, down |\n|---|---|---|---|\n",
+            "## Plan\n\n| layer | MLP of layer | form | ranks of gate/up/down, or neurons |\n|---|---|---|---|\n",
         );
         for t in targets {
             let reference = t.reference.map_or("none".to_owned(), |r| r.to_string());
             let form = if t.dropped { "dropped" } else { t.form.name() };
-            let [gate, up, down] = Projection::ALL.map(|p| t.ranks.of(p));
-            let _ = writeln!(text, "| {} | {reference} | `{form}` | {gate}, {up}, {down} |", t.layer);
+            let _ = writeln!(text, "| {} | {reference} | `{form}` | {} |", t.layer, t.size());
         }
         text.push('\n');
     }

@@ -100,7 +100,8 @@ pub fn export_compact(
 }
 
 /// Writes a dense checkpoint: every layer with its effective MLP weights, a plain model of its family that any tool
-/// loads. It is as large as the original. An MLP that the plan drops becomes one whose down projection is zero.
+/// loads. It is as large as the original. An MLP that the plan drops becomes one whose down projection is zero, and a pruned one gets
+/// neurons of zeros in the place of those it lost.
 ///
 /// # Errors
 /// As [`export_compact`].
@@ -137,7 +138,7 @@ fn write_dense(
             (Some((layer, projection, "weight")), Some(_)) => {
                 let mut part = source.projection(layer, projection)?;
                 part.lora = part.lora.filter(|_| factors);
-                writer.append_f32(&info.name, &part.effective_f32()?)?;
+                writer.append_f32(&info.name, &part.padded_f32(source.config())?)?;
             }
             // A dropped MLP has no biases either.
             (Some(_), Some(target)) if target.dropped => {

@@ -113,7 +113,7 @@ fn rows(
     let step = CHUNK.next_multiple_of(cols.max(1));
     let target = layer.and_then(|l| source.target(l));
     if let (Some((layer, projection, "weight")), Some(_)) = (names::parse_mlp(&info.name), target) {
-        let values = source.projection(layer, projection)?.effective_f32()?;
+        let values = source.projection(layer, projection)?.padded_f32(source.config())?;
         return values.chunks(step).try_for_each(f);
     }
     let tensor = source.tensor(&info.name)?;

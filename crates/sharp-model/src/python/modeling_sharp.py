@@ -8,6 +8,7 @@ model of the original family from transformers and puts another module in the pl
     y = row_scale * (W_reference (col_scale * x)) + lora_B (lora_A x) + bias
 
 where `W_reference` is the reference layer's own module, not a copy of it. What a target's form does not have is left out.
+A pruned target has its own projections, with fewer neurons.
 The rest of the model, attention, cache and generation included, is the family's own code.
 
 `SharpLlamaConfig`, `SharpLlamaForCausalLM` and the like are made when they are first asked for, so that a family which
@@ -68,6 +69,14 @@ class NoMlp(nn.Module):
         return torch.zeros_like(x)
 
 
+def prune(mlp, neurons):
+    """Gives an MLP projections with that many neurons, to be loaded."""
+    for projection in PROJECTIONS:
+        own = getattr(mlp, projection + "_proj")
+        sizes = (neurons, own.out_features) if projection == "down" else (own.in_features, neurons)
+        setattr(mlp, projection + "_proj", nn.Linear(*sizes, bias=False))
+
+
 def share(layers, plan):
     """Puts the plan's modules in the place of the targets' projections."""
     if plan.get("version") != PLAN_VERSION:
@@ -76,6 +85,9 @@ def share(layers, plan):
         layer = layers[target["layer"]]
         if target.get("dropped", False):
             layer.mlp = NoMlp()
+            continue
+        if target["form"] == "pruned":
+            prune(layer.mlp, target["neurons"])
             continue
         ranks = target["ranks"]
         if isinstance(ranks, int):

@@ -17,7 +17,7 @@ use crate::llama::Llama;
 use crate::mlp::{Mlp, MlpTrain, Sink, index};
 use crate::params::{Group, Layout, ParamId, Params};
 use crate::pool::Pool;
-use crate::start::zero;
+use crate::start::begin_cold;
 use crate::target::{Recovered, reference_weights, saved_layers};
 use crate::tensors::{dim, from_f32, shape_of};
 
@@ -61,7 +61,7 @@ pub(super) struct Student {
     references: BTreeMap<usize, [Tensor; 3]>,
     /// The effective weights of the targets and, where shared MLPs are trained, of those, by layer.
     merged: BTreeMap<usize, Mlp>,
-    /// Trained base tensors: norms and shared MLP weights.
+    /// Trained tensors that take the place of the base's: norms, shared MLP weights, and what pruned MLPs keep.
     replaced: Vec<ParamId>,
     owned: BTreeMap<usize, [ParamId; 3]>,
     pool: Pool<Replica>,
@@ -89,7 +89,8 @@ impl Student {
                 .ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))
         };
         for target in &plan.targets {
-            targets.extend(Recovered::register(target, blank(target.layer)?, &mut layout)?);
+            let shape = blank(target.layer)?.blank_for(target)?;
+            targets.extend(Recovered::register(target, &shape, &mut layout)?);
         }
         targets.sort_by_key(|t| t.layer);
 
@@ -142,12 +143,13 @@ impl Student {
 
         let mut params = Params::zeros(layout, compute.device)?;
         let mut replaced = Vec::new();
-        // Base tensors in training begin as the base's.
         for spec in params.layout.specs().to_vec() {
-            if matches!(spec.group, Group::Shared | Group::Norm)
-                && let Some(id) = params.layout.find(&spec.name)
-            {
+            let Some(id) = params.layout.find(&spec.name) else { continue };
+            // Base tensors in training begin as the base's.
+            if matches!(spec.group, Group::Shared | Group::Norm) {
                 params.set(id, &source.tensor(&spec.name)?.f32()?)?;
+            }
+            if matches!(spec.group, Group::Shared | Group::Norm | Group::Pruned) {
                 replaced.push(id);
             }
         }
@@ -155,7 +157,7 @@ impl Student {
             let planned = plan.target(target.layer);
             if let (None, Some(planned)) = (recovery, planned) {
                 debug_assert_eq!(COLD, crate::start::Start::Zero);
-                let pieces = zero(planned, blank(target.layer)?, options.seed, compute)?;
+                let pieces = begin_cold(planned, blank(target.layer)?, options.seed, compute)?;
                 target.set(&params, &pieces)?;
             }
         }
@@ -180,7 +182,9 @@ impl Student {
         let mut references = BTreeMap::new();
         let mut merged = BTreeMap::new();
         for target in &targets {
-            merged.insert(target.layer, blank(target.layer)?.blank()?);
+            let planned = plan.target(target.layer);
+            let original = blank(target.layer)?;
+            merged.insert(target.layer, planned.map_or_else(|| original.blank(), |t| original.blank_for(t))?);
             if let Some(reference) = target.reference {
                 let weights = match owned.get(&reference) {
                     Some([gate, up, down]) => [params.view(*gate)?, params.view(*up)?, params.view(*down)?],

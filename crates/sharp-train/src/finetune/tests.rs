@@ -17,6 +17,7 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
     let source = ModelSource::open(folder.join(case)).unwrap();
     let target = match form {
         RecoveryForm::LowRankOnly => Target::low_rank_only(1, Ranks::uniform(3)),
+        RecoveryForm::Pruned => Target::pruned(1, 7),
         RecoveryForm::None => Target::dropped(1),
         _ => Target::sharing(1, 0, form, Ranks::uniform(3)),
     };
@@ -88,6 +89,8 @@ fn gradients_are_slopes_of_the_loss() {
     check("biases", RecoveryForm::RowColumnScaledLowRank, Loss::Completion, false);
     check("tied", RecoveryForm::LowRankOnly, mixed, false);
     check("tied", RecoveryForm::LowRankOnly, mixed, true);
+    check("tied", RecoveryForm::Pruned, mixed, false);
+    check("gqa_untied", RecoveryForm::Pruned, Loss::Completion, true);
     check("tied", RecoveryForm::None, mixed, true);
     check("biases", RecoveryForm::ScaledLowRank, mixed, true);
 }

@@ -7,6 +7,7 @@
 mod alone;
 mod factors;
 mod low_rank;
+mod pruned;
 mod row_column;
 mod scaled;
 
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 
 pub use alone::LowRankOnly;
 pub use low_rank::LowRank;
+pub use pruned::Pruned;
 pub use row_column::RowColumnScaledLowRank;
 pub use scaled::ScaledLowRank;
 
@@ -31,6 +33,8 @@ pub struct Pieces {
     pub row: Option<Tensor>,
     /// `col_scale (in)`.
     pub col: Option<Tensor>,
+    /// The whole weight `(out, in)`, where the layer has one of its own.
+    pub own: Option<Tensor>,
 }
 
 /// What passes through a projection in one backward pass.
@@ -62,6 +66,11 @@ pub trait Form: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Whether training takes [`Form::weight_gradients`] even where no reference is trained.
+    fn needs_weight_grad(&self) -> bool {
+        false
+    }
+
     /// The pieces' gradients from what passed through the projection.
     ///
     /// # Errors
@@ -89,6 +98,7 @@ pub fn form(kind: RecoveryForm) -> Option<&'static dyn Form> {
         RecoveryForm::ScaledLowRank => Some(&ScaledLowRank),
         RecoveryForm::RowColumnScaledLowRank => Some(&RowColumnScaledLowRank),
         RecoveryForm::LowRankOnly => Some(&LowRankOnly),
+        RecoveryForm::Pruned => Some(&Pruned),
     }
 }
 

@@ -37,7 +37,7 @@ impl Form for RowColumnScaledLowRank {
             let _ = product.f_sub_(&factors::dot(a, da, 0)?)?;
         }
         let col = factors::safe_ratio(&product, need(pieces.col.as_ref(), "column scales")?)?;
-        Ok(Pieces { a, b, row: Some(row), col: Some(col) })
+        Ok(Pieces { a, b, row: Some(row), col: Some(col), own: None })
     }
 
     fn weight_gradients(
@@ -53,6 +53,6 @@ impl Form for RowColumnScaledLowRank {
         let d_row = by_element.f_mv(col)?;
         let d_col = by_element.f_tr()?.f_mv(row)?;
         let d_ref = dw.f_mul(&row.f_unsqueeze(1)?)?.f_mul_(col)?;
-        Ok((Pieces { a, b, row: Some(d_row), col: Some(d_col) }, Some(d_ref)))
+        Ok((Pieces { a, b, row: Some(d_row), col: Some(d_col), own: None }, Some(d_ref)))
     }
 }

@@ -24,7 +24,7 @@ impl Form for ScaledLowRank {
     fn gradients(&self, pieces: &Pieces, flow: &Flow<'_>) -> Result<Pieces> {
         let (a, b) = factors::gradients(pieces, flow)?;
         let row = row_gradient(pieces, flow, b.as_ref())?;
-        Ok(Pieces { a, b, row: Some(row), col: None })
+        Ok(Pieces { a, b, row: Some(row), ..Pieces::default() })
     }
 
     fn weight_gradients(
@@ -36,7 +36,7 @@ impl Form for ScaledLowRank {
         let (a, b) = factors::from_weight(pieces, dw)?;
         let row = factors::dot(dw, need(reference, "a reference weight")?, 1)?;
         let scale = need(pieces.row.as_ref(), "row scales")?;
-        Ok((Pieces { a, b, row: Some(row), col: None }, Some(dw.f_mul(&scale.f_unsqueeze(1)?)?)))
+        Ok((Pieces { a, b, row: Some(row), ..Pieces::default() }, Some(dw.f_mul(&scale.f_unsqueeze(1)?)?)))
     }
 }
 

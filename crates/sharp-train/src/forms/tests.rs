@@ -22,14 +22,15 @@ fn close(what: &str, found: &Tensor, expected: &Tensor) {
 fn with_rank(kind: RecoveryForm, rank: i64) {
     tch::manual_seed(7);
     let (n, input, output) = (19, 11, 13);
-    let shares = kind != RecoveryForm::LowRankOnly;
+    let (shares, pruned) = (kind.shares(), kind == RecoveryForm::Pruned);
     let reference = leaf(random(&[output, input]));
     let a = leaf(random(&[rank, input]));
     let b = leaf(random(&[output, rank]));
     let row = leaf(random(&[output]) + 2.0);
     let col = leaf(random(&[input]) + 2.0);
+    let own = leaf(random(&[output, input]));
 
-    let mut weight = b.matmul(&a);
+    let mut weight = if pruned { own.shallow_clone() } else { b.matmul(&a) };
     if shares {
         let mut base = reference.shallow_clone();
         if kind.row_scaled() {
@@ -45,12 +46,13 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
     let y = x.matmul(&weight.tr());
     (&y * &dy).sum(Kind::Float).backward();
 
-    let lora = |t: &Tensor| (rank > 0).then(|| t.detach());
+    let lora = |t: &Tensor| (rank > 0 && !pruned).then(|| t.detach());
     let pieces = Pieces {
         a: lora(&a),
         b: lora(&b),
         row: kind.row_scaled().then(|| row.detach()),
         col: kind.column_scaled().then(|| col.detach()),
+        own: pruned.then(|| own.detach()),
     };
     let form = form(kind).unwrap();
     let held = reference.detach();
@@ -65,10 +67,11 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
     let (by_weight, d_ref) = form.weight_gradients(held, &pieces, &dy.tr().matmul(&x0)).unwrap();
     for (path, found) in [("flow", by_flow), ("weight", by_weight)] {
         for (name, found, leaf, has) in [
-            ("A", found.a, &a, rank > 0),
-            ("B", found.b, &b, rank > 0),
+            ("A", found.a, &a, rank > 0 && !pruned),
+            ("B", found.b, &b, rank > 0 && !pruned),
             ("row", found.row, &row, kind.row_scaled()),
             ("col", found.col, &col, kind.column_scaled()),
+            ("own", found.own, &own, pruned),
         ] {
             assert_eq!(found.is_some(), has, "{kind} {path} {name}");
             if let Some(found) = found {

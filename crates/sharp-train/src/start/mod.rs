@@ -2,6 +2,7 @@
 
 mod align;
 mod lap;
+mod pruned;
 mod whitened;
 mod zero;
 
@@ -16,18 +17,19 @@ use crate::pool::Pool;
 
 pub(crate) use align::{align, permuted};
 pub use lap::assign;
-use whitened::whitened;
-pub(crate) use zero::zero;
+use whitened::{Second, whitened};
+use zero::zero;
 
 /// Where recovery parameters begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Start {
-    /// The paper's: `A` random, `B` zero, scales one. The target begins as its reference.
+    /// The paper's: `A` random, `B` zero, scales one. The target begins as its reference. A pruned one begins with its largest
+    /// neurons as they are.
     #[default]
     Zero,
     /// Neurons aligned to the reference's, row scales by least squares, `B A` the truncated singular value decomposition
     /// of the difference in the metric of the activations; the down projection by reduced-rank regression on the
-    /// hidden activations that result.
+    /// hidden activations that result. A pruned target keeps the neurons that explain its outputs best.
     Whitened,
 }
 
@@ -113,8 +115,22 @@ pub(crate) fn begin(
     }
     match (start, target.form) {
         (_, RecoveryForm::None) => Ok([Pieces::default(), Pieces::default(), Pieces::default()]),
-        (Start::Zero, _) => zero(target, original, seed, compute),
+        (Start::Whitened, RecoveryForm::Pruned) => pruned::fitted(target, original, activations, pool),
+        (Start::Zero, _) => begin_cold(target, original, seed, compute),
         (Start::Whitened, _) => whitened(target, original, reference, activations, pool, compute),
+    }
+}
+
+/// The start that needs no activations.
+pub(crate) fn begin_cold(
+    target: &Target,
+    original: &Mlp,
+    seed: u64,
+    compute: &Compute,
+) -> Result<[Pieces; 3]> {
+    match target.form {
+        RecoveryForm::Pruned => pruned::largest(target, original),
+        _ => zero(target, original, seed, compute),
     }
 }
 

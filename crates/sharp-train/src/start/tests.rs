@@ -3,6 +3,7 @@
 use sharp_model::{Projection, Ranks, RecoveryForm, Target};
 use tch::{Device, Kind, Tensor};
 
+use super::pruned::{fitted, largest, select};
 use super::whitened::{Second, regression, truncated};
 use super::{Activations, permuted, whitened::whitened};
 use crate::device::Compute;
@@ -138,4 +139,82 @@ fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
         assert!(more < little, "{kind}: rank 6 leaves {more}, rank 1 {little}");
     }
     assert!(fitted_error(RecoveryForm::LowRankOnly, None, 8) < 1e-5);
+}
+
+/// The least squared error of outputs explained by a set of neurons, less what all of them leave.
+fn harm(second: &Second, kept: &[i64]) -> f64 {
+    let explained = |set: &Tensor| {
+        let xx = second.xx.index_select(0, set).index_select(1, set);
+        let xy = second.xy.index_select(0, set);
+        scalar(&(xx.inverse().matmul(&xy) * &xy).sum(Kind::Double)).unwrap()
+    };
+    let all = Tensor::arange(second.xx.size()[0], (Kind::Int64, Device::Cpu));
+    explained(&all) - explained(&Tensor::from_slice(kept))
+}
+
+#[test]
+fn neurons_are_chosen_nearly_as_well_as_by_trying_every_set() {
+    tch::manual_seed(8);
+    for (neurons, keep) in [(8i64, 7i64), (9, 5), (10, 3)] {
+        // Neurons that depend on each other: judged one by one, the wrong ones would go.
+        let h = random(&[400, neurons]).matmul(&random(&[neurons, neurons]));
+        let y = h.matmul(&random(&[neurons, 4]));
+        let second = Second { xx: h.tr().matmul(&h) / 400.0, xy: h.tr().matmul(&y) / 400.0 };
+        let found = Vec::<i64>::try_from(select(&second, keep).unwrap()).unwrap();
+        assert!(found.is_sorted() && found.len() == keep as usize);
+        let mut harms: Vec<f64> = (0u32..1 << neurons)
+            .filter(|set| i64::from(set.count_ones()) == keep)
+            .map(|set| harm(&second, &(0..neurons).filter(|j| set >> j & 1 == 1).collect::<Vec<_>>()))
+            .collect();
+        harms.sort_by(f64::total_cmp);
+        let ours = harm(&second, &found);
+        // Taking one away has a best answer; taking several away one after another comes near it.
+        let bound = if keep + 1 == neurons { harms[0] * 1.01 } else { harms[harms.len() / 4] };
+        assert!(ours <= bound + 1e-9, "{keep} of {neurons}: {ours}, best {}, bound {bound}", harms[0]);
+    }
+}
+
+#[test]
+fn neurons_that_say_nothing_new_can_go_without_loss() {
+    tch::manual_seed(9);
+    let (d, f, n) = (8, 12, 500);
+    let part = mlp(d, f);
+    let twice = |p| Tensor::cat(&[part.weight(p).unwrap(), part.weight(p).unwrap()], 0);
+    let down = part.weight(Projection::Down).unwrap();
+    // The same neurons twice, the second time with other down columns: half of them suffice, with the sum of both.
+    let other = (random(&[d, f]) * 0.5).to_kind(Kind::Float);
+    let original = Mlp::from_weights(
+        twice(Projection::Gate),
+        twice(Projection::Up),
+        Tensor::cat(&[down, other], 1),
+        &Compute::cpu(1),
+    )
+    .unwrap();
+    let x = random(&[n, d]).to_kind(Kind::Float);
+    let y = original.forward(&x).unwrap().y().shallow_clone();
+    let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
+    let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
+    let pool = Pool::new(vec![(), ()]).unwrap();
+    let target = Target::pruned(1, f as usize);
+    let left = |pieces: [crate::forms::Pieces; 3]| {
+        let [gate, up, down] = pieces.map(|p| p.own.unwrap());
+        assert_eq!((gate.size(), down.size()), (vec![f, d], vec![d, f]));
+        let made = Mlp::from_weights(gate, up, down, &Compute::cpu(1)).unwrap();
+        error(made.forward(&x).unwrap().y(), &y)
+    };
+    let found = left(fitted(&target, &original, &rows, &pool).unwrap());
+    assert!(found < 1e-3, "half of the neurons suffice, and yet {found} is left");
+    let plain = left(largest(&target, &original).unwrap());
+    assert!(plain > 100.0 * found, "the largest alone leave {plain}");
+    let all = left_with_all(&original, &rows, &pool, &x, &y);
+    assert!(all < 1e-5, "with all neurons kept {all} is left");
+}
+
+/// What is left with every neuron kept and the down projection fitted.
+fn left_with_all(original: &Mlp, rows: &Activations, pool: &Pool<()>, x: &Tensor, y: &Tensor) -> f64 {
+    let inner = original.down.weight.size()[1] as usize;
+    let pieces = fitted(&Target::pruned(1, inner), original, rows, pool).unwrap();
+    let [gate, up, down] = pieces.map(|p| p.own.unwrap());
+    let made = Mlp::from_weights(gate, up, down, &Compute::cpu(1)).unwrap();
+    error(made.forward(x).unwrap().y(), y)
 }

@@ -113,6 +113,7 @@ fn single(pieces: Pieces) -> Result<Pieces> {
         b: narrow(pieces.b)?,
         row: narrow(pieces.row)?,
         col: narrow(pieces.col)?,
+        own: None,
     })
 }
 
@@ -198,7 +199,7 @@ fn leading(symmetric: &Tensor, rank: i64) -> Result<Tensor> {
 }
 
 /// Lower Cholesky factor of `matrix + ridge`, the ridge a fraction of the mean diagonal, grown until it succeeds.
-fn cholesky(matrix: &Tensor, ridge: f64) -> Result<Tensor> {
+pub(super) fn cholesky(matrix: &Tensor, ridge: f64) -> Result<Tensor> {
     let n = matrix.size2()?.0;
     let mean = scalar(&matrix.f_trace()?)? / n.max(1) as f64;
     let identity = Tensor::f_eye(n, (Kind::Double, matrix.device()))?;
@@ -314,7 +315,7 @@ fn statistics(mlp: &Mlp, activations: &Activations, pool: &Pool<()>) -> Result<(
 }
 
 /// Moments of the hidden activations that `fitted`'s gate and up give, with the outputs wanted (less the down bias).
-fn hidden_moments(
+pub(super) fn hidden_moments(
     fitted: &Mlp,
     original: &Mlp,
     activations: &Activations,

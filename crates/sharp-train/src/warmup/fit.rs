@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use sharp_model::{LayerRecovery, ModelSource, Projection, Target};
+use sharp_model::{ModelSource, Projection, Recovery, Target};
 use sharp_progress::Task;
 use tch::{Kind, Tensor};
 
@@ -44,7 +44,7 @@ struct Errors {
     weighted: f64,
 }
 
-/// Fits `target`; returns its recovery parameters, a summary, and the lines of metrics.
+/// Fits `target`; returns what it stores of its own, a summary, and the lines of metrics.
 pub(super) fn fit(
     source: &ModelSource,
     target: &Target,
@@ -53,7 +53,7 @@ pub(super) fn fit(
     pool: &Pool<()>,
     compute: &Compute,
     task: &dyn Task,
-) -> Result<(LayerRecovery, LayerSummary, Vec<Value>)> {
+) -> Result<(Recovery, LayerSummary, Vec<Value>)> {
     let layer = target.layer;
     let Reached { train, held_out, original } = reached;
     let reference = match target.reference {
@@ -70,7 +70,8 @@ pub(super) fn fit(
     };
     let begun = Instant::now();
     let mut layout = Layout::default();
-    let recovered = Recovered::register(target, &original, &mut layout)?
+    let student = original.blank_for(target)?;
+    let recovered = Recovered::register(target, &student, &mut layout)?
         .ok_or_else(|| Error::invalid(format!("layer {layer} has nothing to fit")))?;
     let mut params = Params::zeros(layout.clone(), compute.device)?;
     task.note(&format!("layer {layer}: start"));
@@ -82,7 +83,7 @@ pub(super) fn fit(
         recovered,
         layout: Arc::new(layout),
         reference: reference.as_ref().map(reference_weights).transpose()?,
-        student: original.blank()?,
+        student,
         pool,
     };
     fit.merge(&params.flat)?;
@@ -155,7 +156,7 @@ pub(super) fn fit(
         steps,
         seconds: begun.elapsed().as_secs_f64(),
     };
-    Ok((fit.recovered.saved(&params)?, summary, lines))
+    Ok((fit.recovered.recovery(&params)?, summary, lines))
 }
 
 /// A reference's weights with the target's own biases: what direct sharing computes.

@@ -183,7 +183,7 @@ pub fn warmup(
         let (recovery, layer_summary, lines) =
             fit::fit(source, target, reached, options, &pool, compute, task.as_ref())?;
         metrics::replace_layer(&metrics_path, layer, &lines)?;
-        Recovery::save_layer(file(layer), layer, &recovery)?;
+        recovery.save(file(layer))?;
         tracing::info!(
             layer,
             start = layer_summary.start_error,

@@ -1,0 +1,40 @@
+//! Neurons of the layer's own, nothing shared: structured pruning.
+
+use sharp_model::RecoveryForm;
+use tch::Tensor;
+
+use super::{Flow, Form, Pieces, need};
+use crate::error::Result;
+
+/// `W`: what the layer keeps of its own weight, free to move.
+#[derive(Debug)]
+pub struct Pruned;
+
+impl Form for Pruned {
+    fn kind(&self) -> RecoveryForm {
+        RecoveryForm::Pruned
+    }
+
+    fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
+        out.f_copy_(need(pieces.own.as_ref(), "a weight of its own")?)?;
+        Ok(())
+    }
+
+    fn needs_weight_grad(&self) -> bool {
+        true
+    }
+
+    fn gradients(&self, pieces: &Pieces, flow: &Flow<'_>) -> Result<Pieces> {
+        let dw = flow.dy.f_tr()?.f_mm(flow.x)?;
+        Ok(self.weight_gradients(None, pieces, &dw)?.0)
+    }
+
+    fn weight_gradients(
+        &self,
+        _reference: Option<&Tensor>,
+        _pieces: &Pieces,
+        dw: &Tensor,
+    ) -> Result<(Pieces, Option<Tensor>)> {
+        Ok((Pieces { own: Some(dw.shallow_clone()), ..Pieces::default() }, None))
+    }
+}

@@ -1,0 +1,90 @@
+//! Which neurons a pruned MLP keeps, and what its down projection becomes.
+//!
+//! With `H` the second moment of the hidden activations and `W` the down projection's rows (one for each neuron), the least squares
+//! solution on a set of neurons is `W = H⁻¹ E[h yᵀ]`, and without neuron `j` too the error grows by `|W_j|² / (H⁻¹)_jj`: the optimal
+//! brain surgeon (Hassibi and Stork, 1992) for whole neurons. The cheapest sixteenth goes at a time, the rest is solved anew, until
+//! as many are left as are wanted; those that stay keep their gate and up rows, and the down projection repairs what it can.
+
+use sharp_model::{Projection, Target};
+use tch::{Kind, Tensor};
+
+use super::whitened::{cholesky, hidden_moments};
+use super::{Activations, Second};
+use crate::error::{Error, Result};
+use crate::forms::Pieces;
+use crate::mlp::Mlp;
+use crate::pool::Pool;
+use crate::tensors::dim;
+
+/// Added to the second moment's diagonal, as a fraction of its mean.
+const RIDGE: f64 = 1e-3;
+
+/// Of the neurons left, the fraction that goes between two solutions is one over this.
+const STEPS: i64 = 16;
+
+/// The neurons that stay by their weights alone: those with the largest product of the norms of gate row, up row and down column.
+pub(crate) fn largest(target: &Target, original: &Mlp) -> Result<[Pieces; 3]> {
+    let square = |p, along: i64| -> Result<Tensor> {
+        let weight = original.weight(p)?.f_to_kind(Kind::Double)?;
+        Ok(weight.f_square()?.f_sum_dim_intlist([along].as_slice(), false, Kind::Double)?)
+    };
+    let size = square(Projection::Gate, 1)?
+        .f_mul(&square(Projection::Up, 1)?)?
+        .f_mul(&square(Projection::Down, 0)?)?;
+    let order = size.f_argsort_stable(true, 0, true)?;
+    let kept = order.f_narrow(0, 0, dim(target.neurons)?)?.f_sort(0, false)?.0;
+    let down = original.down.weight.f_index_select(1, &kept)?;
+    pieces(original, &kept, down)
+}
+
+/// The neurons that explain the original's outputs best, with the down projection that does so.
+pub(crate) fn fitted(
+    target: &Target,
+    original: &Mlp,
+    activations: &Activations,
+    pool: &Pool<()>,
+) -> Result<[Pieces; 3]> {
+    let (outer, inner) = original.down.weight.size2()?;
+    let second = hidden_moments(original, original, activations, pool, inner, outer)?;
+    let kept = select(&second, dim(target.neurons)?)?;
+    let down = solve(&second, &kept)?.0;
+    pieces(original, &kept, down.f_tr()?)
+}
+
+fn pieces(original: &Mlp, kept: &Tensor, down: Tensor) -> Result<[Pieces; 3]> {
+    let own = |t: Tensor| -> Result<Pieces> {
+        Ok(Pieces { own: Some(t.f_to_kind(Kind::Float)?.f_contiguous()?), ..Pieces::default() })
+    };
+    let rows = |p| -> Result<Pieces> { own(original.weight(p)?.f_index_select(0, kept)?) };
+    Ok([rows(Projection::Gate)?, rows(Projection::Up)?, own(down)?])
+}
+
+/// The numbers of the `keep` neurons that stay, ascending.
+pub(crate) fn select(second: &Second, keep: i64) -> Result<Tensor> {
+    let neurons = second.xx.size2()?.0;
+    if !(1..=neurons).contains(&keep) {
+        return Err(Error::invalid(format!("{keep} of {neurons} neurons cannot be kept")));
+    }
+    let mut kept = Tensor::f_arange(neurons, (Kind::Int64, second.xx.device()))?;
+    let mut left = neurons;
+    while left > keep {
+        let (weights, factor) = solve(second, &kept)?;
+        let inverse = factor.f_cholesky_inverse(false)?;
+        let size = weights.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+        let harm = size.f_div(&inverse.f_diagonal(0, 0, 1)?)?;
+        let gone = (left / STEPS).max(1).min(left - keep);
+        let order = harm.f_argsort_stable(true, 0, true)?; // the dearest first
+        let stay = order.f_narrow(0, 0, left - gone)?.f_sort(0, false)?.0;
+        kept = kept.f_index_select(0, &stay)?;
+        left -= gone;
+    }
+    Ok(kept)
+}
+
+/// The least squares down projection, transposed `(k, d)`, on the neurons `kept (k)`, and the Cholesky factor it comes from.
+fn solve(second: &Second, kept: &Tensor) -> Result<(Tensor, Tensor)> {
+    let moments = second.xx.f_index_select(0, kept)?.f_index_select(1, kept)?;
+    let factor = cholesky(&moments, RIDGE)?;
+    let weights = second.xy.f_index_select(0, kept)?.f_cholesky_solve(&factor, false)?;
+    Ok((weights, factor))
+}
