@@ -9,7 +9,7 @@ pub(super) static KERNELS: Kernels =
     Kernels { gemv: [q4_gemv, q8_gemv, f16_gemv], gemm: [q4_gemm, q8_gemm, f16_gemm] };
 
 /// Bytes that a kernel reads ahead of itself.
-const AHEAD: usize = 2304;
+const AHEAD: usize = 9216;
 
 /// Pointers to one token's activations.
 #[derive(Clone, Copy)]
@@ -164,7 +164,7 @@ kernels! {
             }
             for b in 0..x.blocks() {
                 if T == 1 {
-                    prefetch::<9>(w.wrapping_add(2 * AHEAD));
+                    prefetch::<9>(w.wrapping_add(AHEAD));
                 }
                 let mut s = [_mm512_set1_epi32(0); T];
                 for t in 0..T {

@@ -28,7 +28,7 @@ mod avx512 {
     unsafe fn prefetch<const LINES: usize>(p: *const u8) {
         for i in 0..LINES {
             // SAFETY: a prefetch of an address that is not mapped does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(64 * i).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(64 * i).cast()) };
         }
     }
 
