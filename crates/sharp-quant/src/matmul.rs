@@ -304,12 +304,7 @@ pub fn gate_up_silu(
                 region.one_token(1, g, from, &mut acc[1][..count], wait);
                 let [gates, ups] = &mut acc;
                 let width = width * BLOCK;
-                finish(
-                    from,
-                    pair,
-                    &mut gates.as_flattened_mut()[..width],
-                    &ups.as_flattened()[..width],
-                );
+                finish(from, pair, &mut gates.as_flattened_mut()[..width], &ups.as_flattened()[..width]);
             }
             return;
         }

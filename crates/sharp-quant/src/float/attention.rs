@@ -606,6 +606,8 @@ fn ask_for<T>(from: *const [T; LANES], ahead: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, ahead);
 }
 
 /// Turns scores into weights relative to the new largest score; returns that, the factor that makes earlier weights relative to it, and
