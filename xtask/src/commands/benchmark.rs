@@ -146,7 +146,7 @@ fn goals(args: &Args, peer: &Path) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&rows).context("the goals as JSON")?);
         return Ok(());
     }
-    println!("{:<52} {:>2} {:>10} {:>10} {:>7}", "", "t", "sharp", "other", "figure");
+    println!("{:<56} {:>2} {:>10} {:>10} {:>7}", "", "t", "sharp", "other", "figure");
     for row in &rows {
         println!("{}", row.line());
     }

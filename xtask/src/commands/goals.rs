@@ -213,27 +213,27 @@ impl Goals<'_> {
         let threads = self.threads.iter().copied().max().unwrap_or(1);
         for format in [Format::Q4, Format::Q8] {
             let (packed, gguf) = self.both(shape, format)?;
-            for cold in [false, true] {
+            for (state, cold) in [("warm", false), ("cold", true)] {
                 let mut all = Samples::default();
                 for _ in 0..self.repeats {
-                    if cold {
-                        forget(&packed)?;
+                    for load in ["map", "read"] {
+                        if cold {
+                            forget(&packed)?;
+                        }
+                        let (own, _) = self.ours(&packed, threads, (1, 1), &["--load", load])?;
+                        all.add(load, number(&own, "first_token_seconds")?);
                     }
-                    let mut own = Command::new(self.sharp);
-                    own.args(["benchmark", "--single", "--json", "--threads", &threads.to_string()]);
-                    own.args(["--prompt-tokens", "1", "--decode-tokens", "1", "--model"]).arg(&packed);
-                    let own: Value = serde_json::from_str(&finish(&mut own)?).context("a measurement")?;
-                    all.add("ours", number(&own, "first_token_seconds")?);
                     if cold {
                         forget(&gguf)?;
                     }
                     let (_, wall) = self.theirs(&gguf, threads, (0, 1), &["--no-warmup"])?;
                     all.add("theirs", wall);
                 }
-                let state = if cold { "cold" } else { "warm" };
-                let what = format!("{} first token {} {state}", shape.preset, format.name());
-                let (ours, theirs) = (all.median("ours"), all.median("theirs"));
-                rows.push(Row::new(what, threads, (ours, theirs), theirs / ours, (2.0, false)));
+                for (load, how) in [("map", "mapped"), ("read", "onto large pages")] {
+                    let what = format!("{} first token {} {state}, {how}", shape.preset, format.name());
+                    let (ours, theirs) = (all.median(load), all.median("theirs"));
+                    rows.push(Row::new(what, threads, (ours, theirs), theirs / ours, (2.0, false)));
+                }
             }
         }
         Ok(())
@@ -356,7 +356,7 @@ impl Row {
         let sign = if self.at_most { '<' } else { '>' };
         let met = if self.met { "met" } else { "missed" };
         format!(
-            "{:<52} {:>2} {:>10.4} {:>10.4} {:>7.3}  {sign} {:<5} {met}",
+            "{:<56} {:>2} {:>10.4} {:>10.4} {:>7.3}  {sign} {:<5} {met}",
             self.what, self.threads, self.ours, self.other, self.figure, self.goal
         )
     }
@@ -443,7 +443,7 @@ esac
         assert_eq!(row("busy cores, ours").figure, 1.0);
         assert!(row("cost of rank 128 beyond 0.0 % of bytes").met);
         assert!(row("decode q8").line().ends_with("met"));
-        assert_eq!(goals.run(&[Load]).unwrap().len(), 4);
+        assert_eq!(goals.run(&[Load]).unwrap().len(), 8);
         let wrong = Goals { shapes: &["x".to_owned()], ..goals };
         assert!(wrong.run(&[Load]).unwrap_err().to_string().contains("tinyllama-1.1b"));
     }
