@@ -66,6 +66,8 @@ enum Command {
     Test(test::Args),
     /// Run the scripts that hold files and server against the real programs they are made for
     Interop(interop::Args),
+    /// Run the kernels' tests for 64-bit ARM, under emulation
+    Cross(commands::cross::Args),
     /// Say what this machine has and what is missing
     Doctor(doctor::Args),
 }
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Interop(args) => interop::run(&args),
+        Command::Cross(args) => commands::cross::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

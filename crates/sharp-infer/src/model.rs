@@ -1,15 +1,16 @@
 //! A model ready to run.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sharp_model::{
     ModelConfig, ModelSource, SharingPlan, family::Activation, packed::PackedFile, shape::LayerKind,
     tokenizer::Tokenizer,
 };
-use sharp_quant::{DType, Team};
+use sharp_quant::{Activations, DType, Team};
 
 use crate::error::{Error, Result};
 use crate::linear::{Linear, Weight};
@@ -403,5 +404,38 @@ impl Model {
         all.per_token_unshared += rest;
         all.total = all.per_token + all.embedding - head_bytes;
         all
+    }
+
+    /// Multiplies every matrix that decoding a token uses with some activations, in order, `tokens` times over, and does nothing else:
+    /// the limit of decoding over these bytes by these kernels. None where a matrix is not packed.
+    ///
+    /// # Errors
+    /// Those of [`sharp_quant::walk`].
+    pub fn walk(&self, tokens: usize) -> Result<Option<Duration>> {
+        let layers = self.inner.layers.iter().flat_map(|layer| {
+            layer.attention.projections().into_iter().chain(layer.mlp.projections()).flat_map(Linear::weights)
+        });
+        let weights: Vec<&Arc<Weight>> = layers.chain([&self.inner.head]).collect();
+        if !weights.iter().all(|w| w.is_packed()) {
+            return Ok(None);
+        }
+        let mut inputs = HashMap::new();
+        for w in &weights {
+            if let Entry::Vacant(entry) = inputs.entry(w.cols()) {
+                let values: Vec<f32> = (0..w.cols()).map(|i| (i as f32).sin()).collect();
+                entry.insert(Activations::new(1, w.cols())?).quantize(&values, 1, w.cols())?;
+            }
+        }
+        let mut products = Vec::with_capacity(weights.len());
+        for w in &weights {
+            if let Some(x) = inputs.get(&w.cols()) {
+                products.push((w.packed()?, x));
+            }
+        }
+        let begun = Instant::now();
+        for _ in 0..tokens {
+            std::hint::black_box(sharp_quant::walk(&self.inner.team, &products)?);
+        }
+        Ok(Some(begun.elapsed()))
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sharp_model::{
-    ModelSource, Projection, TensorRef,
+    ModelSource, Projection, TensorInfo, TensorRef,
     names::{self, Attention},
     packed::{BlobFormat, BlobId, PackedWriter},
     tokenizer::Tokenizer,
@@ -164,33 +164,36 @@ pub struct QuantReport {
 struct Layout {
     writer: PackedWriter,
     /// In the order of the blobs.
-    parts: Vec<(TensorRef, BlobFormat, TensorReport)>,
+    parts: Vec<(TensorInfo, BlobFormat, TensorReport)>,
     /// Matrices that may be used again, by stored name.
     known: HashMap<String, BlobId>,
 }
 
 impl Layout {
-    fn add(&mut self, name: String, tensor: TensorRef, format: BlobFormat) -> Result<()> {
-        if let Some(&blob) = self.known.get(tensor.name()) {
+    fn add(&mut self, name: String, tensor: TensorInfo, format: BlobFormat) -> Result<()> {
+        if let Some(&blob) = self.known.get(&tensor.name) {
             self.writer.name(name, blob)?;
             if let Some(part) = self.parts.get_mut(blob.index()) {
                 part.2.shared_by += 1;
             }
             return Ok(());
         }
-        let (rows, cols) = match (tensor.shape(), format) {
+        let (rows, cols) = match (tensor.shape.as_slice(), format) {
             (&[rows, cols], _) => (rows, cols),
             (&[cols], BlobFormat::F32) => (1, cols),
             (shape, _) => {
-                let tensor = tensor.name().to_owned();
-                return Err(Error::Shape { tensor, expected: vec![0, 0], found: shape.to_vec() });
+                return Err(Error::Shape {
+                    expected: vec![0, 0],
+                    found: shape.to_vec(),
+                    tensor: tensor.name,
+                });
             }
         };
         let blob = self.writer.blob(format, rows, cols)?;
         self.writer.name(name, blob)?;
-        self.known.insert(tensor.name().to_owned(), blob);
+        self.known.insert(tensor.name.clone(), blob);
         let report = TensorReport {
-            name: tensor.name().to_owned(),
+            name: tensor.name.clone(),
             format: format.name().to_owned(),
             rows,
             cols,
@@ -212,10 +215,10 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
     let mut all = Layout { writer: PackedWriter::new(json), parts: Vec::new(), known: HashMap::new() };
     let packed = BlobFormat::Packed;
     let vector = |all: &mut Layout, name: String| -> Result<()> {
-        let tensor = source.tensor(&name)?;
+        let tensor = source.tensor_info(&name)?;
         all.add(name, tensor, BlobFormat::F32)
     };
-    all.add(names::EMBED.to_owned(), source.tensor(names::EMBED)?, packed(recipe.embedding))?;
+    all.add(names::EMBED.to_owned(), source.tensor_info(names::EMBED)?, packed(recipe.embedding))?;
     for i in 0..config.num_hidden_layers {
         let norms = config.family().norms.of(i);
         for name in [norms.attention, norms.after_attention].into_iter().flatten() {
@@ -223,7 +226,7 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
         }
         for part in Attention::ALL {
             let name = names::attention_weight(i, part);
-            let tensor = source.tensor(&name)?;
+            let tensor = source.tensor_info(&name)?;
             all.add(name, tensor, packed(recipe.attention))?;
             let output = part == Attention::Output;
             if if output { config.attention_output_bias } else { config.attention_bias } {
@@ -238,7 +241,7 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
             vector(&mut all, name)?;
         }
         for p in Projection::ALL {
-            let s = source.projection(i, p)?;
+            let s = source.projection_info(i, p)?;
             if let Some(base) = s.base {
                 all.add(names::mlp_weight(i, p), base, packed(recipe.mlp))?;
             }
@@ -259,7 +262,7 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
     }
     vector(&mut all, names::FINAL_NORM.to_owned())?;
     if !config.tie_word_embeddings {
-        all.add(names::LM_HEAD.to_owned(), source.lm_head()?, packed(recipe.head))?;
+        all.add(names::LM_HEAD.to_owned(), source.tensor_info(names::LM_HEAD)?, packed(recipe.head))?;
     }
     Ok(all)
 }
@@ -333,7 +336,8 @@ fn write(
     writer.recipe(shown);
     let weight_bytes = writer.blob_bytes();
     writer.write(out, progress, |blob, buffer| -> Result<()> {
-        let Some((tensor, format, report)) = parts.get_mut(blob.index()) else { return Ok(()) };
+        let Some((info, format, report)) = parts.get_mut(blob.index()) else { return Ok(()) };
+        let tensor = &source.stored(&info.name)?;
         let shape = (report.rows, report.cols);
         let path = source.path();
         let BlobFormat::Packed(packed) = *format else {
@@ -356,7 +360,7 @@ fn write(
     })?;
     let mut source_bytes = 0;
     for (tensor, ..) in &parts {
-        source_bytes += tensor.bytes.len() as u64;
+        source_bytes += tensor.dtype.nbytes(tensor.elements()?)? as u64;
     }
     let file_bytes = std::fs::metadata(out).map_err(sharp_model::Error::io(out))?.len();
     tracing::debug!(weight_bytes, file_bytes, recipe = recipe.name, calibration_tokens, "quantised");

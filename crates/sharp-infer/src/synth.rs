@@ -15,6 +15,9 @@ use sharp_progress::Progress;
 
 use crate::error::Result;
 
+/// Values of a tensor below which it is made by one thread.
+const SMALL: usize = 1 << 16;
+
 /// A model whose weights are computed from a seed and a tensor's name whenever they are asked for: the same for the same seed on every
 /// machine, and none in memory before.
 pub struct Synthetic {
@@ -126,7 +129,6 @@ impl Synthetic {
             .name
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ hash);
         let (centre, spread) = match info.shape.as_slice() {
             // Uniform in +-sqrt(3 / in): products keep their inputs' size. The factors' product is small beside the weight.
             [_, cols] if info.name.contains("lora_") => (0.0, 0.5 * (3.0 / *cols as f32).sqrt()),
@@ -134,11 +136,27 @@ impl Synthetic {
             _ if info.name.ends_with("bias") => (0.0, 0.1),
             _ => (1.0, 0.2),
         };
-        let mut bytes = Vec::with_capacity(4 * count);
-        for _ in 0..count {
-            let unit = (rng.random::<u32>() >> 8) as f32 / 8_388_608.0 - 1.0;
-            bytes.extend_from_slice(&(centre + spread * unit).to_le_bytes());
-        }
+        let mut bytes = vec![0; 4 * count];
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16);
+        let part = count.div_ceil(threads).max(SMALL);
+        std::thread::scope(|scope| {
+            for (i, bytes) in bytes.chunks_mut(4 * part).enumerate() {
+                let mut fill = move || {
+                    let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ hash);
+                    // One word a value, so that a part begins where the one before ended, however many there are.
+                    rng.set_word_pos((i * part) as u128);
+                    for value in bytes.as_chunks_mut::<4>().0 {
+                        let unit = (rng.random::<u32>() >> 8) as f32 / 8_388_608.0 - 1.0;
+                        *value = (centre + spread * unit).to_le_bytes();
+                    }
+                };
+                if part < count {
+                    scope.spawn(fill);
+                } else {
+                    fill();
+                }
+            }
+        });
         Ok(TensorBytes::owned(bytes))
     }
 }

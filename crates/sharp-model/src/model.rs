@@ -19,19 +19,21 @@ use crate::source::{TensorInfo, TensorRef, TensorSource};
 
 /// Low-rank factors of one projection.
 #[derive(Debug, Clone)]
-pub struct LoraSource {
+pub struct LoraSource<T = TensorRef> {
     /// `r`, at least 1.
     pub rank: usize,
     /// `A (r, in)`.
-    pub a: TensorRef,
+    pub a: T,
     /// `B (out, r)`.
-    pub b: TensorRef,
+    pub b: T,
 }
 
 /// What one MLP projection of one layer is made of:
 /// `diag(row_scale) base diag(col_scale) + B A`, then the bias. What is absent counts as nothing (scales: as ones).
+///
+/// Of tensors, or of their descriptions alone ([`ModelSource::projection_info`]).
 #[derive(Debug, Clone)]
-pub struct ProjectionSource {
+pub struct ProjectionSource<T = TensorRef> {
     /// The layer that computes with it.
     pub layer: usize,
     /// Which of the three.
@@ -42,15 +44,15 @@ pub struct ProjectionSource {
     pub in_features: usize,
     /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank alone and for
     /// dropped layers.
-    pub base: Option<TensorRef>,
+    pub base: Option<T>,
     /// Low-rank factors.
-    pub lora: Option<LoraSource>,
+    pub lora: Option<LoraSource<T>>,
     /// `(out)`.
-    pub row_scale: Option<TensorRef>,
+    pub row_scale: Option<T>,
     /// `(in)`.
-    pub col_scale: Option<TensorRef>,
+    pub col_scale: Option<T>,
     /// `(out)`: the layer's own; biases are never shared.
-    pub bias: Option<TensorRef>,
+    pub bias: Option<T>,
 }
 
 impl ProjectionSource {
@@ -333,11 +335,16 @@ impl ModelSource {
     }
 
     fn find_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorRef> {
-        let tensor = self.find(name)?;
-        if tensor.shape() != shape {
-            return Err(Error::shape(self.path(), name, shape, tensor.shape()));
+        self.info_shaped(name, shape)?;
+        self.find(name)
+    }
+
+    fn info_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
+        let info = self.info(name).ok_or_else(|| Error::no_tensor(self.path(), name))?;
+        if info.shape != shape {
+            return Err(Error::shape(self.path(), name, shape, &info.shape));
         }
-        Ok(tensor)
+        Ok(info)
     }
 
     /// A tensor by name: embeddings, attention, norms, and MLP weights of layers that keep theirs.
@@ -346,11 +353,28 @@ impl ModelSource {
     /// [`Error::NoTensor`]; [`Error::Plan`] for an MLP weight that the plan gives up, which
     /// [`ModelSource::projection`] resolves.
     pub fn tensor(&self, name: &str) -> Result<TensorRef> {
+        self.tensor_info(name)?;
+        self.find(name)
+    }
+
+    /// What [`ModelSource::tensor`] would return, without its bytes.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::tensor`].
+    pub fn tensor_info(&self, name: &str) -> Result<TensorInfo> {
         if let Some((layer, _)) = names::parse_mlp_weight(name)
             && self.target(layer).is_some_and(|t| !t.is_pruned())
         {
             return Err(Error::plan(Some(layer), format!("`{name}` is given up; ask for the projection")));
         }
+        self.info(name).ok_or_else(|| Error::no_tensor(self.path(), name))
+    }
+
+    /// A tensor by the name under which it is stored: that of a [`TensorInfo`] from here.
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`].
+    pub fn stored(&self, name: &str) -> Result<TensorRef> {
         self.find(name)
     }
 
@@ -367,6 +391,27 @@ impl ModelSource {
     /// # Errors
     /// [`Error::NoTensor`], [`Error::Shape`]; [`Error::Plan`] for a layer the model has not.
     pub fn projection(&self, layer: usize, projection: Projection) -> Result<ProjectionSource> {
+        self.projection_of(layer, projection, |name, shape| self.find_shaped(name, shape))
+    }
+
+    /// The same without the tensors' bytes.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::projection`].
+    pub fn projection_info(
+        &self,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<ProjectionSource<TensorInfo>> {
+        self.projection_of(layer, projection, |name, shape| self.info_shaped(name, shape))
+    }
+
+    fn projection_of<T>(
+        &self,
+        layer: usize,
+        projection: Projection,
+        find: impl Fn(&str, &[usize]) -> Result<T>,
+    ) -> Result<ProjectionSource<T>> {
         let config = self.config();
         if layer >= config.num_hidden_layers {
             let what = format!("layer {layer} of a model with {}", config.num_hidden_layers);
@@ -394,25 +439,25 @@ impl ModelSource {
             Some(target) => target.reference,
         };
         if let Some(owner) = stored_by {
-            source.base = Some(self.find_shaped(&names::mlp_weight(owner, projection), &[out, input])?);
+            source.base = Some(find(&names::mlp_weight(owner, projection), &[out, input])?);
         }
         if config.mlp_bias {
-            source.bias = Some(self.find_shaped(&names::mlp_bias(layer, projection), &[out])?);
+            source.bias = Some(find(&names::mlp_bias(layer, projection), &[out])?);
         }
         if let Some(target) = self.target(layer) {
             let rank = target.ranks.of(projection);
             if rank > 0 {
                 source.lora = Some(LoraSource {
                     rank,
-                    a: self.find_shaped(&names::lora_a(layer, projection), &[rank, input])?,
-                    b: self.find_shaped(&names::lora_b(layer, projection), &[out, rank])?,
+                    a: find(&names::lora_a(layer, projection), &[rank, input])?,
+                    b: find(&names::lora_b(layer, projection), &[out, rank])?,
                 });
             }
             if target.form.row_scaled() {
-                source.row_scale = Some(self.find_shaped(&names::row_scale(layer, projection), &[out])?);
+                source.row_scale = Some(find(&names::row_scale(layer, projection), &[out])?);
             }
             if target.form.column_scaled() {
-                source.col_scale = Some(self.find_shaped(&names::col_scale(layer, projection), &[input])?);
+                source.col_scale = Some(find(&names::col_scale(layer, projection), &[input])?);
             }
         }
         Ok(source)

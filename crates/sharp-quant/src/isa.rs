@@ -7,18 +7,23 @@ use std::fmt;
 #[allow(dead_code)] // each build has the scalar kernels and those of its own processor family
 pub(crate) enum Kind {
     Scalar,
+    NeonPlain,
     Neon,
+    NeonI8mm,
     Avx2,
     Avx512Vnni,
 }
 
-const ALL: [Kind; 4] = [Kind::Avx512Vnni, Kind::Avx2, Kind::Neon, Kind::Scalar];
+const ALL: [Kind; 6] =
+    [Kind::Avx512Vnni, Kind::Avx2, Kind::NeonI8mm, Kind::Neon, Kind::NeonPlain, Kind::Scalar];
 
 impl Kind {
     fn name(self) -> &'static str {
         match self {
             Kind::Scalar => "scalar",
+            Kind::NeonPlain => "neon-plain",
             Kind::Neon => "neon",
+            Kind::NeonI8mm => "neon-i8mm",
             Kind::Avx2 => "avx2",
             Kind::Avx512Vnni => "avx512vnni",
         }
@@ -42,10 +47,11 @@ impl Kind {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => {
-                std::arch::is_aarch64_feature_detected!("neon")
-                    && std::arch::is_aarch64_feature_detected!("dotprod")
-            }
+            Kind::NeonPlain => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => Kind::NeonPlain.detected() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonI8mm => Kind::Neon.detected() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[allow(unreachable_patterns)] // the arms above depend on the processor family
             _ => false,
         }
@@ -54,7 +60,7 @@ impl Kind {
 
 /// An instruction set that this processor has: a value exists only where its kernels can run.
 ///
-/// Names: `scalar`, `neon` (with dot product), `avx2` (with FMA and F16C), `avx512vnni`. Results are bit-equal on all.
+/// Names: `scalar`, `neon-plain`, `neon` (with dot product), `neon-i8mm` (with 8-bit matrix products too), `avx2` (with FMA and F16C), `avx512vnni`. Results are bit-equal on all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isa(Kind);
 

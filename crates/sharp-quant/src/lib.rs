@@ -16,6 +16,7 @@ mod raw;
 mod read_only;
 mod search;
 mod team;
+mod walk;
 
 pub use activations::Activations;
 pub use blocks::{BLOCK, ScaleRule, dequantize, quantize, quantize_weighted};
@@ -31,3 +32,4 @@ pub use packed::{
     unpack_rows,
 };
 pub use team::{Team, physical_cores};
+pub use walk::walk;

@@ -15,6 +15,8 @@ use crate::{
 const TILE: usize = 64;
 /// Groups that one call of a `gemv` kernel takes.
 const RUN: usize = 4;
+/// Blocks of 32 gates (and as many ups) that one run of a single token computes.
+const PAIRS: usize = 4;
 /// Bytes of weights in one item of work of a single token: long enough for the prefetchers, short enough to share out.
 const ITEM_BYTES: usize = 24 << 10;
 /// Row groups in one item of work of many tokens.
@@ -203,7 +205,8 @@ pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut
     let mut per_item = [1; MAX_OPS];
     for (i, linear) in linears.iter().enumerate() {
         if let Some(linear) = linear {
-            per_item[i] = groups_per_item(linear.bytes() / linear.rows.div_ceil(GROUP).max(1), n);
+            let groups = linear.rows.div_ceil(GROUP);
+            per_item[i] = groups_per_item(linear.bytes() / groups.max(1), groups, n, team.threads());
             items[i] = linear.rows.div_ceil(GROUP).div_ceil(per_item[i]) * n.div_ceil(TILE);
         }
     }
@@ -274,28 +277,40 @@ pub fn gate_up_silu(
     let groups = rows.div_ceil(GROUP);
     // Two groups of 16 rows are one block of 32 columns of the output.
     let pairs = groups.div_ceil(2);
-    let per_item = groups_per_item((gate.bytes() + up.bytes()) * 2 / groups, n).div_ceil(2);
+    let per_item = match n {
+        1 => even(pairs, PAIRS.min(pairs.div_ceil(4 * team.threads())), team.threads()),
+        _ => GEMM_GROUPS.div_ceil(2),
+    };
     let row_items = pairs.div_ceil(per_item);
     let parts = out.parts();
     let isa = team.isa();
     region.run(&[row_items * n.div_ceil(TILE)], &|_, item, wait| {
         let (tile, first) = (item / row_items, item % row_items * per_item);
         let (from, to) = (tile * TILE, n.min(tile * TILE + TILE));
-        for pair in first..pairs.min(first + per_item) {
-            let (g, count) = (2 * pair, 2.min(groups - 2 * pair));
-            let width = BLOCK.min(rows - pair * BLOCK);
-            let finish = |t: usize, g: &mut [f32; BLOCK], u: &[f32; BLOCK]| {
-                math::silu_mul(isa, g, u);
-                // SAFETY: the blocks of a pair of groups and the tokens of a tile belong to one item alone.
-                unsafe { parts.store_row(isa, t, pair, &g[..width]) };
-            };
-            if to - from == 1 {
-                let mut acc = [[[0.0; GROUP]; 2]; 2];
+        let finish = |t: usize, pair: usize, g: &mut [f32], u: &[f32]| {
+            math::silu_mul(isa, g, u);
+            let width = g.len().min(rows - pair * BLOCK);
+            // SAFETY: the blocks of a pair of groups and the tokens of a tile belong to one item alone.
+            unsafe { parts.store_row(isa, t, pair, &g[..width]) };
+        };
+        let last = pairs.min(first + per_item);
+        if to - from == 1 {
+            // Runs as long as can be of one matrix before the other's: each is one stream for the prefetchers.
+            for pair in (first..last).step_by(PAIRS) {
+                let (g, width) = (2 * pair, PAIRS.min(last - pair));
+                let count = (2 * width).min(groups - g);
+                let mut acc = [[[0.0; GROUP]; 2 * PAIRS]; 2];
                 region.one_token(0, g, from, &mut acc[0][..count], wait);
                 region.one_token(1, g, from, &mut acc[1][..count], wait);
-                let [mut gates, ups] = acc.map(join);
-                finish(from, &mut gates, &ups);
-            } else {
+                let [gates, ups] = &mut acc;
+                let width = width * BLOCK;
+                finish(from, pair, &mut gates.as_flattened_mut()[..width], &ups.as_flattened()[..width]);
+            }
+            return;
+        }
+        for pair in first..last {
+            let (g, count) = (2 * pair, 2.min(groups - 2 * pair));
+            {
                 let mut acc = [[[[0.0; GROUP]; TILE]; 2]; 2];
                 for (op, acc) in acc.iter_mut().enumerate() {
                     for (i, acc) in acc[..count].iter_mut().enumerate() {
@@ -305,7 +320,7 @@ pub fn gate_up_silu(
                 for t in from..to {
                     let i = t - from;
                     let mut gates = join([acc[0][0][i], acc[0][1][i]]);
-                    finish(t, &mut gates, &join([acc[1][0][i], acc[1][1][i]]));
+                    finish(t, pair, &mut gates, &join([acc[1][0][i], acc[1][1][i]]));
                 }
             }
         }
@@ -320,8 +335,15 @@ fn join(halves: [Acc; 2]) -> [f32; BLOCK] {
     all
 }
 
-fn groups_per_item(group_bytes: usize, n: usize) -> usize {
-    if n == 1 { (ITEM_BYTES / group_bytes.max(1)).max(1) } else { GEMM_GROUPS }
+fn groups_per_item(group_bytes: usize, groups: usize, n: usize, threads: usize) -> usize {
+    if n == 1 { even(groups, (ITEM_BYTES / group_bytes.max(1)).max(1), threads) } else { GEMM_GROUPS }
+}
+
+/// How many of `all` go into one item: at most `most`, and not many fewer, so that every thread has as many items to begin with where
+/// that can be. Then none is taken over from another thread, whose cache would have had it.
+fn even(all: usize, most: usize, threads: usize) -> usize {
+    let fair = |per_item: &usize| all.div_ceil(*per_item).is_multiple_of(threads);
+    (most.div_ceil(2)..=most).rev().find(fair).unwrap_or(most)
 }
 
 /// What the items of a region share.
@@ -406,14 +428,18 @@ impl<'a> Region<'a> {
             let Some(LowRank { a, .. }) = self.linears[op].and_then(|l| l.low_rank) else { return };
             let (tile, g) = (item / a.groups(), item % a.groups());
             let (from, to) = (tile * TILE, n.min(tile * TILE + TILE));
-            let mut acc = [[0.0; GROUP]; TILE];
-            let acc = &mut acc[..to - from];
             let tokens = Tokens::new(self.x, from, to - from);
-            if to - from == 1 {
-                self.kernels.gemv(a, g, tokens, acc);
+            let (mut one, mut many);
+            let acc: &mut [Acc] = if to - from == 1 {
+                one = [[0.0; GROUP]];
+                self.kernels.gemv(a, g, tokens, &mut one);
+                &mut one
             } else {
+                many = [[0.0; GROUP]; TILE];
+                let acc = &mut many[..to - from];
                 self.kernels.gemm(a, g, tokens, acc);
-            }
+                acc
+            };
             let count = GROUP.min(a.rows() - g * GROUP);
             for (t, acc) in acc.iter().enumerate() {
                 // SAFETY: rows of a group and tokens of a tile belong to one item alone.

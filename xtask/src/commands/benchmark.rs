@@ -7,9 +7,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::goals::{Goals, Group};
 use super::run::{StageArgs, stage};
 use crate::build::Programs;
 use crate::paths;
@@ -26,6 +28,18 @@ pub(crate) struct Args {
     /// The checkpoint they run: a Hugging Face directory; the original of the run by default
     #[arg(long, value_name = "DIR", requires = "peer")]
     model: Option<PathBuf>,
+    /// Measure every goal of the engine instead, on random weights of three shapes
+    #[arg(long, requires = "peer", conflicts_with = "model")]
+    goals: bool,
+    /// Only these of them
+    #[arg(long, value_name = "GROUP", value_delimiter = ',', requires = "goals")]
+    only: Vec<Group>,
+    /// Only these shapes, by the names that `sharp synth --preset` has
+    #[arg(long, value_name = "SHAPE", value_delimiter = ',', requires = "goals")]
+    shapes: Vec<String>,
+    /// Where the models for the goals are made (5 GB, and 4 more on the way) and found again
+    #[arg(long, value_name = "DIR", default_value = "runs/goals", requires = "goals")]
+    models: PathBuf,
     /// Numbers of threads
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2", requires = "peer")]
     threads: Vec<usize>,
@@ -44,13 +58,13 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Q4,
     Q8,
 }
 
 impl Format {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Q4 => "q4",
             Self::Q8 => "q8",
@@ -58,7 +72,7 @@ impl Format {
     }
 
     /// Our recipes' numbers in GGUF's types.
-    fn gguf_dtype(self) -> &'static str {
+    pub(super) fn gguf_dtype(self) -> &'static str {
         match self {
             Self::Q4 => "Q4_0",
             Self::Q8 => "Q8_0",
@@ -83,6 +97,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let Some(peer) = &args.peer else { return stage(Stage::Benchmark, &args.stage) };
     if args.repeats == 0 || args.prompt_tokens == 0 || args.decode_tokens == 0 || args.threads.contains(&0) {
         bail!("--repeats, --prompt-tokens, --decode-tokens and --threads are at least 1");
+    }
+    if args.goals {
+        return goals(args, peer);
     }
     let model = match &args.model {
         Some(model) => model.clone(),
@@ -112,6 +129,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn goals(args: &Args, peer: &Path) -> Result<()> {
+    fs::create_dir_all(&args.models).with_context(|| format!("making {}", args.models.display()))?;
+    let programs = Programs::provide(&[Program::Sharp])?;
+    let goals = Goals {
+        sharp: programs.path(Program::Sharp)?,
+        peer,
+        models: &args.models,
+        threads: &args.threads,
+        repeats: args.repeats,
+        shapes: &args.shapes,
+    };
+    let groups = if args.only.is_empty() { Group::value_variants() } else { &args.only };
+    let rows = goals.run(groups)?;
+    if args.stage.json {
+        println!("{}", serde_json::to_string_pretty(&rows).context("the goals as JSON")?);
+        return Ok(());
+    }
+    println!("{:<56} {:>2} {:>10} {:>10} {:>7}", "", "t", "sharp", "other", "figure");
+    for row in &rows {
+        println!("{}", row.line());
+    }
+    Ok(())
+}
+
 fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) -> Result<Comparison> {
     let mut ours: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     let mut theirs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
@@ -131,7 +172,7 @@ fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) 
             for &threads in &args.threads {
                 eprintln!("{}, {threads} threads, round {} of {}", format.name(), round + 1, args.repeats);
                 let key = |what: &str| format!("{what}_{}_t{threads}", format.name());
-                let ask = |prompt, decode| ours_once(sharp, &packed, threads, (prompt, decode));
+                let ask = |prompt, decode| ours_once(sharp, &packed, threads, (prompt, decode), &[]);
                 let (prefill, _) = ask(args.prompt_tokens, 1)?;
                 let (decode, _) = ask(1, args.decode_tokens)?;
                 let (_, load) = ask(1, 1)?;
@@ -142,7 +183,7 @@ fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) 
                     ours.entry(key(what)).or_default().push(value);
                 }
                 let ask = |prompt: usize, decode: usize, more: &[&str]| {
-                    peer_once(peer, &gguf, threads, prompt, decode, more)
+                    peer_once(peer, &gguf, threads, (prompt, decode), more)
                 };
                 let (prefill, _) = ask(args.prompt_tokens, 0, &[])?;
                 let (decode, _) = ask(0, args.decode_tokens, &[])?;
@@ -182,14 +223,15 @@ fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) 
 }
 
 /// One process of ours: its measurement, and its wall time in seconds.
-fn ours_once(
+pub(super) fn ours_once(
     sharp: &Path,
     model: &Path,
     threads: usize,
     (prompt, decode): (usize, usize),
+    more: &[&str],
 ) -> Result<(Value, f64)> {
     let mut command = Command::new(sharp);
-    command.args(["benchmark", "--single", "--json", "--threads", &threads.to_string()]);
+    command.args(["benchmark", "--single", "--json", "--threads", &threads.to_string()]).args(more);
     command.args(["--prompt-tokens", &prompt.to_string(), "--decode-tokens", &decode.to_string()]);
     let begun = Instant::now();
     let text = finish(command.arg("--model").arg(model))?;
@@ -198,12 +240,11 @@ fn ours_once(
 }
 
 /// One process of llama-bench: the one test it ran, and its wall time in seconds.
-fn peer_once(
+pub(super) fn peer_once(
     peer: &Path,
     model: &Path,
     threads: usize,
-    prompt: usize,
-    decode: usize,
+    (prompt, decode): (usize, usize),
     more: &[&str],
 ) -> Result<(Value, f64)> {
     let mut command = Command::new(peer);
@@ -217,12 +258,12 @@ fn peer_once(
     Ok((one.clone(), wall))
 }
 
-fn number(value: &Value, key: &str) -> Result<f64> {
+pub(super) fn number(value: &Value, key: &str) -> Result<f64> {
     value.get(key).and_then(Value::as_f64).with_context(|| format!("a measurement without `{key}`"))
 }
 
 /// Runs a program to its end and returns what it wrote to standard output.
-fn finish(command: &mut Command) -> Result<String> {
+pub(super) fn finish(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let done = command.output().with_context(|| format!("starting {program}"))?;
     if !done.status.success() {
@@ -231,7 +272,7 @@ fn finish(command: &mut Command) -> Result<String> {
     String::from_utf8(done.stdout).with_context(|| format!("the output of {program}"))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);

@@ -1,8 +1,10 @@
 //! One file for each command.
 
 pub(crate) mod benchmark;
+pub(crate) mod cross;
 pub(crate) mod doctor;
 pub(crate) mod generate;
+mod goals;
 pub(crate) mod interop;
 pub(crate) mod run;
 pub(crate) mod setup;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use sharp_infer::{Isa, Load, Model, Options, Session};
+use sharp_infer::{Batch, Isa, Load, Model, Options, Session};
 use sharp_model::write_atomic;
 use sharp_progress::{Progress, Terminal};
 
@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Tokens to decode after it.
     #[arg(long, value_name = "N", default_value_t = 128)]
     decode_tokens: usize,
+    /// Also decode so many sequences together, each token of which reads every weight once for all of them; 0: do not.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    together: usize,
     /// How often each model is measured; the models take turns, and the median counts.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeats: usize,
@@ -78,8 +81,17 @@ struct Measurement {
     first_token_seconds: f64,
     prefill_tokens_per_second: f64,
     decode_tokens_per_second: f64,
+    /// What decoding could at most be: the products of the same matrices and nothing else. 0 for weights that are not packed.
+    bare_loop_tokens_per_second: f64,
+    /// Tokens of all sequences together; 0 where that was not asked for.
+    together_tokens_per_second: f64,
     peak_memory_bytes: u64,
+    /// Keys and values of the prompt and the decoded tokens.
+    kv_cache_bytes: u64,
+    /// Distinct bytes of weights: each stored matrix once.
     bytes_per_token: u64,
+    /// Shared matrices counted every time they are used.
+    bytes_used_per_token: u64,
 }
 
 /// The medians of a model's runs.
@@ -95,6 +107,8 @@ struct Row {
     roofline_fraction: f64,
     /// Bytes of distinct weights read a second while decoding.
     decode_bytes_per_second: f64,
+    /// The median of the runs' speed over the bare loop's in the same run; none for weights that are not packed.
+    bare_loop_fraction: Option<f64>,
     runs: Vec<Measurement>,
 }
 
@@ -137,7 +151,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
                 .args(["benchmark", "--single", "--json", "--threads", &threads.to_string()])
                 .args(["--prompt-tokens", &args.prompt_tokens.to_string()])
                 .args(["--decode-tokens", &args.decode_tokens.to_string()])
-                .args(["--load", args.load.name()])
+                .args(["--load", args.load.name(), "--together", &args.together.to_string()])
                 .arg("--model")
                 .arg(path)
                 .output()
@@ -160,6 +174,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
             file_bytes: file_bytes(path)?,
             roofline_fraction: median.bytes_per_token as f64 * median.decode_tokens_per_second / bandwidth,
             decode_bytes_per_second: median.bytes_per_token as f64 * median.decode_tokens_per_second,
+            bare_loop_fraction: bare_loop_fraction(&runs),
             median,
             runs,
         });
@@ -196,14 +211,40 @@ fn measure(path: &Path, args: &Args, threads: usize) -> Result<Measurement> {
         session.decode(token(args.prompt_tokens + i))?;
     }
     let decode_seconds = begun.elapsed().as_secs_f64();
+    let peak_memory_bytes = machine::peak_memory().unwrap_or(0);
+    let bare = model.walk(args.decode_tokens)?.map_or(0.0, |took| took.as_secs_f64());
+    let together = together(&model, args.together, args.decode_tokens)?;
+    let bytes = model.weight_bytes();
+    let positions = args.prompt_tokens + args.decode_tokens + 1;
     Ok(Measurement {
         load_seconds,
         first_token_seconds,
         prefill_tokens_per_second: args.prompt_tokens as f64 / prefill_seconds.max(1e-9),
         decode_tokens_per_second: args.decode_tokens as f64 / decode_seconds.max(1e-9),
-        peak_memory_bytes: machine::peak_memory().unwrap_or(0),
-        bytes_per_token: model.weight_bytes().per_token,
+        bare_loop_tokens_per_second: if bare > 0.0 { args.decode_tokens as f64 / bare } else { 0.0 },
+        together_tokens_per_second: together,
+        peak_memory_bytes,
+        kv_cache_bytes: (positions * session.bytes_per_token()) as u64,
+        bytes_per_token: bytes.per_token,
+        bytes_used_per_token: bytes.per_token_unshared,
     })
+}
+
+/// Tokens a second of `count` sequences decoded together from nothing.
+fn together(model: &Model, count: usize, tokens: usize) -> Result<f64> {
+    if count == 0 {
+        return Ok(0.0);
+    }
+    let mut sessions = (0..count).map(|_| Session::new(model, tokens)).collect::<Result<Vec<_>, _>>()?;
+    let mut batch = Batch::new(model, count)?;
+    let mut all: Vec<&mut Session> = sessions.iter_mut().collect();
+    let begun = Instant::now();
+    for i in 0..tokens {
+        let next: Vec<u32> =
+            (0..count).map(|s| ((i * count + s) % model.config().vocab_size) as u32).collect();
+        batch.decode(&mut all, &next)?;
+    }
+    Ok((count * tokens) as f64 / begun.elapsed().as_secs_f64().max(1e-9))
 }
 
 fn median(runs: &[Measurement]) -> Measurement {
@@ -221,9 +262,20 @@ fn median(runs: &[Measurement]) -> Measurement {
         first_token_seconds: of(|run| run.first_token_seconds),
         prefill_tokens_per_second: of(|run| run.prefill_tokens_per_second),
         decode_tokens_per_second: of(|run| run.decode_tokens_per_second),
+        bare_loop_tokens_per_second: of(|run| run.bare_loop_tokens_per_second),
+        together_tokens_per_second: of(|run| run.together_tokens_per_second),
         peak_memory_bytes: of(|run| run.peak_memory_bytes as f64) as u64,
+        kv_cache_bytes: of(|run| run.kv_cache_bytes as f64) as u64,
         bytes_per_token: of(|run| run.bytes_per_token as f64) as u64,
+        bytes_used_per_token: of(|run| run.bytes_used_per_token as f64) as u64,
     }
+}
+
+fn bare_loop_fraction(runs: &[Measurement]) -> Option<f64> {
+    let fraction = |run: &Measurement| run.decode_tokens_per_second / run.bare_loop_tokens_per_second;
+    let mut all: Vec<f64> = runs.iter().map(fraction).filter(|f| f.is_finite()).collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied()
 }
 
 /// Bytes of a file, or of the weights in a folder.
@@ -246,6 +298,7 @@ fn describe(bench: &Bench) -> String {
         "GB/s",
         "peak memory",
         "of bandwidth",
+        "of bare loop",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for row in &bench.models {
@@ -260,6 +313,7 @@ fn describe(bench: &Bench) -> String {
             format!("{:.1}", row.decode_bytes_per_second / 1e9),
             output::bytes(row.median.peak_memory_bytes),
             format!("{:.0} %", 100.0 * row.roofline_fraction),
+            row.bare_loop_fraction.map_or_else(|| "-".into(), |f| format!("{:.0} %", 100.0 * f)),
         ]);
     }
     format!(
@@ -275,7 +329,7 @@ fn describe(bench: &Bench) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Measurement, median};
+    use super::{Measurement, bare_loop_fraction, median};
 
     #[test]
     fn the_median_of_an_even_number_of_runs_lies_between_the_middle_two() {
@@ -284,10 +338,15 @@ mod tests {
             first_token_seconds: 1.0,
             prefill_tokens_per_second: 1.0,
             decode_tokens_per_second: decode,
+            bare_loop_tokens_per_second: 2.0 * decode,
+            together_tokens_per_second: 0.0,
             peak_memory_bytes: 8,
+            kv_cache_bytes: 2,
             bytes_per_token: 4,
+            bytes_used_per_token: 4,
         };
         assert_eq!(median(&[run(1.0), run(9.0), run(2.0), run(4.0)]).decode_tokens_per_second, 3.0);
         assert_eq!(median(&[run(5.0)]).peak_memory_bytes, 8);
+        assert_eq!(bare_loop_fraction(&[run(3.0), run(0.0), run(7.0)]), Some(0.5));
     }
 }

@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// Recovery parameters of a sharing layer as a fraction of one MLP; 0: none.
     #[arg(long, default_value_t = 0.134)]
     rho: f64,
+    /// The rank of the recovery parameters instead, the same for every projection.
+    #[arg(long, value_name = "R", conflicts_with = "rho")]
+    rank: Option<usize>,
     /// Same seed, same weights.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -91,7 +94,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         args.kv_heads.unwrap_or(kv_heads),
         args.vocab.unwrap_or(vocab),
     )?;
-    let plan = plan(&config, args.share, args.rho)?;
+    let plan = plan(&config, args.share, args.rho, args.rank)?;
     let progress = Terminal::stderr();
     if args.out.extension().is_some_and(|extension| extension == "sharp") {
         let source = Synthetic::source(&config, plan.as_ref(), args.seed)?;
@@ -112,13 +115,13 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
 }
 
 /// Groups of `share` layers, each with the MLP of its first.
-fn plan(config: &ModelConfig, share: usize, rho: f64) -> Result<Option<SharingPlan>> {
+fn plan(config: &ModelConfig, share: usize, rho: f64, rank: Option<usize>) -> Result<Option<SharingPlan>> {
     if share == 0 || !(0.0..1.0).contains(&rho) {
         bail!("--share is at least 1 and --rho from 0 to less than 1");
     }
-    let (form, ranks) = match rho {
-        0.0 => (RecoveryForm::None, Ranks::default()),
-        _ => (RecoveryForm::LowRank, Ranks::uniform(rank_for_rho(config, rho))),
+    let (form, ranks) = match rank.unwrap_or_else(|| if rho == 0.0 { 0 } else { rank_for_rho(config, rho) }) {
+        0 => (RecoveryForm::None, Ranks::default()),
+        rank => (RecoveryForm::LowRank, Ranks::uniform(rank)),
     };
     let targets: Vec<Target> = (0..config.num_hidden_layers)
         .filter(|layer| layer % share != 0)

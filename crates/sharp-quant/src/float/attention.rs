@@ -120,13 +120,14 @@ impl KvCache {
         let (capacity, dim, dtype) = (self.capacity, self.head_dim, self.dtype);
         let key_bytes = capacity * dim * dtype.block_bytes();
         let value_bytes = capacity * dim.next_multiple_of(LANES) * dtype.block_bytes();
+        let isa = team.isa();
         let keys = |h: usize, store: &mut [u8]| match dtype {
-            DType::F16 => store_keys::<F16>(store, dim, (width, h), at, k),
-            _ => store_keys::<F32>(store, dim, (width, h), at, k),
+            DType::F16 => store_keys::<F16>(isa, store, dim, width, h, at, k),
+            _ => store_keys::<F32>(isa, store, dim, width, h, at, k),
         };
         let values = |h: usize, store: &mut [u8]| match dtype {
-            DType::F16 => store_values::<F16>(store, dim, (width, h), at, v),
-            _ => store_values::<F32>(store, dim, (width, h), at, v),
+            DType::F16 => store_values::<F16>(isa, store, dim, width, h, at, v),
+            _ => store_values::<F32>(isa, store, dim, width, h, at, v),
         };
         if n < ITEM_TOKENS {
             self.k[layer].chunks_mut(key_bytes).enumerate().for_each(|(h, store)| keys(h, store));
@@ -158,27 +159,68 @@ impl KvCache {
     }
 }
 
-/// Head `h` of the rows of `k`, each `width` long, into that head's tiles.
-fn store_keys<E: Element>(store: &mut [u8], dim: usize, (width, h): (usize, usize), at: usize, k: &[f32]) {
+vectorised! {
+    /// Head `h` of the rows of `k`, each `width` long, into that head's tiles.
+    fn store_keys / store_keys_body [E: Element]
+        (store: &mut [u8], dim: usize, width: usize, h: usize, at: usize, k: &[f32])
+}
+
+#[inline(always)]
+fn store_keys_body<const HW: bool, E: Element>(
+    store: &mut [u8],
+    dim: usize,
+    width: usize,
+    h: usize,
+    at: usize,
+    k: &[f32],
+) {
     let store = E::view_mut(store);
     for (t, row) in k.chunks_exact(width).enumerate() {
         let position = at + t;
         let base = position / LANES * LANES * dim + position % LANES;
-        for (slot, &x) in store[base..].iter_mut().step_by(LANES).zip(&row[h * dim..(h + 1) * dim]) {
-            *slot = E::narrow(x);
-        }
+        let mut slots = store[base..].iter_mut().step_by(LANES);
+        narrow::<HW, E>(&row[h * dim..(h + 1) * dim], &mut |part| {
+            part.iter().zip(&mut slots).for_each(|(raw, slot)| *slot = *raw);
+        });
     }
 }
 
-/// Head `h` of the rows of `v`, each `width` long, into that head's rows.
-fn store_values<E: Element>(store: &mut [u8], dim: usize, (width, h): (usize, usize), at: usize, v: &[f32]) {
-    let store = E::view_mut(store);
+vectorised! {
+    /// Head `h` of the rows of `v`, each `width` long, into that head's rows.
+    fn store_values / store_values_body [E: Element]
+        (store: &mut [u8], dim: usize, width: usize, h: usize, at: usize, v: &[f32])
+}
+
+#[inline(always)]
+fn store_values_body<const HW: bool, E: Element>(
+    store: &mut [u8],
+    dim: usize,
+    width: usize,
+    h: usize,
+    at: usize,
+    v: &[f32],
+) {
     let padded = dim.next_multiple_of(LANES);
-    for (t, row) in v.chunks_exact(width).enumerate() {
-        for (slot, &x) in store[(at + t) * padded..].iter_mut().zip(&row[h * dim..(h + 1) * dim]) {
-            *slot = E::narrow(x);
-        }
+    let rows = E::view_mut(store)[at * padded..].chunks_exact_mut(padded);
+    for (to, row) in rows.zip(v.chunks_exact(width)) {
+        let mut done = 0;
+        narrow::<HW, E>(&row[h * dim..(h + 1) * dim], &mut |part| {
+            to[done..done + part.len()].copy_from_slice(part);
+            done += part.len();
+        });
     }
+}
+
+/// Hands the values of `x` on as they are stored, a vector at a time.
+#[inline(always)]
+fn narrow<const HW: bool, E: Element>(x: &[f32], to: &mut impl FnMut(&[E::Raw])) {
+    let (lanes, rest) = x.as_chunks::<LANES>();
+    for lane in lanes {
+        to(&E::narrow_lane::<HW>(lane));
+    }
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    to(&E::narrow_lane::<HW>(&last)[..rest.len()]);
 }
 
 /// How scores of queries and keys become weights.
@@ -564,6 +606,8 @@ fn ask_for<T>(from: *const [T; LANES], ahead: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, ahead);
 }
 
 /// Turns scores into weights relative to the new largest score; returns that, the factor that makes earlier weights relative to it, and

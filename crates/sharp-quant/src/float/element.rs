@@ -21,6 +21,12 @@ pub(crate) trait Element: Send + Sync {
 
     /// A vector of values; with F16C instructions if `HW`, which the caller must then have.
     fn widen<const HW: bool>(raw: &[Self::Raw; LANES]) -> Lane;
+
+    /// [`Element::narrow`] of a vector, in the same way.
+    #[inline(always)]
+    fn narrow_lane<const HW: bool>(x: &Lane) -> [Self::Raw; LANES] {
+        x.map(Self::narrow)
+    }
 }
 
 /// IEEE binary32.
@@ -121,6 +127,24 @@ impl Element for F16 {
     }
 
     #[inline(always)]
+    fn narrow_lane<const HW: bool>(x: &Lane) -> [[u8; 2]; LANES] {
+        #[cfg(target_arch = "x86_64")]
+        if HW {
+            use std::arch::x86_64::{_mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps};
+            let x = x.map(|x| x.clamp(-65504.0, 65504.0));
+            let mut out = [[0; 2]; LANES];
+            // SAFETY: `x` is 64 bytes and `out` 32; loads and stores are unaligned ones; the caller has F16C.
+            unsafe {
+                let to = out.as_mut_ptr().cast::<std::arch::x86_64::__m128i>();
+                _mm_storeu_si128(to, _mm256_cvtps_ph::<0>(_mm256_loadu_ps(x.as_ptr())));
+                _mm_storeu_si128(to.add(1), _mm256_cvtps_ph::<0>(_mm256_loadu_ps(x.as_ptr().add(8))));
+            }
+            return out;
+        }
+        x.map(Self::narrow)
+    }
+
+    #[inline(always)]
     fn widen<const HW: bool>(raw: &[[u8; 2]; LANES]) -> Lane {
         #[cfg(target_arch = "x86_64")]
         if HW {
@@ -182,5 +206,20 @@ mod tests {
         assert_eq!(F16::one(F16::narrow(1.0 / 3.0)), half::f16::from_f32(1.0 / 3.0).to_f32());
         assert_eq!(F32::one(F32::narrow(1.0 / 3.0)), 1.0 / 3.0);
         assert_eq!(BF16::one(BF16::narrow(1.0)), 1.0);
+    }
+
+    #[test]
+    fn narrowing_a_vector_is_narrowing_each() {
+        let hardware = crate::Isa::best() != crate::Isa::scalar() && cfg!(target_arch = "x86_64");
+        // Every half, what lies halfway between two of them, and what is nearest to those.
+        for bits in (0u32..0x8000_0000).step_by(0x0fff) {
+            let x: Lane = std::array::from_fn(|i| f32::from_bits(bits + i as u32) * [1.0, -1.0][i % 2]);
+            let each = x.map(F16::narrow);
+            let nan = |i: usize| x[i].is_nan();
+            let found = if hardware { F16::narrow_lane::<true>(&x) } else { F16::narrow_lane::<false>(&x) };
+            for i in 0..LANES {
+                assert!(found[i] == each[i] || (nan(i) && F16::one(found[i]).is_nan()), "{}", x[i]);
+            }
+        }
     }
 }

@@ -8,8 +8,9 @@
 pub(super) static KERNELS: Kernels =
     Kernels { gemv: [q4_gemv, q8_gemv, f16_gemv], gemm: [q4_gemm, q8_gemm, f16_gemm] };
 
-/// Bytes that a kernel reads ahead of itself.
-const AHEAD: usize = 2304;
+/// Bytes that a kernel asks for ahead of itself, into the second-level cache: 16 requests of the first level's would be too few for the
+/// distance of the third.
+const AHEAD: usize = 9216;
 
 /// Pointers to one token's activations.
 #[derive(Clone, Copy)]
@@ -101,7 +102,8 @@ kernels! {
                 sums[t] = _mm512_loadu_ps(acc.add(t).cast());
             }
             for b in 0..x.blocks() {
-                if T == 1 {
+                // The first tile of a group meets its blocks first.
+                if from == 0 {
                     prefetch::<5>(w.wrapping_add(AHEAD));
                 }
                 let mut s = [_mm512_set1_epi32(0); T];
@@ -163,8 +165,8 @@ kernels! {
                 sums[t] = _mm512_loadu_ps(acc.add(t).cast());
             }
             for b in 0..x.blocks() {
-                if T == 1 {
-                    prefetch::<9>(w.wrapping_add(2 * AHEAD));
+                if from == 0 {
+                    prefetch::<9>(w.wrapping_add(AHEAD));
                 }
                 let mut s = [_mm512_set1_epi32(0); T];
                 for t in 0..T {

@@ -28,18 +28,42 @@ mod avx512 {
     unsafe fn prefetch<const LINES: usize>(p: *const u8) {
         for i in 0..LINES {
             // SAFETY: a prefetch of an address that is not mapped does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(64 * i).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(64 * i).cast()) };
         }
     }
 
     include!("avx512.rs");
 }
 
-/// See `neon.rs`.
+/// What the NEON kernels have in common besides `neon.rs`.
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::{aarch64::*, asm};
+
+    /// Four f16 as f32.
+    ///
+    /// # Safety
+    /// `p` must have 8 readable bytes.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn halves(p: *const u8) -> float32x4_t {
+        // SAFETY: the caller's pointer has 8 readable bytes.
+        let bytes = unsafe { vld1_u8(p) };
+        let wide;
+        // SAFETY: an instruction of registers only, which every processor with NEON of 64 bits has.
+        unsafe {
+            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) bytes,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        wide
+    }
+}
+
+/// See `neon.rs`: with the dot product instructions.
 #[cfg(target_arch = "aarch64")]
 #[allow(clippy::needless_range_loop)] // the loops run over registers
 mod neon {
-    use super::*;
+    use super::{arm::halves, *};
     use std::arch::{aarch64::*, asm};
 
     macro_rules! kernels {
@@ -58,22 +82,55 @@ mod neon {
         acc
     }
 
-    /// Four f16 as f32.
+    include!("neon.rs");
+}
+
+/// See `neon.rs`: for processors without the dot product instructions.
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::needless_range_loop)] // the loops run over registers
+mod neon_plain {
+    use super::{arm::halves, *};
+    use std::arch::aarch64::*;
+
+    macro_rules! kernels {
+        ($($item:item)*) => { $(#[target_feature(enable = "neon")] $item)* };
+    }
+
+    /// What `sdot` computes. Two products of bytes fit 16 bits, since no activation is -128.
     #[inline]
-    #[target_feature(enable = "neon,dotprod")]
-    unsafe fn halves(p: *const u8) -> float32x4_t {
-        // SAFETY: the caller's pointer has 8 readable bytes.
-        let bytes = unsafe { vld1_u8(p) };
-        let wide: float32x4_t;
-        // SAFETY: an instruction of registers only, which every processor with NEON of 64 bits has.
-        unsafe {
-            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) bytes,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        wide
+    #[target_feature(enable = "neon")]
+    fn dot(acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+        let low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+        vpadalq_s16(acc, vpaddq_s16(low, vmull_high_s8(a, b)))
     }
 
     include!("neon.rs");
+}
+
+/// See `neon_i8mm.rs`.
+#[cfg(target_arch = "aarch64")]
+#[allow(clippy::needless_range_loop)] // the loops run over registers
+mod neon_i8mm {
+    use super::{arm::halves, *};
+    use std::arch::{aarch64::*, asm};
+
+    macro_rules! kernels {
+        ($($item:item)*) => { $(#[target_feature(enable = "neon,dotprod,i8mm")] $item)* };
+    }
+
+    /// `vmmlaq_s32`, which this compiler version does not have as a stable function.
+    #[inline]
+    #[target_feature(enable = "neon,i8mm")]
+    fn multiply(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+        // SAFETY: an instruction of registers only, which the features above include.
+        unsafe {
+            asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        acc
+    }
+
+    include!("neon_i8mm.rs");
 }
 
 use crate::{
@@ -103,6 +160,12 @@ impl<'a> Tokens<'a> {
 
     pub(crate) fn len(&self) -> usize {
         self.n
+    }
+
+    /// The tokens from the `t`-th of these on.
+    #[cfg(target_arch = "aarch64")]
+    fn after(self, t: usize) -> Self {
+        Tokens::new(self.acts, self.from + t, self.n - t)
     }
 
     /// Panics if a matrix of this format would read floats that are not kept.
@@ -145,6 +208,10 @@ impl Kernels {
             Kind::Avx512Vnni => &avx512::KERNELS,
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => &neon::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonI8mm => &neon_i8mm::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonPlain => &neon_plain::KERNELS,
             _ => &scalar::KERNELS,
         }
     }

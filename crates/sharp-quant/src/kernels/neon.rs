@@ -1,7 +1,7 @@
-// Kernels for NEON with the dot product instructions, included by the module of that name and, for tests on other
-// processors, beside intrinsics written in plain Rust. Four vectors hold a group's 16 rows, four columns each.
+// Kernels for NEON with the dot product instructions and without, included by the modules of these names and, for tests on
+// other processors, beside intrinsics written in plain Rust. Four vectors hold a group's 16 rows, four columns each.
 //
-// `sdot` adds to each 32-bit lane four products of signed bytes, exactly. Nibbles (`q + 8`) are small enough to be taken as
+// `dot` adds to each 32-bit lane four products of signed bytes, exactly. Nibbles (`q + 8`) are small enough to be taken as
 // signed bytes as they are; the accumulators start at -8 times the block's sum of activations.
 
 pub(super) static KERNELS: Kernels =
