@@ -138,3 +138,32 @@ fn text_comes_out_of_the_compressed_model() {
     let output = succeed(&mut command);
     assert!(!output.stdout.is_empty());
 }
+
+#[test]
+fn layers_of_fewer_neurons_go_the_whole_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut asked = vec!["--set", "strategy=even", "--set", "form=pruned", "--set", "delta_nll_tokens=0"];
+    asked.extend(["--set", "targets=0", "--set", "remove=0.3"]);
+    let Some(mut command) = pipeline(&run, &asked) else { return };
+    succeed(&mut command);
+    let results: Value =
+        serde_json::from_slice(&fs::read(run.join("08-evaluate/results.json")).unwrap()).unwrap();
+    let row =
+        |name: &str| results["rows"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+    let number = |row: &Value, field: &str| row[field].as_f64().unwrap();
+    let saved = 1.0 - number(row("slw_sft"), "mlp_parameters") / number(row("original"), "mlp_parameters");
+    assert!((0.3..0.5).contains(&saved), "{saved}");
+    // A pruned plan stores the same whatever was trained, and its 4-bit file is smaller than the original's.
+    assert_eq!(number(row("direct"), "mlp_parameters"), number(row("slw_sft"), "mlp_parameters"));
+    assert!(number(row("slw_sft_q4"), "bytes") < number(row("original_q4"), "bytes"));
+    for name in ["direct", "slw", "sft", "slw_sft", "slw_sft_q4"] {
+        assert!(row(name)["perplexity"]["tiny"].as_f64().unwrap().is_finite(), "{name}");
+    }
+    let plan = fs::read_to_string(run.join("03-plan/plan.toml")).unwrap();
+    assert!(plan.contains("neurons = ") && !plan.contains("reference"), "{plan}");
+    let config: Value =
+        serde_json::from_slice(&fs::read(run.join("06-export/compact/config.json")).unwrap()).unwrap();
+    assert_eq!(config["sharp_config"]["targets"][0]["form"], "pruned");
+    assert!(fs::read_to_string(run.join("report.html")).unwrap().contains("neurons"));
+}
