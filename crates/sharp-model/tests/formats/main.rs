@@ -8,6 +8,7 @@ mod import;
 mod packed;
 mod packed_hostile;
 mod raw;
+mod stored;
 mod tokens;
 
 use std::path::PathBuf;
