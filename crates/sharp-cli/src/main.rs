@@ -4,6 +4,7 @@
 mod commands;
 mod data;
 mod machine;
+mod model;
 mod output;
 mod report;
 mod sampling;
@@ -25,7 +26,10 @@ use crate::output::Output;
     name = "sharp",
     version,
     about,
-    after_help = "Example:\n  sharp import model.gguf --out original\n  sharp quantize --model original --out model.sharp\n  sharp generate --model model.sharp --prompt \"Once upon a time\""
+    after_help = "Example:\n  sharp quantize --model model.gguf --out model.sharp\n  sharp generate --model model.sharp --prompt \"Once upon a time\"\n\n\
+                  Wherever a command takes a model, that is a model.sharp file, a Hugging Face directory (dense or compact) or a GGUF file; \
+                  where a checkpoint is needed, one of the last two. A GGUF file that is run has Q4_0, Q8_0 and float matrices as they \
+                  are and other blocks rounded to 8 bits; analyze, quantize and export read its values as they are."
 )]
 struct Cli {
     #[command(flatten)]

@@ -198,3 +198,81 @@ fn calibrated_quantising_keeps_the_size_and_says_what_it_was_calibrated_on() {
         assert!(!out.exists());
     }
 }
+
+/// A GGUF file of tests/golden/gguf.
+fn gguf() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gguf/llama_mixed/model.gguf")
+}
+
+/// The JSON result of a command on a model.
+fn result(command: &str, model: &Path, more: &[&str]) -> Value {
+    let output = sharp().args(["--json", command, "--model"]).arg(model).args(more).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_command_takes_a_gguf_file_as_it_takes_its_import() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (imported, file) = (PathBuf::from(at("imported")), gguf());
+    assert!(
+        sharp().arg("import").arg(&file).args(["--out", &at("imported")]).output().unwrap().status.success()
+    );
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny.txt");
+    let text = text.to_str().unwrap();
+    // Quantising, calibrated or not, gives the weights that the import gives, to the bit.
+    for (name, more) in [("plain", &[][..]), ("made", &["--calibrate", text, "--seq-len", "64"][..])] {
+        let made = [(&file, "gguf"), (&imported, "folder")].map(|(model, from)| {
+            let out = at(&format!("{name}-{from}.sharp"));
+            result("quantize", model, &[&["--out", &out][..], more].concat());
+            let bytes = fs::read(out).unwrap();
+            let header = u64::from_le_bytes(bytes[8..16].try_into().unwrap()) as usize;
+            bytes[(16 + header).next_multiple_of(4096)..].to_vec()
+        });
+        assert!(!made[0].is_empty() && made[0] == made[1], "{name}");
+    }
+    // So does measuring its layers, with the values as they are.
+    let analysis = [(&file, "a"), (&imported, "b")].map(|(model, out)| {
+        let out = at(out);
+        result("analyze", model, &["--data", text, "--out", &out, "--tokens", "512", "--seq-len", "64"]);
+        fs::read_to_string(Path::new(&out).join("similarity.json")).unwrap()
+    });
+    assert_eq!(analysis[0], analysis[1]);
+    let similarity = at("a/similarity.json");
+    let plan = ["--similarity", &similarity, "--targets", "1", "--form", "none", "--dry-run"];
+    assert_eq!(result("plan", &file, &plan), result("plan", &imported, &plan));
+    // What runs it.
+    let written = result("generate", &file, &["--prompt", "The sum", "--max-tokens", "5"]);
+    assert!(written["tokens"].as_u64().unwrap() > 0);
+    let measured =
+        result("benchmark", &file, &["--prompt-tokens", "8", "--decode-tokens", "4", "--repeats", "1"]);
+    assert_eq!(measured["models"][0]["file_bytes"], fs::metadata(&file).unwrap().len());
+    let more = ["--model", imported.to_str().unwrap(), "--text", text, "--tokens", "512", "--window", "64"];
+    let rows = result("evaluate", &file, &more)["rows"].clone();
+    // Of a model with such large random weights the same tokens are likeliest nine times of ten, and of another one never.
+    assert!(rows[1]["top1_agreement"]["tiny"].as_f64().unwrap() > 0.8, "{rows}");
+}
+
+#[test]
+fn a_path_without_a_model_is_refused_by_every_command_alike() {
+    for (command, more) in [
+        ("generate", &["--prompt", "x"][..]),
+        ("chat", &[]),
+        ("serve", &[]),
+        ("analyze", &["--data", "x", "--out", "x"]),
+        ("plan", &["--dry-run"]),
+        ("quantize", &["--dry-run"]),
+        ("export", &["--out", "x"]),
+        ("evaluate", &["--text", "x"]),
+        ("benchmark", &[]),
+    ] {
+        let output = sharp().args([command, "--model", "no/such-model"]).args(more).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{command}");
+        assert!(
+            errors.contains("no/such-model: no such file or folder (a model is a"),
+            "{command}: {errors}"
+        );
+    }
+}

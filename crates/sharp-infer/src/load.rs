@@ -1,6 +1,6 @@
 //! Building a model from a checkpoint or a packed file.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sharp_model::{
@@ -8,24 +8,54 @@ use sharp_model::{
     names::{self, Attention as Part},
     packed::{BlobFormat, PackedFile, PackedTensor},
 };
-use sharp_quant::{DType, Team, float::DenseRef};
+use sharp_quant::{DType, PackedFormat, QuantError, ScaleRule, Team, float::DenseRef};
 
 use crate::error::{Error, Result};
 use crate::linear::{Factors, Linear, Weight};
 use crate::model::{Attention, Inner, Layer, Mlp, Model, Needs, Options};
 
+/// Rows repacked at a time; a multiple of the layouts' groups of 16.
+const ROWS: usize = 512;
+
 /// Matrices by the address of their bytes, so that aliases become one.
 #[derive(Default)]
-struct Shared(HashMap<(usize, usize, usize), Arc<Weight>>);
+struct Shared {
+    known: HashMap<(usize, usize, usize), Arc<Weight>>,
+    /// Who packs block-quantised matrices; without, they become floats.
+    packer: Option<Arc<Team>>,
+}
 
 impl Shared {
     fn of(&mut self, weight: Weight) -> Arc<Weight> {
         let key = (weight.bytes().as_ptr() as usize, weight.rows(), weight.cols());
-        self.0.entry(key).or_insert_with(|| Arc::new(weight)).clone()
+        self.known.entry(key).or_insert_with(|| Arc::new(weight)).clone()
     }
 
     /// A checkpoint's matrix, as it lies there if it is of floats.
     fn dense(&mut self, tensor: &TensorRef) -> Result<Arc<Weight>> {
+        let (&[rows, cols], true, Some(team)) = (tensor.shape(), tensor.dtype().is_quantized(), &self.packer)
+        else {
+            return self.floats(tensor);
+        };
+        // Bytes that were made for this call may lie where earlier ones did.
+        let key = tensor.bytes.is_mapped().then_some((tensor.bytes.as_ptr() as usize, rows, cols));
+        if let Some(known) = key.and_then(|key| self.known.get(&key)) {
+            return Ok(known.clone());
+        }
+        let (format, bytes) = match tensor.dtype() {
+            DType::Q4_0 => (PackedFormat::Q4, sharp_quant::pack_q4_0(rows, cols, &tensor.bytes)),
+            DType::Q8_0 => (PackedFormat::Q8, sharp_quant::pack_q8_0(rows, cols, &tensor.bytes)),
+            _ => (PackedFormat::Q8, eight_bits(team, tensor, (rows, cols))),
+        };
+        let bytes = TensorBytes::owned(bytes.map_err(Error::tensor(tensor.name()))?);
+        let weight = Arc::new(Weight::Packed { format, rows, cols, bytes });
+        if let Some(key) = key {
+            self.known.insert(key, weight.clone());
+        }
+        Ok(weight)
+    }
+
+    fn floats(&mut self, tensor: &TensorRef) -> Result<Arc<Weight>> {
         let &[rows, cols] = tensor.shape() else {
             return Err(Error::Shape {
                 tensor: tensor.name().to_owned(),
@@ -55,6 +85,30 @@ impl Shared {
         checked.map_err(Error::tensor(name))?;
         Ok(self.of(weight))
     }
+}
+
+/// Blocks of another kind than the kernels' as Q8_0's numbers, a run of rows at a time.
+fn eight_bits(team: &Team, tensor: &TensorRef, (rows, cols): (usize, usize)) -> Result<Vec<u8>, QuantError> {
+    let mut out = vec![0; PackedFormat::Q8.nbytes(rows, cols)?];
+    let mut values = vec![0.0; ROWS.min(rows) * cols];
+    let piece = PackedFormat::Q8.nbytes(ROWS.min(rows), cols)?;
+    let (block, bytes) = (tensor.dtype().block_len(), tensor.dtype().block_bytes());
+    for (out, stored) in out.chunks_mut(piece).zip(tensor.bytes.chunks(ROWS * cols / block * bytes)) {
+        let count = stored.len() / bytes * block;
+        let values = values.get_mut(..count).unwrap_or_default();
+        sharp_quant::dequantize(tensor.dtype(), stored, values)?;
+        let shape = (count / cols, cols);
+        sharp_quant::pack_f32_parallel(
+            team,
+            PackedFormat::Q8,
+            ScaleRule::default(),
+            shape,
+            values,
+            None,
+            out,
+        )?;
+    }
+    Ok(out)
 }
 
 fn expect(tensor: &str, expected: &[usize], found: &[usize]) -> Result<()> {
@@ -129,9 +183,43 @@ impl Model {
     /// # Errors
     /// [`Error::Model`] and [`Error::Shape`] for tensors missing or misshapen; [`Error::Quant`] if threads cannot be started.
     pub fn from_source(source: &ModelSource, options: &Options) -> Result<Self> {
+        Self::from_checkpoint(source, options, Shared::default(), DType::F32)
+    }
+
+    /// As [`Model::from_source`], but block-quantised matrices (a GGUF file's) go into the kernels' layouts, copied into memory: Q4_0 and
+    /// Q8_0 with their own numbers, every other kind rounded to 8 bits with a scale for every 32 columns. Activations are then
+    /// rounded to 8 bits too, as with a packed file. `from_source` computes with such matrices' exact values, in f32, at four
+    /// bytes each.
+    ///
+    /// # Errors
+    /// Those of [`Model::from_source`]; [`Error::Argument`] for recovery parameters in floats over a block-quantised model.
+    pub fn from_blocks(source: &ModelSource, options: &Options) -> Result<Self> {
+        let team = team(options)?;
+        let options = Options { team: Some(team.clone()), ..options.clone() };
+        let blocks: BTreeSet<_> = source
+            .stored_tensors()?
+            .into_iter()
+            .filter(|t| t.shape.len() == 2 && t.dtype.is_quantized())
+            .map(|t| t.dtype)
+            .collect();
+        let rounded = blocks.iter().filter(|t| !matches!(t, DType::Q4_0 | DType::Q8_0));
+        let rounded: Vec<_> = rounded.map(|t| t.name()).collect();
+        if !rounded.is_empty() {
+            let (file, kinds) = (source.path().display(), rounded.join(", "));
+            tracing::info!(%file, kinds, "rounding to 8 bits what the kernels have no layout for");
+        }
+        let cache = if blocks.is_empty() { DType::F32 } else { DType::F16 };
+        Self::from_checkpoint(source, &options, Shared { packer: Some(team), ..Shared::default() }, cache)
+    }
+
+    fn from_checkpoint(
+        source: &ModelSource,
+        options: &Options,
+        mut shared: Shared,
+        cache: DType,
+    ) -> Result<Self> {
         let config = source.config();
         check(config)?;
-        let mut shared = Shared::default();
         let vector = |name: &str, len: usize| -> Result<Arc<[f32]>> {
             let tensor = source.tensor(name)?;
             expect(name, &[len], tensor.shape())?;
@@ -203,7 +291,7 @@ impl Model {
             layers,
             needs: Needs::default(),
             team: team(options)?,
-            kv: kv(options, DType::F32)?,
+            kv: kv(options, cache)?,
         }))
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sharp_model::{
-    ModelConfig, ModelSource, SharingPlan, family::Activation, packed::PackedFile, shape::LayerKind,
+    ModelConfig, ModelSource, SharingPlan, Stored, family::Activation, packed::PackedFile, shape::LayerKind,
     tokenizer::Tokenizer,
 };
 use sharp_quant::{Activations, DType, Team};
@@ -230,18 +230,22 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
-    /// Opens whatever `path` is: a `model.sharp` file, or a checkpoint folder, dense or compact.
+    /// Opens whatever `path` is ([`Stored`]): a `model.sharp` file, a checkpoint folder, dense or compact, or a GGUF file.
+    ///
+    /// A packed file and the floats of a checkpoint run as they lie; a GGUF file's blocks as [`Model::from_blocks`] says.
     ///
     /// # Errors
-    /// Those of [`Model::from_packed`] and [`Model::from_source`].
+    /// Those of [`Stored::at`], [`Model::from_packed`], [`Model::from_source`] and [`Model::from_blocks`].
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self> {
-        let path = path.as_ref();
-        if path.is_file() {
-            let read = options.load.reads(path);
-            let file = if read { PackedFile::read(path)? } else { PackedFile::open(path)? };
-            return Self::from_packed(&file, options);
+        match Stored::at(path)? {
+            Stored::Packed(path) => {
+                let read = options.load.reads(&path);
+                let file = if read { PackedFile::read(path)? } else { PackedFile::open(path)? };
+                Self::from_packed(&file, options)
+            }
+            Stored::Folder(path) => Self::from_source(&ModelSource::open(path)?, options),
+            Stored::Gguf(path) => Self::from_blocks(&ModelSource::open(path)?, options),
         }
-        Self::from_source(&ModelSource::open(path)?, options)
     }
 
     /// The tokenizer that lies beside or inside the model at `path`.
@@ -249,10 +253,6 @@ impl Model {
     /// # Errors
     /// [`Error::Model`] if there is none or it cannot be read.
     pub fn open_tokenizer(path: impl AsRef<Path>) -> Result<Tokenizer> {
-        let path = path.as_ref();
-        if path.is_file() {
-            return Ok(PackedFile::open(path)?.tokenizer()?);
-        }
         Ok(Tokenizer::load(path)?)
     }
 

@@ -9,7 +9,6 @@ use sharp_model::{
     ModelSource, Projection, TensorInfo, TensorRef,
     names::{self, Attention},
     packed::{BlobFormat, BlobId, PackedWriter},
-    tokenizer::Tokenizer,
 };
 use sharp_progress::{Progress, Silent, Task};
 use sharp_quant::{Feedback, PackedFormat, PackedRef, QuantError, ScaleRule, Team};
@@ -276,7 +275,7 @@ pub fn quantized_bytes(source: &ModelSource, recipe: &Recipe) -> Result<u64> {
 }
 
 /// Writes `source`, whatever its form, as one packed file. Shared matrices are stored once; a tensor at a time is in memory. The
-/// tokenizer comes along where the source's folder has one. The file appears whole or not at all.
+/// tokenizer comes along where the source has one. The file appears whole or not at all.
 ///
 /// # Errors
 /// [`Error::Model`] for missing tensors, values that are not finite (the tensor is named) and for a file that cannot
@@ -324,8 +323,7 @@ fn write(
     mut calibrator: Option<(&mut Calibrator<'_>, &dyn Task)>,
 ) -> Result<QuantReport> {
     let Layout { mut writer, mut parts, .. } = layout(source, recipe)?;
-    if source.path().join("tokenizer.json").is_file() {
-        let tokenizer = Tokenizer::load(source.path())?;
+    if let Some(tokenizer) = source.tokenizer()? {
         writer.tokenizer(tokenizer.to_json()?, tokenizer.config().clone());
     }
     let calibration_tokens = calibrator.as_ref().map_or(0, |(c, _)| c.tokens());

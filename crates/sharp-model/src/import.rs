@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,16 +16,16 @@ use sharp_quant::DType;
 
 use crate::config;
 use crate::error::{Error, Result};
-use crate::export::{CARD_FILE, Origin};
+use crate::export::CARD_FILE;
 use crate::family;
 use crate::fused;
-use crate::gguf::{Gguf, HfView, tokenizer_config_json, tokenizer_json};
+use crate::gguf::{Gguf, HfView};
 use crate::hf::HfCheckpoint;
 use crate::model::ModelSource;
-use crate::packed::PackedFile;
 use crate::source::{TensorInfo, TensorSource};
+use crate::stored::Stored;
 use crate::tokenizer::Tokenizer;
-use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary, pretty};
+use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
 /// Files of a Hugging Face folder that come along unchanged, where they exist.
 const COMPANIONS: &[&str] = &[
@@ -124,45 +124,12 @@ struct Opened {
 }
 
 fn open(source: &Path) -> Result<Opened> {
-    let meta = fs::metadata(source).map_err(Error::io(source))?;
-    if meta.is_dir() {
-        if source.join("config.json").is_file() {
-            return open_folder(source);
+    match Stored::at(source)? {
+        Stored::Folder(folder) => open_folder(&folder),
+        Stored::Gguf(file) => open_gguf(&file),
+        Stored::Packed(file) => {
+            Err(Error::unsupported(file, "importing a packed model; import what it was made from"))
         }
-        return open_gguf(&only_gguf(source)?);
-    }
-    if PackedFile::is_packed(source) {
-        return Err(Error::unsupported(source, "importing a packed model; import what it was made from"));
-    }
-    let mut magic = [0; 4];
-    let begin = fs::File::open(source).and_then(|mut f| f.read_exact(&mut magic));
-    match begin {
-        Ok(()) if &magic == b"GGUF" => open_gguf(source),
-        Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(Error::io(source)(e)),
-        _ if source.extension() == Some(OsStr::new("safetensors")) => Err(Error::unsupported(
-            source,
-            "a safetensors file by itself; give the folder that also has its config.json",
-        )),
-        _ => Err(Error::unsupported(source, "neither a GGUF file nor a Hugging Face folder")),
-    }
-}
-
-/// The one GGUF file of a folder without `config.json`.
-fn only_gguf(folder: &Path) -> Result<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let path = entry.map_err(Error::io(folder))?.path();
-        if path.extension() == Some(OsStr::new("gguf")) {
-            found.push(path);
-        }
-    }
-    match found.len() {
-        0 => Err(Error::missing(folder, "no config.json and no GGUF file in this folder")),
-        1 => Ok(found.swap_remove(0)),
-        n => Err(Error::missing(
-            folder,
-            format!("no config.json, and {n} GGUF files to choose from: name one"),
-        )),
     }
 }
 
@@ -170,20 +137,8 @@ fn open_gguf(path: &Path) -> Result<Opened> {
     let gguf = Arc::new(Gguf::open(path)?);
     let view = HfView::new(gguf.clone())?;
     let config = view.config_json().clone();
-    let tokenizer = tokenizer_json(&gguf)?.to_string();
-    let tokenizer_config = tokenizer_config_json(&gguf)?;
-    // What was built must load, or the fault would show only in a later stage.
-    Tokenizer::from_parts(path, tokenizer.as_bytes(), tokenizer_config.clone(), &[])?;
+    let files = view.companions()?;
     let model = ModelSource::new(view.config().clone(), None, Arc::new(view))?;
-    let origin = Origin {
-        name: gguf.string("general.name")?.map(str::to_owned),
-        licence: gguf.string("general.license")?.map(str::to_owned),
-    };
-    let files = vec![
-        (CARD_FILE, origin.to_card("Imported from a GGUF file.")),
-        ("tokenizer.json", tokenizer),
-        ("tokenizer_config.json", pretty(&Json::Object(tokenizer_config))),
-    ];
     Ok(Opened { path: path.to_path_buf(), model, config, files, copies: Vec::new() })
 }
 

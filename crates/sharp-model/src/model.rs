@@ -10,12 +10,15 @@ use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
 use crate::family;
 use crate::fused;
+use crate::gguf::{Gguf, HfView};
 use crate::hf::HfCheckpoint;
 use crate::names::{self, Projection};
 use crate::plan::{RecoveryForm, SharingPlan, Target};
 use crate::pruned;
 use crate::recovery::Recovery;
 use crate::source::{TensorInfo, TensorRef, TensorSource};
+use crate::stored::Stored;
+use crate::tokenizer::Tokenizer;
 
 /// Low-rank factors of one projection.
 #[derive(Debug, Clone)]
@@ -144,6 +147,8 @@ struct Inner {
     over: BTreeMap<String, TensorRef>,
     /// Whether the base stores what the plan gives up (an overlay), or not (a compact checkpoint).
     overlaid: bool,
+    /// The base again, where it is a GGUF file: tokenizer and origin are in it, not beside it.
+    gguf: Option<Arc<HfView>>,
 }
 
 impl std::fmt::Debug for ModelSource {
@@ -157,19 +162,31 @@ impl std::fmt::Debug for ModelSource {
 }
 
 impl ModelSource {
-    /// Opens a checkpoint folder, dense or compact, and checks that every tensor of the model is there in its shape.
+    /// Opens a checkpoint, a folder (dense or compact) or a GGUF file, and checks that every tensor of the model is there in its
+    /// shape.
     ///
     /// # Errors
-    /// As [`config::parse_with_plan`] and [`HfCheckpoint::open`]; [`Error::NoTensor`] and [`Error::Shape`] for a
-    /// checkpoint that is not what its configuration says.
+    /// As [`Stored::at`], and for a packed model [`Error::Unsupported`]; for a folder as [`config::parse_with_plan`] and
+    /// [`HfCheckpoint::open`], for a GGUF file as [`Gguf::open`] and [`HfView::new`]; [`Error::NoTensor`] and
+    /// [`Error::Shape`] for a checkpoint that is not what its configuration says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        if !path.is_dir() {
-            return Err(Error::missing(path, "not a checkpoint folder"));
+        let none = BTreeMap::new();
+        match Stored::at(path)? {
+            Stored::Folder(path) => {
+                let (config, plan) = config::load_with_plan(&path)?;
+                let base = fused::split(&config, HfCheckpoint::open(&path)?)?;
+                Self::build(Inner { path, config, plan, base, over: none, overlaid: false, gguf: None })
+            }
+            Stored::Gguf(path) => {
+                let view = Arc::new(HfView::new(Arc::new(Gguf::open(&path)?))?);
+                let (config, gguf) = (view.config().clone(), Some(view.clone()));
+                Self::build(Inner { path, config, plan: None, base: view, over: none, overlaid: false, gguf })
+            }
+            Stored::Packed(path) => Err(Error::unsupported(
+                path,
+                "a packed model where a checkpoint is needed; give what it was made from: a Hugging Face directory or a GGUF file",
+            )),
         }
-        let (config, plan) = config::load_with_plan(path)?;
-        let base = fused::split(&config, HfCheckpoint::open(path)?)?;
-        Self::build(path.to_path_buf(), config, plan, base, BTreeMap::new(), false)
     }
 
     /// A model whose tensors come from anywhere, under Hugging Face names. With a plan the source is taken to be
@@ -178,7 +195,8 @@ impl ModelSource {
     /// # Errors
     /// As [`ModelSource::open`].
     pub fn new(config: ModelConfig, plan: Option<SharingPlan>, base: Arc<dyn TensorSource>) -> Result<Self> {
-        Self::build(base.path().to_path_buf(), config, plan, base, BTreeMap::new(), false)
+        let path = base.path().to_path_buf();
+        Self::build(Inner { path, config, plan, base, over: BTreeMap::new(), overlaid: false, gguf: None })
     }
 
     /// Lays a plan and recovery parameters over a dense model; nothing of the base is copied.
@@ -210,21 +228,22 @@ impl ModelSource {
             }
         };
         let inner = &base.inner;
-        Self::build(inner.path.clone(), inner.config.clone(), Some(plan), inner.base.clone(), over, true)
+        Self::build(Inner {
+            path: inner.path.clone(),
+            config: inner.config.clone(),
+            plan: Some(plan),
+            base: inner.base.clone(),
+            over,
+            overlaid: true,
+            gguf: inner.gguf.clone(),
+        })
     }
 
-    fn build(
-        path: PathBuf,
-        config: ModelConfig,
-        plan: Option<SharingPlan>,
-        base: Arc<dyn TensorSource>,
-        over: BTreeMap<String, TensorRef>,
-        overlaid: bool,
-    ) -> Result<Self> {
-        if let Some(plan) = &plan {
-            plan.validate(&config)?;
+    fn build(inner: Inner) -> Result<Self> {
+        if let Some(plan) = &inner.plan {
+            plan.validate(&inner.config)?;
         }
-        let source = Self { inner: Arc::new(Inner { path, config, plan, base, over, overlaid }) };
+        let source = Self { inner: Arc::new(inner) };
         source.check()?;
         Ok(source)
     }
@@ -300,7 +319,24 @@ impl ModelSource {
         Ok(all)
     }
 
-    /// The checkpoint folder (of an overlay: the base's), where tokenizer files lie too.
+    /// The tokenizer that came with the checkpoint (of an overlay: with the base), `None` if there is none.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load`].
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match &self.inner.gguf {
+            Some(view) => view.tokenizer(),
+            None if self.path().join("tokenizer.json").is_file() => Tokenizer::load(self.path()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The GGUF file that the tensors lie in.
+    pub(crate) fn gguf(&self) -> Option<&HfView> {
+        self.inner.gguf.as_deref()
+    }
+
+    /// The checkpoint folder or GGUF file (of an overlay: the base's).
     pub fn path(&self) -> &Path {
         &self.inner.path
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde_json::json;
 use sharp_infer::{Model, Options};
-use sharp_model::write_atomic;
+use sharp_model::{ModelSource, Stored, write_atomic};
 use sharp_progress::Terminal;
 
 use crate::Global;
@@ -18,8 +18,8 @@ use crate::output::Output;
     after_help = "Example:\n  sharp analyze --model original --data prose.txt --out analysis --delta-nll 2048"
 )]
 pub(crate) struct Args {
-    /// The original model: a Hugging Face directory.
-    #[arg(long, value_name = "DIR")]
+    /// The original model: a Hugging Face directory or a GGUF file (whose values are computed with as they are, in float32).
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
     #[command(flatten)]
     data: DataArgs,
@@ -41,7 +41,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
-    let model = Model::open(&args.model, &Options { threads: global.threads(), ..Options::default() })?;
+    let options = Options { threads: global.threads(), ..Options::default() };
+    let model = match Stored::at(&args.model)? {
+        // To run it, its blocks would be rounded to what the kernels take.
+        Stored::Gguf(file) => Model::from_source(&ModelSource::open(file)?, &options)?,
+        _ => Model::open(&args.model, &options)?,
+    };
     let DataArgs { data, part } = &args.data;
     let sequences = part.sequences(data, &args.model, args.seq_len, args.tokens)?;
     let options = sharp_similarity::Options {

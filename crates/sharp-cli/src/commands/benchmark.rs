@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sharp_infer::{Batch, Isa, Load, Model, Options, Session};
-use sharp_model::write_atomic;
+use sharp_model::{ModelSource, Stored, write_atomic};
 use sharp_progress::{Progress, Terminal};
 
 use crate::Global;
@@ -20,7 +20,7 @@ use crate::output::{self, Output};
     after_help = "Example:\n  sharp benchmark --model original-q4.sharp --model model.sharp --threads 2"
 )]
 pub(crate) struct Args {
-    /// Models to measure, in turn: model.sharp files or Hugging Face directories.
+    /// Models to measure, in turn: model.sharp files, Hugging Face directories or GGUF files.
     #[arg(long, value_name = "PATH", required = true)]
     model: Vec<PathBuf>,
     /// Tokens of the prompt.
@@ -280,10 +280,12 @@ fn bare_loop_fraction(runs: &[Measurement]) -> Option<f64> {
 
 /// Bytes of a file, or of the weights in a folder.
 fn file_bytes(path: &Path) -> Result<u64> {
-    if path.is_dir() {
-        return Ok(sharp_model::ModelSource::open(path)?.stored_bytes()?);
+    match Stored::at(path)? {
+        Stored::Folder(folder) => Ok(ModelSource::open(folder)?.stored_bytes()?),
+        Stored::Gguf(file) | Stored::Packed(file) => {
+            Ok(std::fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.len())
+        }
     }
-    Ok(std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len())
 }
 
 fn describe(bench: &Bench) -> String {

@@ -15,6 +15,7 @@ use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, Session, 
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
+use crate::model::ModelArg;
 use crate::output::Output;
 use crate::sampling::Sampling;
 
@@ -24,9 +25,8 @@ use crate::sampling::Sampling;
     after_help = "Example:\n  sharp chat --model model.sharp\n  echo 'Name three rivers.' | sharp chat --model model.sharp --temperature 0"
 )]
 pub(crate) struct Args {
-    /// A model.sharp file, or a Hugging Face directory, dense or compact.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArg,
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -146,10 +146,13 @@ impl Input {
 
 impl Conversation {
     fn open(args: &Args, threads: usize) -> Result<Self> {
-        let model = Model::open(&args.model, &Options { threads, ..Options::default() })?;
-        let tokenizer = Model::open_tokenizer(&args.model)?;
+        let model = Model::open(&args.model.model, &Options { threads, ..Options::default() })?;
+        let tokenizer = Model::open_tokenizer(&args.model.model)?;
         let Some(chat) = Chat::from_tokenizer(&tokenizer)? else {
-            bail!("{} has no chat template; `sharp generate` goes on from a text", args.model.display());
+            bail!(
+                "{} has no chat template; `sharp generate` goes on from a text",
+                args.model.model.display()
+            );
         };
         let longest = model.config().max_position_embeddings;
         let context = if args.context == 0 { longest.min(USUAL_CONTEXT) } else { args.context };

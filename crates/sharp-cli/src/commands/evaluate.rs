@@ -11,8 +11,8 @@ use serde_json::json;
 use sharp_data::{Chat, DataSpec, Task};
 use sharp_eval::{Results, Row, Text, Windows};
 use sharp_infer::{Model, Options, Team};
-use sharp_model::ModelSource;
 use sharp_model::tokenizer::Tokenizer;
+use sharp_model::{ModelSource, Stored};
 use sharp_progress::Terminal;
 
 use crate::Global;
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// What to measure, as a TOML file; instead of the options below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "text", "task"])]
     rows: Option<PathBuf>,
-    /// A model, NAME=PATH or PATH: a model.sharp file or a Hugging Face directory; the others are compared with the first.
+    /// A model, NAME=PATH or PATH: a model.sharp file, a Hugging Face directory or a GGUF file; the others are compared with the first.
     #[arg(long, value_name = "MODEL", required_unless_present = "rows")]
     model: Vec<Named<PathBuf>>,
     /// A text, NAME=DATA or DATA: PATH, PATH#VIEW or PATH#VIEW:LIMIT.
@@ -173,10 +173,8 @@ fn open(rows: &[RowRequest], threads: usize) -> Result<Vec<Model>> {
         if row.plan.is_none() && row.recovery.is_some() {
             bail!("{}: recovery parameters need the plan they were trained for", row_of());
         }
-        if row.model.is_file() {
-            if row.plan.is_some() {
-                bail!("{}: a plan goes over a checkpoint folder, not over {}", row_of(), row.model.display());
-            }
+        let stored = Stored::at(&row.model).with_context(row_of)?;
+        if row.plan.is_none() && !matches!(stored, Stored::Folder(_)) {
             models.push(Model::open(&row.model, &options).with_context(row_of)?);
             continue;
         }

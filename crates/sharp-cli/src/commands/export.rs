@@ -9,7 +9,6 @@ use sharp_model::{
     CardNotes, DType, ExportOptions, ExportSummary, ModelSource, Recovery, SharingPlan, export_compact,
     export_dense, export_peft,
     gguf::{GgufOptions, export_gguf},
-    tokenizer::Tokenizer,
 };
 use sharp_progress::{Progress, Terminal};
 
@@ -56,8 +55,8 @@ pub(crate) struct Args {
 /// A model as it lies, or an original with a plan and recovery parameters laid over it.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SourceArgs {
-    /// The model: a Hugging Face directory, dense or compact.
-    #[arg(long, value_name = "DIR")]
+    /// The model: a Hugging Face directory, dense or compact, or a GGUF file.
+    #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
     /// A sharing plan to lay over it.
     #[arg(long, value_name = "FILE")]
@@ -74,7 +73,7 @@ impl SourceArgs {
     }
 }
 
-/// Opens a checkpoint directory and lays a plan and recovery parameters over it.
+/// Opens a checkpoint and lays a plan and recovery parameters over it.
 pub(crate) fn open(model: &Path, plan: Option<&Path>, recovery: Option<&Path>) -> Result<ModelSource> {
     overlay(&ModelSource::open(model)?, plan, recovery)
 }
@@ -165,11 +164,7 @@ fn write_gguf(
     args: &Args,
     progress: &dyn Progress,
 ) -> Result<GgufWritten> {
-    let folder = source.path();
-    let tokenizer = match folder.join("tokenizer.json").is_file() {
-        true => Some(Tokenizer::load(folder)?),
-        false => None,
-    };
+    let tokenizer = source.tokenizer()?;
     let embedding = args.gguf_embedding.unwrap_or(args.gguf_dtype);
     let options = GgufOptions { layers: args.gguf_dtype, embedding };
     let bytes = export_gguf(source, tokenizer.as_ref(), path, options, progress)?;

@@ -1,7 +1,7 @@
 //! `sharp generate`: text from a model.
 
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,7 @@ use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, Session, 
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
+use crate::model::ModelArg;
 use crate::output::Output;
 use crate::sampling::Sampling;
 
@@ -20,9 +21,8 @@ use crate::sampling::Sampling;
     after_help = "Example:\n  sharp generate --model model.sharp --prompt \"Once upon a time\" --max-tokens 64"
 )]
 pub(crate) struct Args {
-    /// A model.sharp file, or a Hugging Face directory, dense or compact.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArg,
     /// Text to go on from; `-` reads it from standard input.
     #[arg(long, value_name = "TEXT")]
     prompt: String,
@@ -119,7 +119,7 @@ impl Written {
 }
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
-    let runner = Runner::open(&args.model, global.threads())?;
+    let runner = Runner::open(&args.model.model, global.threads())?;
     let text = if args.prompt == "-" {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
@@ -130,7 +130,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let prompt = if args.chat {
         let config = serde_json::to_string(runner.tokenizer.config())?;
         let Some(chat) = Chat::from_tokenizer_config(&config)? else {
-            bail!("{} has no chat template; leave --chat out", args.model.display());
+            bail!("{} has no chat template; leave --chat out", args.model.model.display());
         };
         runner.tokenizer.encode(&chat.render(&[Message::new("user", text)], true)?, false)?
     } else {

@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sharp_model::gguf::{Gguf, HfView};
 use sharp_model::packed::PackedFile;
-use sharp_model::{HfCheckpoint, ModelConfig, ModelSource, SharingPlan, TensorSource};
+use sharp_model::{HfCheckpoint, ModelConfig, ModelSource, SharingPlan, Stored, TensorSource};
 
 use crate::Global;
 use crate::output::{self, Output};
@@ -79,34 +79,40 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
 }
 
 fn contents(path: &Path) -> Result<Contents> {
-    if path.is_dir() {
-        // Opened twice: the model view checks that everything is there, the files say what is stored.
-        let model = ModelSource::open(path)?;
-        let lines = lines(&HfCheckpoint::open(path)?)?;
-        let kind = if model.plan().is_some() { "compact checkpoint" } else { "dense checkpoint" };
-        return Ok(assemble(kind, model.config(), model.plan().cloned(), lines));
-    }
-    if PackedFile::is_packed(path) {
-        let file = PackedFile::open(path)?;
-        let mut first: BTreeMap<usize, String> = BTreeMap::new();
-        let mut lines = Vec::new();
-        for (name, index) in file.names() {
-            let Some(blob) = file.blobs().get(index) else { continue };
-            let same_as = first.get(&index).cloned();
-            first.entry(index).or_insert_with(|| name.to_owned());
-            lines.push(TensorLine {
-                name: name.to_owned(),
-                format: blob.format.name().to_owned(),
-                shape: vec![blob.rows, blob.cols],
-                bytes: blob.len,
-                same_as,
-            });
+    match Stored::at(path)? {
+        Stored::Folder(folder) => {
+            // Opened twice: the model view checks that everything is there, the files say what is stored.
+            let model = ModelSource::open(&folder)?;
+            let lines = lines(&HfCheckpoint::open(&folder)?)?;
+            let kind = if model.plan().is_some() { "compact checkpoint" } else { "dense checkpoint" };
+            Ok(assemble(kind, model.config(), model.plan().cloned(), lines))
         }
-        return Ok(assemble("packed model", file.config(), file.plan().cloned(), lines));
+        Stored::Packed(file) => packed(&file),
+        Stored::Gguf(file) => {
+            let gguf = Arc::new(Gguf::open(file)?);
+            let lines = lines(gguf.as_ref())?;
+            Ok(assemble("GGUF file", HfView::new(gguf)?.config(), None, lines))
+        }
     }
-    let gguf = Arc::new(Gguf::open(path)?);
-    let lines = lines(gguf.as_ref())?;
-    Ok(assemble("GGUF file", HfView::new(gguf)?.config(), None, lines))
+}
+
+fn packed(path: &Path) -> Result<Contents> {
+    let file = PackedFile::open(path)?;
+    let mut first: BTreeMap<usize, String> = BTreeMap::new();
+    let mut lines = Vec::new();
+    for (name, index) in file.names() {
+        let Some(blob) = file.blobs().get(index) else { continue };
+        let same_as = first.get(&index).cloned();
+        first.entry(index).or_insert_with(|| name.to_owned());
+        lines.push(TensorLine {
+            name: name.to_owned(),
+            format: blob.format.name().to_owned(),
+            shape: vec![blob.rows, blob.cols],
+            bytes: blob.len,
+            same_as,
+        });
+    }
+    Ok(assemble("packed model", file.config(), file.plan().cloned(), lines))
 }
 
 fn lines(source: &dyn TensorSource) -> Result<Vec<TensorLine>> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use sharp_model::{DType, Estimate, ModelConfig, Ranks, RecoveryForm, SharingPlan};
+use sharp_model::{DType, Estimate, Ranks, RecoveryForm, SharingPlan, Stored};
 use sharp_similarity::{Metric, Report};
 use sharp_strategy::{Budget, Cost, Explicit, LayerCosts, Options, Replacement, Strategy};
 
@@ -17,8 +17,8 @@ use crate::output::{self, Output};
     after_help = "Example:\n  sharp plan --model original --similarity similarity.json --strategy optimal --remove 0.2 --out plan.toml"
 )]
 pub(crate) struct Args {
-    /// The original model: a Hugging Face directory.
-    #[arg(long, value_name = "DIR")]
+    /// The original model: a Hugging Face directory or a GGUF file.
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
     /// What `sharp analyze` measured; the patterns (pairs, back, front, groups) and explicit can do without it.
     #[arg(long, value_name = "FILE")]
@@ -86,7 +86,7 @@ struct Summary<'a> {
 }
 
 pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
-    let config = ModelConfig::load(args.model.join("config.json"))?;
+    let config = Stored::at(&args.model)?.config()?;
     let costs = match &args.similarity {
         Some(path) => {
             let text =

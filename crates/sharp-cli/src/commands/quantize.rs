@@ -30,7 +30,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "q4")]
     recipe: String,
     /// Round the layers' matrices against what this text makes of their inputs: PATH, PATH#VIEW or PATH#VIEW:LIMIT, as for
-    /// `sharp analyze --data`. Better at the same size, and slower.
+    /// `sharp analyze --data`. Better at the same size, and slower. A GGUF file's blocks are then in memory in float32: of a large model import
+    /// it in 16 bits first.
     #[arg(long, value_name = "SPEC")]
     calibrate: Option<DataSpec>,
     /// How much of that text, in tokens.

@@ -1,7 +1,6 @@
 //! `sharp serve`: the model over HTTP, for OpenAI's clients and for a browser.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,6 +9,7 @@ use sharp_infer::{DType, Model, Options};
 use sharp_serve::{ServeOptions, Server};
 
 use crate::Global;
+use crate::model::ModelArg;
 use crate::output::Output;
 
 /// Answer requests over HTTP as OpenAI's API does, with a chat page.
@@ -18,9 +18,8 @@ use crate::output::Output;
     after_help = "Example:\n  sharp serve --model model.sharp\n  curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' -d '{\"prompt\": \"Once upon\"}'"
 )]
 pub(crate) struct Args {
-    /// A model.sharp file, or a Hugging Face directory, dense or compact.
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArg,
     /// Address to listen on. Others than this machine's own should have an API key, and a proxy that encrypts before them.
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -74,11 +73,16 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         KvCache::F16 => DType::F16,
         KvCache::F32 => DType::F32,
     });
-    let model =
-        Model::open(&args.model, &Options { threads: global.threads(), kv_cache, ..Options::default() })?;
-    let tokenizer = Model::open_tokenizer(&args.model)?;
+    let model = Model::open(
+        &args.model.model,
+        &Options { threads: global.threads(), kv_cache, ..Options::default() },
+    )?;
+    let tokenizer = Model::open_tokenizer(&args.model.model)?;
     let name = args.name.unwrap_or_else(|| {
-        args.model.file_stem().map_or_else(|| "sharp".to_owned(), |name| name.to_string_lossy().into_owned())
+        args.model
+            .model
+            .file_stem()
+            .map_or_else(|| "sharp".to_owned(), |name| name.to_string_lossy().into_owned())
     });
     let mut options = ServeOptions::default();
     options.model_name = name.clone();

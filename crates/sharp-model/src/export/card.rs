@@ -120,7 +120,10 @@ pub(super) enum Kind {
 
 /// The card of an export.
 pub(super) fn write(source: &ModelSource, kind: Kind, notes: &CardNotes) -> Result<String> {
-    let origin = Origin::of_folder(source.path())?;
+    let origin = match source.gguf() {
+        Some(gguf) => gguf.origin()?,
+        None => Origin::of_folder(source.path())?,
+    };
     let config = source.config();
     let mut text = origin.front_matter(&["sharp", "mlp-sharing"]);
     let _ = writeln!(text, "\n# {}, with MLPs shared between layers\n", origin.title());

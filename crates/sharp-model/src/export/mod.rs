@@ -173,6 +173,14 @@ fn begin(
         return Err(Error::malformed(out, "an export cannot replace the checkpoint it is made from"));
     }
     let mut writer = SafetensorsWriter::create(out, tensors, options.max_shard_bytes)?;
+    if let Some(gguf) = source.gguf() {
+        for (name, text) in gguf.companions()? {
+            if companions.contains(&name) {
+                writer.add_file(name, text.as_bytes())?;
+            }
+        }
+        return Ok(writer);
+    }
     for name in companions {
         let file = source.path().join(name);
         if file.is_file() {

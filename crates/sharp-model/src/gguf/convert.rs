@@ -7,11 +7,14 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 use sharp_quant::DType;
 
-use super::Gguf;
+use super::{Gguf, tokenizer_config_json, tokenizer_json};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::export::{CARD_FILE, Origin};
 use crate::family::{FAMILIES, Family, Heads, Presence, tensors_of};
 use crate::source::{TensorBytes, TensorInfo, TensorSource};
+use crate::tokenizer::Tokenizer;
+use crate::writer::pretty;
 
 /// Rotary frequency factors: they become `rope_scaling`, not a tensor.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -90,6 +93,50 @@ impl HfView {
     /// The file behind this view.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
+    }
+
+    /// The tokenizer, where the file has one.
+    ///
+    /// # Errors
+    /// Those of [`tokenizer_json`] and [`Tokenizer::from_parts`].
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        if !self.has_tokenizer() {
+            return Ok(None);
+        }
+        let json = tokenizer_json(&self.gguf)?.to_string();
+        Tokenizer::from_parts(self.gguf.path(), json.as_bytes(), tokenizer_config_json(&self.gguf)?, &[])
+            .map(Some)
+    }
+
+    /// What goes beside the tensors in a Hugging Face directory, by name: `tokenizer.json`, `tokenizer_config.json` and a model card.
+    ///
+    /// # Errors
+    /// Those of [`tokenizer_json`] and [`Tokenizer::from_parts`]: what was built must load, or the fault would show only later.
+    pub fn companions(&self) -> Result<Vec<(&'static str, String)>> {
+        let card = (CARD_FILE, self.origin()?.to_card("Imported from a GGUF file."));
+        let tokenizer = tokenizer_json(&self.gguf)?.to_string();
+        let settings = tokenizer_config_json(&self.gguf)?;
+        Tokenizer::from_parts(self.gguf.path(), tokenizer.as_bytes(), settings.clone(), &[])?;
+        Ok(vec![
+            card,
+            ("tokenizer.json", tokenizer),
+            ("tokenizer_config.json", pretty(&Json::Object(settings))),
+        ])
+    }
+
+    fn has_tokenizer(&self) -> bool {
+        self.gguf.get("tokenizer.ggml.model").is_some()
+    }
+
+    /// What the file says about where the model comes from.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if its name or licence is no string.
+    pub(crate) fn origin(&self) -> Result<Origin> {
+        Ok(Origin {
+            name: self.gguf.string("general.name")?.map(str::to_owned),
+            licence: self.gguf.string("general.license")?.map(str::to_owned),
+        })
     }
 
     fn find(&self, name: &str) -> Result<&Mapped> {

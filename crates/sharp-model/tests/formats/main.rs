@@ -9,6 +9,7 @@ mod packed;
 mod packed_hostile;
 mod pruned;
 mod raw;
+mod stored;
 mod tokens;
 
 use std::path::PathBuf;
