@@ -92,9 +92,9 @@ pub(crate) fn plan(
             let kept = ((steps / layers.len() + usize::from(order.contains(&layer))) * step).min(most);
             let reason = match form {
                 RecoveryForm::Pruned => {
-                    format!("keeps {kept} of {most} neurons, as every layer that need not keep all")
+                    format!("keeps {kept} of {most} neurons; every layer that is not kept whole gives up the same part")
                 }
-                _ => format!("rank {kept}, as every layer that need not keep its MLP"),
+                _ => format!("rank {kept}; every layer that is not kept whole gives up the same part"),
             };
             match form {
                 RecoveryForm::Pruned => Target::pruned(layer, kept),
