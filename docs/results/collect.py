@@ -67,8 +67,8 @@ def main():
     }
     (HERE / "size_sweep.json").write_text(json.dumps(document, indent=1) + "\n")
 
-    print("| size | method | row | MLP parameters | saved | bytes | passages | KL | HellaSwag | KL |")
-    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| size | method | seed | row | MLP parameters | saved | bytes | passages | KL | HellaSwag | KL |")
+    print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
     for cell in sorted(cells.values(), key=lambda cell: (cell["values"][0], list(cells).index(cell["cell"]))):
         for row in cell["rows"]:
             if row["name"] == "original":
@@ -78,7 +78,7 @@ def main():
                 kl = row["kl"].get(text)
                 columns += [f"{row['perplexity'][text]:.2f}", "-" if kl is None else f"{kl:.3f}"]
             size, method = cell["values"]
-            print(f"| {size} | {method} | {row['name']} | {row['mlp_parameters'] / 1e6:.2f} M | {100 * row['saved']:.1f} % |"
+            print(f"| {size} | {method} | {cell['seed']} | {row['name']} | {row['mlp_parameters'] / 1e6:.2f} M | {100 * row['saved']:.1f} % |"
                   f" {row['bytes'] / 1e6:.1f} MB | {' | '.join(columns)} |")
 
 
