@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::forms::Pieces;
 use crate::mlp::Mlp;
 use crate::pool::Pool;
-use crate::tensors::dim;
+use crate::tensors::{dim, to_vec};
 
 /// Added to the second moment's diagonal, as a fraction of its mean.
 const RIDGE: f64 = 1e-3;
@@ -22,17 +22,14 @@ const RIDGE: f64 = 1e-3;
 /// Of the neurons left, the fraction that goes between two solutions is one over this.
 const STEPS: i64 = 16;
 
-/// The neurons that stay by their weights alone: those with the largest product of the norms of gate row, up row and down column.
+/// The neurons that stay by their weights alone ([`sharp_model::pruned::largest`]), as they are.
 pub(crate) fn largest(target: &Target, original: &Mlp) -> Result<[Pieces; 3]> {
-    let square = |p, along: i64| -> Result<Tensor> {
-        let weight = original.weight(p)?.f_to_kind(Kind::Double)?;
-        Ok(weight.f_square()?.f_sum_dim_intlist([along].as_slice(), false, Kind::Double)?)
-    };
-    let size = square(Projection::Gate, 1)?
-        .f_mul(&square(Projection::Up, 1)?)?
-        .f_mul(&square(Projection::Down, 0)?)?;
-    let order = size.f_argsort_stable(true, 0, true)?;
-    let kept = order.f_narrow(0, 0, dim(target.neurons)?)?.f_sort(0, false)?.0;
+    let values = |p| -> Result<Vec<f32>> { to_vec(&original.weight(p)?) };
+    let [gate, up, down] = [values(Projection::Gate)?, values(Projection::Up)?, values(Projection::Down)?];
+    let neurons = usize::try_from(original.down.weight.size2()?.1).unwrap_or(0);
+    let kept = sharp_model::pruned::largest([&gate, &up, &down], neurons, target.neurons);
+    let kept = kept.into_iter().map(dim).collect::<Result<Vec<i64>>>()?;
+    let kept = Tensor::f_from_slice(&kept)?.f_to_device(original.down.weight.device())?;
     let down = original.down.weight.f_index_select(1, &kept)?;
     pieces(original, &kept, down)
 }
