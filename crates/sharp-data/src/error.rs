@@ -27,6 +27,16 @@ pub enum Error {
         /// What was wrong with it.
         what: String,
     },
+    /// One row of a Parquet file is not what it should be.
+    #[error("{}: row {row}: {what}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1.
+        row: u64,
+        /// What was wrong with it.
+        what: String,
+    },
     /// A file as a whole is not what it should be.
     #[error("{}: {what}", path.display())]
     File {
@@ -69,6 +79,10 @@ impl Error {
     }
     pub(crate) fn line(path: &Path, line: u64, what: impl Into<String>) -> Self {
         Error::Line { path: path.to_path_buf(), line, what: what.into() }
+    }
+    #[cfg(feature = "parquet")]
+    pub(crate) fn row(path: &Path, row: u64, what: impl Into<String>) -> Self {
+        Error::Row { path: path.to_path_buf(), row, what: what.into() }
     }
     pub(crate) fn file(path: &Path, what: impl Into<String>) -> Self {
         Error::File { path: path.to_path_buf(), what: what.into() }

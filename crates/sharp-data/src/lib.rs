@@ -9,6 +9,11 @@ mod lines;
 mod olmo;
 mod overlap;
 mod pack;
+#[cfg(feature = "parquet")]
+mod parquet;
+#[cfg(not(feature = "parquet"))]
+#[path = "no_parquet.rs"]
+mod parquet;
 mod python_json;
 mod read;
 mod seed;

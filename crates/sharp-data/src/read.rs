@@ -5,10 +5,13 @@
 //! - `.tokens` (WikiText's way): a document is an article, which begins at a line ` = Title = ` with one `=` each side.
 //! - `.jsonl`, `.json`, `.ndjson`: one JSON object a line, with `messages`, `prompt` and `completion`, or `text`; or
 //!   evaluation requests (`request`, `doc`, `doc_id`).
+//! - `.parquet` and whatever begins as such a file does: its columns are what the fields of a JSON line are.
 //!
-//! Any of them may be gzipped, with `.gz` after its name. Text is taken as it is, line ends become `\n`.
+//! Any but the last may be gzipped, with `.gz` after its name. Text is taken as it is, line ends become `\n`.
 
 use std::collections::{HashSet, VecDeque};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
@@ -18,6 +21,7 @@ use crate::document::{Document, text_key};
 use crate::error::{Error, Result};
 use crate::lines::{Lines, MAX_LINE_BYTES};
 use crate::olmo;
+use crate::parquet::Rows;
 use crate::spec::{DataSpec, View};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,26 +29,99 @@ enum Format {
     Paragraphs,
     Articles,
     Json,
+    Parquet,
 }
 
 impl Format {
-    /// By the name, without a `.gz` at its end.
+    /// By the name, without a `.gz` at its end; Parquet by its first bytes too.
     fn of(path: &Path) -> Format {
+        let mut start = [0; 4];
+        let read = File::open(path).and_then(|mut f| f.read_exact(&mut start));
+        if read.is_ok() && start == *b"PAR1" {
+            return Format::Parquet;
+        }
         let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
         match name.rsplit_once('.').map(|(_, e)| e) {
             Some("jsonl" | "json" | "ndjson") => Format::Json,
             Some("tokens") => Format::Articles,
+            Some("parquet") => Format::Parquet,
             _ => Format::Paragraphs,
         }
     }
+
+    /// Whether a file of it has rows with fields.
+    fn has_rows(self) -> bool {
+        matches!(self, Format::Json | Format::Parquet)
+    }
+}
+
+/// A file that is open.
+enum Source {
+    Lines(Lines),
+    Rows(Box<Rows>),
+}
+
+impl Source {
+    fn path(&self) -> &Path {
+        match self {
+            Source::Lines(lines) => lines.path(),
+            Source::Rows(rows) => rows.path(),
+        }
+    }
+
+    /// An error about the line or row last read.
+    fn error(&self, what: impl Into<String>) -> Error {
+        match self {
+            Source::Lines(lines) => lines.error(what),
+            Source::Rows(rows) => rows.error(what),
+        }
+    }
+
+    /// The next JSON line that is not blank, or the next row.
+    fn value(&mut self) -> Result<Option<Value>> {
+        let lines = match self {
+            Source::Lines(lines) => lines,
+            Source::Rows(rows) => return rows.next_row(),
+        };
+        while let Some(line) = lines.next_line() {
+            let line = line?;
+            if !line.trim().is_empty() {
+                return match serde_json::from_str(line) {
+                    Ok(value) => Ok(Some(value)),
+                    Err(e) => Err(lines.error(format!("not JSON at column {}: {}", e.column(), bare(&e)))),
+                };
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Refuses a file none of whose rows can have the fields of `view`.
+fn fits(rows: &Rows, view: View) -> Result<()> {
+    let pair = rows.have(&["prompt", "completion"]);
+    let request = rows.have(&["request", "doc", "doc_id"]);
+    let (fits, expected) = match view {
+        View::Auto => (
+            pair || request || rows.have(&["text"]) || rows.have(&["messages"]),
+            "\"text\", \"prompt\" and \"completion\", or \"messages\"",
+        ),
+        View::Text => (pair || request || rows.have(&["text"]), "\"text\""),
+        View::Completion => (pair || request, "\"prompt\" and \"completion\""),
+        View::Messages => (rows.have(&["messages"]), "\"messages\""),
+        View::Passage => (request || rows.have(&["passage"]), "\"passage\""),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Error::file(rows.path(), format!("expected columns {expected}; its columns are {}", rows.columns())))
 }
 
 /// The documents of one file, one after another: memory holds one at a time.
 ///
 /// After an error nothing more comes.
 pub struct Documents<'a> {
-    lines: Lines,
+    source: Source,
     format: Format,
     view: View,
     chat: Option<&'a Chat>,
@@ -63,14 +140,21 @@ impl<'a> Documents<'a> {
     /// If it cannot be opened, is empty, is a folder, or is a text file of which a view of rows is asked.
     pub fn open(spec: &DataSpec, chat: Option<&'a Chat>) -> Result<Self> {
         let format = Format::of(&spec.path);
-        if format != Format::Json && !matches!(spec.view, View::Auto | View::Text) {
+        if !format.has_rows() && !matches!(spec.view, View::Auto | View::Text) {
             return Err(Error::file(
                 &spec.path,
-                format!("is plain text, which has no view \"{}\"; only JSON lines do", spec.view),
+                format!("is plain text, which has no view \"{}\"; only JSON lines and Parquet do", spec.view),
             ));
         }
+        let source = if format == Format::Parquet {
+            let rows = Rows::open(&spec.path)?;
+            fits(&rows, spec.view)?;
+            Source::Rows(Box::new(rows))
+        } else {
+            Source::Lines(Lines::open(&spec.path)?)
+        };
         Ok(Documents {
-            lines: Lines::open(&spec.path)?,
+            source,
             format,
             view: spec.view,
             chat,
@@ -91,15 +175,13 @@ impl<'a> Documents<'a> {
             if self.done {
                 return Ok(None);
             }
-            match self.format {
-                Format::Json => self.json_line()?,
-                _ => self.text_line()?,
-            }
+            if self.format.has_rows() { self.row()? } else { self.text_line()? }
         }
     }
 
     fn text_line(&mut self) -> Result<()> {
-        let Some(line) = self.lines.next_line() else {
+        let Source::Lines(lines) = &mut self.source else { return Ok(()) };
+        let Some(line) = lines.next_line() else {
             self.done = true;
             self.end_block();
             return Ok(());
@@ -117,7 +199,7 @@ impl<'a> Documents<'a> {
             return Ok(());
         }
         if self.block.len() + line.len() >= MAX_LINE_BYTES {
-            return Err(self.lines.error(format!("the document is longer than {MAX_LINE_BYTES} bytes")));
+            return Err(self.source.error(format!("the document is longer than {MAX_LINE_BYTES} bytes")));
         }
         self.block.push_str(line);
         self.block.push('\n');
@@ -132,34 +214,19 @@ impl<'a> Documents<'a> {
         self.block.clear();
     }
 
-    fn json_line(&mut self) -> Result<()> {
-        let value: Value = loop {
-            let Some(line) = self.lines.next_line() else {
-                self.done = true;
-                return Ok(());
-            };
-            let line = line?;
-            if !line.trim().is_empty() {
-                match serde_json::from_str(line) {
-                    Ok(value) => break value,
-                    Err(e) => {
-                        return Err(self.lines.error(format!(
-                            "not JSON at column {}: {}",
-                            e.column(),
-                            bare(&e)
-                        )));
-                    }
-                }
-            }
+    fn row(&mut self) -> Result<()> {
+        let Some(value) = self.source.value()? else {
+            self.done = true;
+            return Ok(());
         };
         if !value.is_object() {
-            return Err(self.lines.error(format!("expected a JSON object, found {}", kind(&value))));
+            return Err(self.source.error(format!("expected a JSON object, found {}", kind(&value))));
         }
         let doc = if olmo::is_row(&value) { self.request(value) } else { self.object(&value) };
         match doc {
             Ok(Some(doc)) => self.ready.push_back(doc),
             Ok(None) => {}
-            Err(what) => return Err(self.lines.error(what)),
+            Err(what) => return Err(self.source.error(what)),
         }
         Ok(())
     }
@@ -267,7 +334,7 @@ impl Iterator for Documents<'_> {
             }
             Ok(None) => {
                 self.left = 0;
-                (!self.yielded).then(|| Err(Error::file(self.lines.path(), "holds no documents")))
+                (!self.yielded).then(|| Err(Error::file(self.source.path(), "holds no documents")))
             }
             Err(e) => {
                 self.left = 0;
@@ -294,7 +361,7 @@ pub fn read(spec: &DataSpec, chat: Option<&Chat>) -> Result<Vec<Document>> {
 /// # Errors
 /// As [`read`].
 pub fn read_text(spec: &DataSpec, chat: Option<&Chat>) -> Result<String> {
-    if Format::of(&spec.path) != Format::Json && spec.limit.is_none() && spec.view != View::Passage {
+    if !Format::of(&spec.path).has_rows() && spec.limit.is_none() && spec.view != View::Passage {
         let mut lines = Lines::open(&spec.path)?;
         let mut text = String::new();
         while let Some(line) = lines.next_line() {
