@@ -125,6 +125,38 @@ fn a_giant_page_is_refused_before_it_fills_the_memory() {
 }
 
 #[test]
+fn columns_nested_deeper_than_a_stack_are_refused() {
+    // The footer by hand, in Thrift's compact protocol: a root, groups that hold one group each, a column of bytes.
+    let number = |mut n: u64| {
+        let mut bytes = Vec::new();
+        while n >= 0x80 {
+            bytes.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        bytes.push(n as u8);
+        bytes
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for (groups, want) in [(3, "holds no documents"), (200_000, "nested deeper than 16 levels")] {
+        let mut schema = vec![0x48, 1, b's', 0x15, 2, 0];
+        for i in 0..groups {
+            let name: &[u8] = if i == 0 { b"text" } else { b"g" };
+            schema.extend([0x35, 0, 0x18, name.len() as u8]);
+            schema.extend(name);
+            schema.extend([0x15, 2, 0]);
+        }
+        schema.extend([0x15, 12, 0x25, 0, 0x18, 1, b'x', 0]);
+        let footer =
+            [&[0x15, 2, 0x19, 0xfc][..], &number(groups + 2), &schema, &[0x16, 0, 0x19, 0x0c, 0]].concat();
+        let file = [b"PAR1", &footer[..], &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat();
+        let path = dir.path().join("deep.parquet");
+        std::fs::write(&path, file).unwrap();
+        let said = all(&path, View::Auto, None).unwrap_err().to_string();
+        assert!(said.contains("deep.parquet") && said.contains(want), "{groups}: {said}");
+    }
+}
+
+#[test]
 fn a_cut_file_is_an_error_wherever_it_is_cut() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["text_snappy.parquet", "messages_zstd.parquet"] {
