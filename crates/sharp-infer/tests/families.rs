@@ -89,6 +89,14 @@ fn every_way_through_a_family_agrees_with_transformers() {
 }
 
 #[test]
+fn a_familys_gguf_file_is_the_same_model() {
+    for case in ["gemma", "gemma2", "gemma3", "granite", "olmo2", "phi3", "qwen3"].map(Case::load) {
+        let file = folder("../gguf_families").join(case.name).with_extension("gguf");
+        case.close("as GGUF", &open(&file).forward(&case.tokens, &mut ()).unwrap(), &case.logits);
+    }
+}
+
+#[test]
 fn an_imported_family_is_the_same_model() {
     for case in CASES.map(Case::load) {
         let out = tempfile::tempdir().unwrap();

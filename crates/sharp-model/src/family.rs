@@ -149,6 +149,11 @@ pub struct Family {
     /// Whether GGUF files of the family store query and key rows in interleaved RoPE pairs `(2i, 2i + 1)` instead
     /// of halves `(i, i + head_dim / 2)`.
     pub gguf_interleaved_rope: bool,
+    /// Metadata of the family's GGUF files without the architecture before it, and what `config.json` calls it.
+    pub gguf_keys: &'static [(&'static str, &'static str)],
+    /// Number of layers of the one model of the family whose scores llama.cpp scales by `sqrt(hidden_size / heads)` instead of
+    /// `sqrt(head_dim)`: its GGUF files do not say it.
+    pub gguf_wide_scores: Option<u64>,
     /// Biases of the query, key and value projections.
     pub qkv_bias: Presence,
     /// Bias of the attention output projection.
@@ -203,6 +208,8 @@ pub const LLAMA: Family = Family {
     compact_model_type: "sharp_llama",
     gguf_architecture: Some("llama"),
     gguf_interleaved_rope: true,
+    gguf_keys: &[],
+    gguf_wide_scores: None,
     qkv_bias: Presence::Key("attention_bias"),
     output_bias: Presence::Key("attention_bias"),
     mlp_bias: Presence::Key("mlp_bias"),
@@ -276,7 +283,7 @@ pub const SMOLLM3: Family = Family {
     model_type: "smollm3",
     compact_architecture: "SharpSmolLM3ForCausalLM",
     compact_model_type: "sharp_smollm3",
-    gguf_architecture: None,
+    gguf_architecture: Some("smollm3"),
     default_rope_theta: 2_000_000.0,
     default_tied: true,
     unrotated_every: Some(4),
@@ -290,7 +297,13 @@ pub const GRANITE: Family = Family {
     model_type: "granite",
     compact_architecture: "SharpGraniteForCausalLM",
     compact_model_type: "sharp_granite",
-    gguf_architecture: None,
+    gguf_architecture: Some("granite"),
+    gguf_keys: &[
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("attention.scale", "attention_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    ],
     embedding_scale: Scale::Key("embedding_multiplier"),
     residual_scale: Scale::Key("residual_multiplier"),
     attention_scale: Scale::Key("attention_multiplier"),
@@ -304,7 +317,8 @@ pub const OLMO2: Family = Family {
     model_type: "olmo2",
     compact_architecture: "SharpOlmo2ForCausalLM",
     compact_model_type: "sharp_olmo2",
-    gguf_architecture: None,
+    gguf_architecture: Some("olmo2"),
+    gguf_interleaved_rope: false,
     mlp_bias: Presence::Never,
     qk_norm: Presence::Always,
     qk_norm_whole: true,
@@ -318,6 +332,9 @@ pub const PHI3: Family = Family {
     model_type: "phi3",
     compact_architecture: "SharpPhi3ForCausalLM",
     compact_model_type: "sharp_phi3",
+    gguf_architecture: Some("phi3"),
+    gguf_interleaved_rope: false,
+    gguf_keys: &[("attention.sliding_window", "sliding_window")],
     default_window: None,
     read_as: Some("MistralForCausalLM"),
     ..MISTRAL
@@ -329,7 +346,8 @@ pub const GEMMA: Family = Family {
     model_type: "gemma",
     compact_architecture: "SharpGemmaForCausalLM",
     compact_model_type: "sharp_gemma",
-    gguf_architecture: None,
+    gguf_architecture: Some("gemma"),
+    gguf_interleaved_rope: false,
     mlp_bias: Presence::Never,
     norm_offset: 1.0,
     activation: Activation::GeluTanh,
@@ -344,6 +362,13 @@ pub const GEMMA2: Family = Family {
     model_type: "gemma2",
     compact_architecture: "SharpGemma2ForCausalLM",
     compact_model_type: "sharp_gemma2",
+    gguf_architecture: Some("gemma2"),
+    gguf_keys: &[
+        ("attention.sliding_window", "sliding_window"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ],
+    gguf_wide_scores: Some(46),
     norms: Norms::Both,
     windows: Windows::AllButEvery(2),
     default_window: Some(4096),
@@ -358,6 +383,13 @@ pub const GEMMA3: Family = Family {
     model_type: "gemma3_text",
     compact_architecture: "SharpGemma3TextForCausalLM",
     compact_model_type: "sharp_gemma3_text",
+    gguf_architecture: Some("gemma3"),
+    gguf_keys: &[
+        ("attention.sliding_window", "sliding_window"),
+        ("rope.freq_base_swa", "rope_local_base_freq"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ],
+    gguf_wide_scores: Some(62),
     qk_norm: Presence::Always,
     default_rope_theta: 1_000_000.0,
     default_local_rope_theta: Some(10_000.0),
@@ -380,6 +412,13 @@ pub static FUSED: &[(&str, &[&str])] = &[
         "model.layers.{}.mlp.gate_up_proj.weight",
         &["model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"],
     ),
+];
+
+/// Fused tensors of GGUF files and what they are cut into.
+pub static GGUF_FUSED: &[(&str, &[&str])] = &[
+    ("blk.{}.attn_qkv.weight", &["blk.{}.attn_q.weight", "blk.{}.attn_k.weight", "blk.{}.attn_v.weight"]),
+    // Phi-3's gate lies above what is called `up`.
+    ("blk.{}.ffn_up.weight", &["blk.{}.ffn_gate.weight", "blk.{}.ffn_up.weight"]),
 ];
 
 impl Family {

@@ -1,6 +1,7 @@
 //! A GGUF file seen as a Hugging Face checkpoint: names, configuration, row order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::{Gguf, tokenizer_config_json, tokenizer_json};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::export::{CARD_FILE, Origin};
-use crate::family::{FAMILIES, Family, Heads, Presence, tensors_of};
+use crate::family::{FAMILIES, Family, GGUF_FUSED, Heads, Presence, Scale, tensors_of};
 use crate::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::tokenizer::Tokenizer;
 use crate::writer::pretty;
@@ -34,8 +35,12 @@ pub struct HfView {
 struct Mapped {
     source: String,
     info: TensorInfo,
+    /// Its rows within a fused tensor; none: all rows of the tensor.
+    rows: Option<Range<usize>>,
     /// Number of heads whose rows have to be reordered.
     heads: Option<usize>,
+    /// What is taken from every value: norms of `1 + weight` are stored as that sum.
+    less: f32,
 }
 
 impl HfView {
@@ -52,26 +57,38 @@ impl HfView {
             let what = format!("architecture `{architecture}` (known: {})", known.join(", "));
             Error::unsupported(gguf.path(), what)
         })?;
+        let interleaved = family.gguf_interleaved_rope;
         let json = config(&gguf, architecture, family)?;
         let config = ModelConfig::from_map(gguf.path(), json.clone())?;
         let mut unused: BTreeSet<String> = gguf.tensors().into_iter().map(|t| t.name).collect();
         unused.remove(ROPE_FREQS);
         let mut tensors = BTreeMap::new();
         for (rule, layer, mut info) in tensors_of(&config, DType::F32) {
-            let source = rule.gguf_of(layer.unwrap_or_default());
+            let name = rule.gguf_of(layer.unwrap_or_default());
+            let (source, rows) = place(&gguf, &config, family, name, layer.unwrap_or_default());
             let found = gguf.info(&source).ok_or_else(|| Error::no_tensor(gguf.path(), source.as_str()))?;
-            if found.shape != info.shape {
-                return Err(Error::shape(gguf.path(), source, &info.shape, &found.shape));
+            let mut shape = info.shape.clone();
+            if let (Some((_, all)), Some(first)) = (&rows, shape.first_mut()) {
+                *first = *all;
+            }
+            if found.shape != shape {
+                return Err(Error::shape(gguf.path(), source, &shape, &found.shape));
+            }
+            let less = if info.name.ends_with("norm.weight") { family.norm_offset } else { 0.0 };
+            if less != 0.0 && found.dtype != DType::F32 {
+                let what = format!("type {}, expected F32", found.dtype.name());
+                return Err(Error::tensor(gguf.path(), source.as_str(), what));
             }
             unused.remove(&source);
             info.dtype = found.dtype;
             let heads = match rule.heads {
-                _ if !family.gguf_interleaved_rope => None,
+                _ if !interleaved => None,
                 Heads::None => None,
                 Heads::Query => Some(config.num_attention_heads),
                 Heads::Key => Some(config.num_key_value_heads),
             };
-            tensors.insert(info.name.clone(), Mapped { source, info, heads });
+            let rows = rows.map(|(rows, _)| rows);
+            tensors.insert(info.name.clone(), Mapped { source, info, rows, heads, less });
         }
         if let Some(name) = unused.first() {
             let what = format!("tensor `{name}` has no counterpart in a {} model", family.architecture);
@@ -159,11 +176,51 @@ impl TensorSource for HfView {
 
     fn bytes(&self, name: &str) -> Result<TensorBytes> {
         let mapped = self.find(name)?;
-        let bytes = self.gguf.bytes(&mapped.source)?;
-        let Some(heads) = mapped.heads else { return Ok(bytes) };
-        let rows = mapped.info.shape.first().copied().unwrap_or(1);
-        Ok(TensorBytes::owned(halves_from_pairs(&bytes, rows, heads)))
+        let mut bytes = self.gguf.bytes(&mapped.source)?;
+        let count = mapped.info.shape.first().copied().unwrap_or(1);
+        if let (Some(rows), Some(fused)) = (&mapped.rows, self.gguf.info(&mapped.source)) {
+            let row = bytes.len() / fused.shape.first().copied().unwrap_or(1).max(1);
+            let part = bytes.slice(rows.start * row..rows.end * row);
+            bytes = part.ok_or_else(|| Error::no_tensor(self.gguf.path(), name))?;
+        }
+        if let Some(heads) = mapped.heads {
+            bytes = TensorBytes::owned(halves_from_pairs(&bytes, count, heads));
+        }
+        if mapped.less != 0.0 {
+            let values = bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap_or_default()) - mapped.less);
+            bytes = TensorBytes::owned(values.flat_map(f32::to_le_bytes).collect());
+        }
+        Ok(bytes)
     }
+}
+
+/// Where the tensor `name` lies: by itself, or as some rows of a fused one, then with these and the number of all rows.
+fn place(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    family: &Family,
+    name: String,
+    layer: usize,
+) -> (String, Option<(Range<usize>, usize)>) {
+    // Only Phi-3 stores fused tensors; of another family a tensor of that name is itself.
+    let fused = GGUF_FUSED.iter().filter(|_| family.read_as.is_some());
+    for (fused, parts) in fused {
+        let named = |pattern: &str| pattern.replace("{}", &layer.to_string());
+        let Some(at) = parts.iter().position(|part| named(part) == name) else { continue };
+        if gguf.info(&named(fused)).is_none() {
+            continue;
+        }
+        let sizes = match parts.len() {
+            3 => vec![config.query_size(), config.key_value_size(), config.key_value_size()],
+            n => vec![config.intermediate_size; n],
+        };
+        let begin: usize = sizes.iter().take(at).sum();
+        let end = begin + sizes.get(at).copied().unwrap_or(0);
+        return (named(fused), Some((begin..end, sizes.iter().sum())));
+    }
+    (name, None)
 }
 
 /// Moves rows from interleaved rotary pairs to halves: within a head of `2n` rows, row `2j + s` goes to `s * n + j`.
@@ -221,17 +278,20 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
         gguf.info("token_embd.weight").ok_or_else(|| Error::no_tensor(gguf.path(), "token_embd.weight"))?;
     let vocab = embed.shape.first().copied().unwrap_or(0);
 
+    let layers = required("block_count")?;
+    // Once cut apart, fused tensors are another family's.
+    let named = family.read_as.and_then(Family::by_architecture).unwrap_or(family);
     let mut c = Map::new();
     let mut put = |key: &str, value: Json| c.insert(key.to_owned(), value);
-    put("architectures", json!([family.architecture]));
-    put("model_type", json!(family.model_type));
+    put("architectures", json!([named.architecture]));
+    put("model_type", json!(named.model_type));
     put("hidden_size", json!(hidden));
     put("intermediate_size", json!(required("feed_forward_length")?));
-    put("num_hidden_layers", json!(required("block_count")?));
+    put("num_hidden_layers", json!(layers));
     put("num_attention_heads", json!(heads));
     put("num_key_value_heads", json!(kv_heads));
     put("head_dim", json!(head_dim));
-    put("hidden_act", json!("silu"));
+    put("hidden_act", json!(family.activation.names().first()));
     put("vocab_size", json!(vocab));
     put("max_position_embeddings", json!(required("context_length")?));
     put("rms_norm_eps", json!(eps));
@@ -244,6 +304,20 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
         if let Presence::Key(key) = presence {
             put(key, json!(gguf.info(tensor).is_some()));
         }
+    }
+    for (ggml, key) in family.gguf_keys {
+        let value = match gguf.get(&format!("{arch}.{ggml}")) {
+            Some(value) if value.as_u64().is_some() => json!(value.as_u64()),
+            _ => json!(gguf.float(&format!("{arch}.{ggml}"))?),
+        };
+        // What the file does not say is the family's default, but a window that it does not name is none.
+        if !value.is_null() || *key == "sliding_window" {
+            put(key, value);
+        }
+    }
+    if let Scale::InverseRootOf(key, _) = family.attention_scale {
+        let wide = family.gguf_wide_scores == Some(layers);
+        put(key, json!(if wide { hidden / heads } else { head_dim }));
     }
     let id = |name: &str| gguf.integer(&format!("tokenizer.ggml.{name}_token_id"));
     if let Some(bos) = id("bos")? {

@@ -40,7 +40,7 @@ impl GgufOptions {
 /// file says that it has none.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a tokenizer the format cannot express;
+/// [`Error::Unsupported`] for a tokenizer the format cannot express and for a family that computes what Llama does not (windows aside);
 /// [`Error::Quant`] for weights that are not finite; [`Error::Io`].
 pub fn export_gguf(
     source: &ModelSource,
@@ -50,6 +50,11 @@ pub fn export_gguf(
     progress: &dyn Progress,
 ) -> Result<u64> {
     let config = source.config();
+    let departures = config.departures(0);
+    if !departures.is_empty() {
+        let what = format!("a GGUF file of a model with {}", departures.join(", "));
+        return Err(Error::unsupported(path, what));
+    }
     // GGUF files of families without a name of their own call themselves `llama`, whose shape they have.
     let arch = config.family().gguf_architecture.unwrap_or("llama");
     let mut file = GgufWriter::new();

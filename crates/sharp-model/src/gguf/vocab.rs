@@ -218,7 +218,7 @@ fn pre(gguf: &Gguf) -> Result<Pre> {
     let name = gguf.require(gguf.string(key)?, key)?;
     pre_named(name).ok_or_else(|| {
         let what =
-            format!("pre-tokenizer `{name}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, qwen2)");
+            format!("pre-tokenizer `{name}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, smaug-bpe, dbrx, qwen2)");
         Error::unsupported(gguf.path(), what)
     })
 }
@@ -240,6 +240,8 @@ fn pre_named(name: &str) -> Option<Pre> {
         "llama-bpe" | "llama3" | "llama-v3" => {
             Pre { ignore_merges: true, add_bos: true, ..plain(split(LLAMA3_PATTERN)) }
         }
+        // SmolLM3 and OLMo 2: Llama 3's pattern alone.
+        "smaug-bpe" | "dbrx" => plain(split(LLAMA3_PATTERN)),
         "qwen2" => Pre { normalizer: json!({ "type": "NFC" }), ..plain(split(QWEN2_PATTERN)) },
         _ => return None,
     })

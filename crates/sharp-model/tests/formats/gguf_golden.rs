@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sharp_model::gguf::{Gguf, HfView};
 use sharp_model::import::import;
+use sharp_model::shape::Rotary;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{DType, HfCheckpoint, ModelConfig, RopeScaling, TensorSource};
 use sharp_progress::Silent;
@@ -38,6 +39,15 @@ fn weights_are_the_reference_packages_in_hugging_face_order() {
         let gguf = Gguf::open(golden("gguf").join(case).join("model.gguf")).unwrap();
         same_tensors(&HfView::new(gguf.into()).unwrap(), &expected);
     }
+}
+
+#[test]
+fn a_smollm3_file_has_the_models_weights() {
+    let gguf = Gguf::open(golden("gguf_families").join("smollm3.gguf")).unwrap();
+    let view = HfView::new(gguf.into()).unwrap();
+    same_tensors(&view, &golden("hf_families").join("smollm3"));
+    let turned: Vec<bool> = view.config().layer_kinds.iter().map(|k| k.rotary != Rotary::None).collect();
+    assert_eq!(turned, [true, true, true, false]);
 }
 
 #[test]
