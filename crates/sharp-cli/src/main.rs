@@ -3,12 +3,14 @@
 
 mod commands;
 mod data;
+mod hub;
 mod machine;
 mod model;
 mod output;
 mod report;
 mod sampling;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -28,7 +30,7 @@ use crate::output::Output;
     about,
     after_help = "Example:\n  sharp quantize --model model.gguf --out model.sharp\n  sharp generate --model model.sharp --prompt \"Once upon a time\"\n\n\
                   Wherever a command takes a model, that is a model.sharp file, a Hugging Face directory (dense or compact) or a GGUF file; \
-                  where a checkpoint is needed, one of the last two. A GGUF file that is run has Q4_0, Q8_0 and float matrices as they \
+                  where a checkpoint is needed, one of the last two; built with the feature `hub`, also a name of the Hugging Face Hub (org/name, org/name@revision, org/name/file.gguf). A GGUF file that is run has Q4_0, Q8_0 and float matrices as they \
                   are and other blocks rounded to 8 bits; analyze, quantize and export read its values as they are."
 )]
 struct Cli {
@@ -99,8 +101,30 @@ enum Command {
     Man(shell::Man),
 }
 
+impl Command {
+    /// The models that the command takes.
+    fn models(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Import(args) => vec![&mut args.source],
+            Self::Analyze(args) => vec![&mut args.model],
+            Self::Plan(args) => vec![&mut args.model],
+            Self::Export(args) => vec![&mut args.source.model],
+            Self::Quantize(args) => vec![&mut args.source.model],
+            Self::Evaluate(args) => args.model.iter_mut().map(|named| &mut named.value).collect(),
+            Self::Benchmark(args) => args.model.iter_mut().collect(),
+            Self::Generate(args) => vec![&mut args.model.model],
+            Self::Chat(args) => vec![&mut args.model.model],
+            Self::Serve(args) => vec![&mut args.model.model],
+            Self::Inspect(args) => vec![&mut args.model],
+            Self::Report(_) | Self::Synth(_) | Self::Doctor(_) | Self::Completions(_) | Self::Man(_) => {
+                Vec::new()
+            }
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
     let level = match cli.global.verbose {
         0 => "warn",
         1 => "info",
@@ -112,6 +136,10 @@ fn main() -> ExitCode {
 
     let output = Output::new(cli.global.json);
     let global = &cli.global;
+    if let Err(error) = cli.command.models().into_iter().try_for_each(hub::resolve) {
+        output.error(&error);
+        return ExitCode::FAILURE;
+    }
     let result = match cli.command {
         Command::Import(args) => import::run(args, global, &output),
         Command::Analyze(args) => analyze::run(args, global, &output),

@@ -254,6 +254,8 @@ fn every_command_takes_a_gguf_file_as_it_takes_its_import() {
     assert!(rows[1]["top1_agreement"]["tiny"].as_f64().unwrap() > 0.8, "{rows}");
 }
 
+// With the feature the Hub would be asked for it (tests/hub.rs).
+#[cfg(not(feature = "hub"))]
 #[test]
 fn a_path_without_a_model_is_refused_by_every_command_alike() {
     for (command, more) in [
@@ -273,6 +275,10 @@ fn a_path_without_a_model_is_refused_by_every_command_alike() {
         assert!(
             errors.contains("no/such-model: no such file or folder (a model is a"),
             "{command}: {errors}"
+        );
+        assert!(
+            errors.contains("--features hub") && errors.contains("hf download no/such-model"),
+            "{errors}"
         );
     }
 }

@@ -20,7 +20,7 @@ use crate::output::Output;
 pub(crate) struct Args {
     /// The original model: a Hugging Face directory or a GGUF file (whose values are computed with as they are, in float32).
     #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     #[command(flatten)]
     data: DataArgs,
     /// The folder for similarity.json and similarity.html.

@@ -22,7 +22,7 @@ use crate::output::{self, Output};
 pub(crate) struct Args {
     /// Models to measure, in turn: model.sharp files, Hugging Face directories or GGUF files.
     #[arg(long, value_name = "PATH", required = true)]
-    model: Vec<PathBuf>,
+    pub(crate) model: Vec<PathBuf>,
     /// Tokens of the prompt.
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt_tokens: usize,

@@ -18,6 +18,7 @@ use sharp_progress::Terminal;
 use crate::Global;
 use crate::commands::export;
 use crate::data::{self, Side};
+use crate::hub;
 use crate::output::{self, Output};
 
 /// Measure perplexity, distance from the first model, and multiple-choice accuracy.
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     rows: Option<PathBuf>,
     /// A model, NAME=PATH or PATH: a model.sharp file, a Hugging Face directory or a GGUF file; the others are compared with the first.
     #[arg(long, value_name = "MODEL", required_unless_present = "rows")]
-    model: Vec<Named<PathBuf>>,
+    pub(crate) model: Vec<Named<PathBuf>>,
     /// A text, NAME=DATA or DATA: PATH, PATH#VIEW or PATH#VIEW:LIMIT.
     #[arg(long, value_name = "TEXT")]
     text: Vec<Named<DataSpec>>,
@@ -59,9 +60,9 @@ pub(crate) struct Args {
 
 /// `NAME=VALUE`, or a value that gives its own name.
 #[derive(Debug, Clone)]
-struct Named<T> {
+pub(crate) struct Named<T> {
     name: Option<String>,
-    value: T,
+    pub(crate) value: T,
 }
 
 impl<T: FromStr> FromStr for Named<T> {
@@ -135,7 +136,7 @@ impl Request {
     fn from_options(args: &Args) -> Self {
         let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let rows = args.model.iter().map(|m| RowRequest {
-            name: m.name.clone().unwrap_or_else(|| stem(&m.value)),
+            name: m.name.clone().unwrap_or_else(|| hub::name(&m.value)),
             model: m.value.clone(),
             plan: None,
             recovery: None,

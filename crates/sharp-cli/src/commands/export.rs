@@ -22,7 +22,7 @@ use crate::output::{self, Output};
 )]
 pub(crate) struct Args {
     #[command(flatten)]
-    source: SourceArgs,
+    pub(crate) source: SourceArgs,
     /// The compact checkpoint: shared MLPs stored once, recovery parameters beside them.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,

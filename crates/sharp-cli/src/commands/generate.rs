@@ -22,7 +22,7 @@ use crate::sampling::Sampling;
 )]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArg,
+    pub(crate) model: ModelArg,
     /// Text to go on from; `-` reads it from standard input.
     #[arg(long, value_name = "TEXT")]
     prompt: String,

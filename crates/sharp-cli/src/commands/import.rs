@@ -15,7 +15,7 @@ use crate::output::{self, Output};
 #[command(after_help = "Example:\n  sharp import SmolLM2-135M-Instruct.Q4_1.gguf --out original")]
 pub(crate) struct Args {
     /// A Hugging Face directory or a GGUF file.
-    source: PathBuf,
+    pub(crate) source: PathBuf,
     /// The directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,

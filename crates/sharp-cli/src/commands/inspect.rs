@@ -18,7 +18,7 @@ use crate::output::{self, Output};
 #[command(after_help = "Example:\n  sharp inspect model.sharp --tensors")]
 pub(crate) struct Args {
     /// A Hugging Face directory (dense or compact), a GGUF file or a model.sharp file.
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// List every tensor.
     #[arg(long)]
     tensors: bool,

@@ -19,7 +19,7 @@ use crate::output::{self, Output};
 pub(crate) struct Args {
     /// The original model: a Hugging Face directory or a GGUF file.
     #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    pub(crate) model: PathBuf,
     /// What `sharp analyze` measured; the patterns (pairs, back, front, groups) and explicit can do without it.
     #[arg(long, value_name = "FILE")]
     similarity: Option<PathBuf>,

@@ -22,7 +22,7 @@ use crate::output::{self, Output};
 )]
 pub(crate) struct Args {
     #[command(flatten)]
-    source: SourceArgs,
+    pub(crate) source: SourceArgs,
     /// The file to write.
     #[arg(long, value_name = "FILE", required_unless_present = "dry_run")]
     out: Option<PathBuf>,

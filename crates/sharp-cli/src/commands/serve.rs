@@ -9,6 +9,7 @@ use sharp_infer::{DType, Model, Options};
 use sharp_serve::{ServeOptions, Server};
 
 use crate::Global;
+use crate::hub;
 use crate::model::ModelArg;
 use crate::output::Output;
 
@@ -19,7 +20,7 @@ use crate::output::Output;
 )]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArg,
+    pub(crate) model: ModelArg,
     /// Address to listen on. Others than this machine's own should have an API key, and a proxy that encrypts before them.
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
@@ -78,12 +79,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         &Options { threads: global.threads(), kv_cache, ..Options::default() },
     )?;
     let tokenizer = Model::open_tokenizer(&args.model.model)?;
-    let name = args.name.unwrap_or_else(|| {
-        args.model
-            .model
-            .file_stem()
-            .map_or_else(|| "sharp".to_owned(), |name| name.to_string_lossy().into_owned())
-    });
+    let name = args.name.unwrap_or_else(|| hub::name(&args.model.model));
     let mut options = ServeOptions::default();
     options.model_name = name.clone();
     options.context = args.context;
