@@ -1,4 +1,4 @@
-"""What the scripts about `sharp serve` share: a scratch environment, a small model, a running server."""
+"""What the scripts about `sharp serve` share: a scratch folder, a small model, a running server."""
 
 import atexit
 import contextlib
@@ -10,25 +10,8 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-import venv
 
 SHARP = os.environ.get("SHARP_BIN") or sys.exit("SHARP_BIN names no program; `cargo xtask interop` sets it")
-LEFT_OUT = 77
-
-
-def enter(*packages):
-    """Goes on in a virtual environment with `packages`, made for this run and removed after it."""
-    made = os.environ.get("SHARP_INTEROP_VENV")
-    if made and pathlib.Path(sys.prefix).resolve() == pathlib.Path(made).resolve():
-        return
-    with tempfile.TemporaryDirectory(prefix="sharp-interop-") as folder:
-        home = pathlib.Path(folder) / "venv"
-        venv.create(home, with_pip=True)
-        python = home / "bin" / "python"
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--prefer-binary"]
-        subprocess.run([*pip, *packages], check=True)
-        environment = {**os.environ, "SHARP_INTEROP_VENV": str(home)}
-        sys.exit(subprocess.run([python, *sys.argv], env=environment).returncode)
 
 
 def scratch():

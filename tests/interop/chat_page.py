@@ -1,14 +1,15 @@
 """The built-in chat page in headless Chromium: by keyboard alone, dark and light, on a phone, without any foreign request."""
+# Quick: `cargo xtask test` runs it.
 
 import json
 import os
 import pathlib
 import shutil
-import sys
 
 import _server
+from support import scratch
 
-_server.enter("playwright==1.65.2")
+scratch.inside("playwright==1.65.2")
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
@@ -65,8 +66,7 @@ def talk(page):
 
 def main():
     if not CHROMIUM:
-        print("no Chromium here: install it, or name it in CHROMIUM")
-        sys.exit(_server.LEFT_OUT)
+        scratch.leave_out("no Chromium here: install it, or name it in CHROMIUM")
     folder = _server.scratch()
     pictures = os.environ.get("SHARP_INTEROP_PICTURES")
     _, packed = _server.small_model(folder)

@@ -3,6 +3,7 @@ dequantises, bit for bit; and formats that are not read are refused by name.
 
     SHARP_BIN=target/release/sharp python3 tests/interop/gguf_quantised.py
 """
+# Quick: `cargo xtask test` runs it.
 
 import os
 import pathlib

@@ -11,10 +11,10 @@ import random
 import subprocess
 
 import _server
+from support import scratch
 
-_server.enter("lm_eval[api]==0.4.13", "transformers==5.24.0")
+scratch.inside("lm_eval[api]==0.4.13", "transformers==5.24.0")
 
-CACHE = pathlib.Path(os.environ.get("SHARP_CACHE") or pathlib.Path.home() / ".cache" / "sharp")
 COUNT = int(os.environ.get("SHARP_INTEROP_QUESTIONS", "200"))
 
 TASK = """\
@@ -36,8 +36,8 @@ metric_list:
 
 
 def real(folder):
-    gguf = CACHE / "models" / "smollm2-135m-instruct" / "model.gguf"
-    stored = CACHE / "data" / "olmo" / "arc_easy" / "rc_0shot" / "requests.jsonl.gz"
+    gguf = scratch.CACHE / "models" / "smollm2-135m-instruct" / "model.gguf"
+    stored = scratch.CACHE / "data" / "olmo" / "arc_easy" / "rc_0shot" / "requests.jsonl.gz"
     if not (gguf.is_file() and stored.is_file()):
         return None
     original = folder / "original"

@@ -1,12 +1,14 @@
 """The real `openai` package against `sharp serve`: chat, streams, completions with log probabilities, errors, and many at once."""
+# Quick: `cargo xtask test` runs it.
 
 import asyncio
 import json
 import math
 
 import _server
+from support import scratch
 
-_server.enter("openai==3.57.0")
+scratch.inside("openai==3.57.0")
 
 import openai  # noqa: E402
 

@@ -9,7 +9,7 @@ import tempfile
 
 from support import scratch
 
-scratch.inside(*scratch.TORCH, "peft==0.21.2")
+scratch.inside(*scratch.TORCH)
 
 import torch
 from peft import PeftModel

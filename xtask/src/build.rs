@@ -113,6 +113,12 @@ pub(crate) fn remember_environment() {
 pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::repository()?);
+    as_from_outside(&mut command);
+    Ok(command)
+}
+
+/// Takes out of a command's environment what `cargo run` set for this process.
+pub(crate) fn as_from_outside(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_CRATE_NAME"
@@ -123,5 +129,4 @@ pub(crate) fn cargo() -> Result<Command> {
     if PASSED_ON.get().copied().unwrap_or(false) {
         command.env_remove("LIBTORCH").env_remove("LIBTORCH_USE_PYTORCH");
     }
-    Ok(command)
 }

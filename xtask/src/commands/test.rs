@@ -7,7 +7,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::build::{self, cargo};
-use crate::{child, commands::setup};
+use crate::stages::Program;
+use crate::{
+    child,
+    commands::{interop, setup},
+};
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -32,14 +36,17 @@ enum Check {
     Tests,
     /// The tiny pipeline twice: the second run does nothing.
     Pipeline,
+    /// The quick scripts of tests/interop: the openai package, the gguf package, a terminal, Chromium where it is installed.
+    Interop,
 }
 
 /// Runs the checks in order and stops at the first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    use Check::{Clippy, Doc, Fmt, Pipeline, Setup, Tests};
+    use Check::{Clippy, Doc, Fmt, Interop, Pipeline, Setup, Tests};
     child::catch_signals()?;
     let mut times = Vec::new();
-    for check in [Fmt, Setup, Clippy, Doc, Tests, Pipeline] {
+    let mut left_out = Vec::new();
+    for check in [Fmt, Setup, Clippy, Doc, Tests, Pipeline, Interop] {
         if !args.only.is_empty() && !args.only.contains(&check) {
             continue;
         }
@@ -70,10 +77,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 call(command.env("SHARP_REQUIRE_MATERIALS", "1").env("SHARP_BIN_DIR", programs))?;
             }
             Pipeline => tiny_twice(&build::everything()?)?,
+            Interop => left_out = interop::quick(&build::everything()?.join(Program::Sharp.names().0))?,
         }
         times.push(format!("{check:?} {:.0} s", started.elapsed().as_secs_f64()));
     }
     eprintln!("\nall checks passed: {}", times.join(", "));
+    if !left_out.is_empty() {
+        eprintln!("left out, since this machine lacks what they need (said above): {}", left_out.join(", "));
+    }
     Ok(())
 }
 

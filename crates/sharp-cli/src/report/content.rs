@@ -1,9 +1,9 @@
 //! What the report says, as blocks that both pages are written from.
 
 use serde_json::{Map, Value};
-use sharp_model::{DType, Estimate};
+use sharp_model::{DType, Estimate, ModelConfig, SharingPlan, Target};
 
-use super::charts::{self, Curve};
+use super::charts::{self, Curve, Mark};
 use super::collect::{Run, number, series};
 use super::text::{count, labelled, percent, perplexity, row_name, seconds};
 use crate::output::bytes;
@@ -44,6 +44,8 @@ pub(super) struct Document {
 /// One row of the results.
 struct Row<'a> {
     name: &'a str,
+    /// The name in words.
+    title: String,
     values: &'a Map<String, Value>,
 }
 
@@ -95,9 +97,23 @@ fn rows(run: &Run) -> Vec<Row<'_>> {
         .flatten()
         .filter_map(|row| {
             let values = row.as_object()?;
-            Some(Row { name: values.get("name")?.as_str()?, values })
+            let name = values.get("name")?.as_str()?;
+            Some(Row { name, title: row_title(run, name), values })
         })
         .collect()
+}
+
+/// The name of a row in words: without training, a pruned plan shares nothing.
+fn row_title(run: &Run, name: &str) -> String {
+    match name {
+        "direct" if pruned(run) => "largest neurons, as they are".into(),
+        _ => row_name(name),
+    }
+}
+
+/// Whether the plan shares nothing and keeps a part of layers' own neurons.
+fn pruned(run: &Run) -> bool {
+    run.plan.as_ref().is_some_and(|p| !p.targets.is_empty() && p.targets.iter().all(Target::is_pruned))
 }
 
 /// The names under `key` in any row, in the order they are met: texts or tasks.
@@ -124,11 +140,7 @@ fn estimate(run: &Run) -> Option<Estimate> {
 fn summary(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
     let mut lines = Vec::new();
     if let (Some(model), Some(plan)) = (&run.model, &run.plan) {
-        lines.push(format!(
-            "{} of {} layers run with another layer's MLP.",
-            plan.targets.len(),
-            model.num_hidden_layers
-        ));
+        lines.extend(what_changes(plan, model));
     }
     if let Some(e) = estimate(run) {
         lines.push(format!(
@@ -152,19 +164,60 @@ fn summary(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
     }
 }
 
+/// What the plan does, a sentence for each kind of layer.
+fn what_changes(plan: &SharingPlan, model: &ModelConfig) -> Vec<String> {
+    let layers = model.num_hidden_layers;
+    let number = |is: &dyn Fn(&&Target) -> bool| plan.targets.iter().filter(is).count();
+    let kept = plan.targets.iter().filter(|t| t.is_pruned()).map(|t| t.neurons);
+    let mut lines = Vec::new();
+    if let (Some(least), Some(most)) = (kept.clone().min(), kept.clone().max()) {
+        let range = if least == most {
+            count(least as u64)
+        } else {
+            format!("{} to {}", count(least as u64), count(most as u64))
+        };
+        lines.push(format!(
+            "{} of {layers} layers keep {range} of their {} neurons.",
+            kept.count(),
+            count(model.intermediate_size as u64)
+        ));
+    }
+    for (n, what) in [
+        (number(&|t| t.reference.is_some()), "run with another layer's MLP"),
+        (number(&|t| t.dropped), "run without an MLP"),
+        (number(&|t| t.reference.is_none() && !t.dropped && !t.is_pruned()), "run with a low-rank MLP"),
+    ] {
+        if n > 0 {
+            lines.push(format!("{n} of {layers} layers {what}."));
+        }
+    }
+    lines
+}
+
 fn sharing(run: &Run, blocks: &mut Vec<Block>) {
-    blocks.push(Block::Heading("Which layer uses whose MLP".into()));
+    let heading = if pruned(run) { "What each layer keeps" } else { "Which layer uses whose MLP" };
+    blocks.push(Block::Heading(heading.into()));
     let Some(plan) = &run.plan else {
         blocks.push(Block::Missing("There is no plan.".into()));
         return;
     };
     if let Some(model) = &run.model {
-        blocks.push(Block::Picture(charts::plan(plan, model.num_hidden_layers)));
-        blocks.push(Block::Note(
-            "Upper line: layers that keep their MLP. Lower line: layers that run with the MLP of the layer they hang from \
-             and their own recovery parameters."
-                .into(),
-        ));
+        if plan.targets.iter().any(Target::is_pruned) {
+            let picture = charts::neurons(plan, model.num_hidden_layers, model.intermediate_size);
+            blocks.push(Block::Picture(picture));
+            blocks.push(Block::Note(
+                "Bars: neurons of its own MLP that a layer keeps. Paler: all of them.".into(),
+            ));
+        }
+        if !pruned(run) {
+            let picture = charts::plan(plan, model.num_hidden_layers, model.intermediate_size);
+            blocks.push(Block::Picture(picture));
+            blocks.push(Block::Note(
+                "Upper line: layers that keep their MLP, filled as far as they keep its neurons. Lower line: layers that run with the \
+                 MLP of the layer they hang from and their own recovery parameters."
+                    .into(),
+            ));
+        }
     }
     let targets = plan
         .targets
@@ -208,10 +261,12 @@ fn sizes(run: &Run, blocks: &mut Vec<Block>) {
                 line("bytes in 16 bits", e.original_bytes, e.stored_bytes, &bytes),
             ];
             blocks.push(table(&["", "original", "compressed", "saved"], rows));
-            blocks.push(Block::Note(format!(
-                "Recovery parameters are counted: {} of the compressed model's.",
-                count(e.recovery_parameters)
-            )));
+            let own = count(e.recovery_parameters);
+            blocks.push(Block::Note(if pruned(run) {
+                format!("{own} of the compressed model's are the neurons kept in changed layers.")
+            } else {
+                format!("Recovery parameters are counted: {own} of the compressed model's.")
+            }));
         }
         None => blocks.push(Block::Missing(
             "Without a plan and the model's configuration there is nothing to count.".into(),
@@ -236,7 +291,7 @@ fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
         .iter()
         .map(|row| {
             let mut line = vec![
-                row_name(row.name),
+                row.title.clone(),
                 row.number("mlp_parameters").map_or("-".into(), |v| count(v.max(0.0) as u64)),
                 row.number("bytes").map_or("-".into(), |v| bytes(v.max(0.0) as u64)),
             ];
@@ -255,16 +310,62 @@ fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
     note.push_str("Lower is better. Bytes are the weights as stored for the row.");
     blocks.push(Block::Note(note));
     for text in &texts {
+        blocks.extend(quality_by_size(run, rows, text));
+    }
+    blocks.push(Block::Note(
+        "Rings: the original. Dashed: the same model before and after quantisation. Lower left is better."
+            .into(),
+    ));
+    for text in &texts {
         blocks.extend(verdict(rows, text));
     }
     divergence(rows, blocks);
     accuracy(rows, blocks);
     let expected = ["original", "direct", "slw", "sft", "slw_sft"];
     let absent: Vec<String> =
-        expected.iter().filter(|name| find(rows, name).is_none()).map(|name| row_name(name)).collect();
+        expected.iter().filter(|name| find(rows, name).is_none()).map(|name| row_title(run, name)).collect();
     if !absent.is_empty() {
         blocks.push(Block::Missing(format!("Not evaluated in this run: {}.", absent.join(", "))));
     }
+}
+
+/// What the name of a quantised row ends in.
+fn precision(name: &str) -> Option<&'static str> {
+    ["_q4", "_q8"].into_iter().find(|ending| name.ends_with(ending))
+}
+
+/// Every row by its size and its perplexity, the quantised ones joined to what they were made of.
+fn quality_by_size(run: &Run, rows: &[Row], text: &str) -> Option<Block> {
+    // Rows that are not quantised were evaluated in the type they happened to lie in; what counts is what they take in 16 bits.
+    let rest = estimate(run).map(|e| e.original_parameters.saturating_sub(e.original_mlp_parameters) as f64);
+    let bytes = |row: &Row| match (precision(row.name), rest, row.number("mlp_parameters")) {
+        (None, Some(rest), Some(mlp)) => Some(2.0 * (rest + mlp)),
+        _ => row.number("bytes"),
+    };
+    let at = |row: &Row| Some((bytes(row)? / 1e6, row.of("perplexity", text)?));
+    let marks: Vec<Mark> = rows
+        .iter()
+        .filter_map(|row| {
+            Some(Mark { name: row.title.clone(), at: at(row)?, ring: row.name.starts_with("original") })
+        })
+        .collect();
+    let lines: Vec<Vec<(f64, f64)>> = rows
+        .iter()
+        .filter_map(|row| {
+            let of = row.name.strip_suffix(precision(row.name)?)?;
+            Some(vec![at(row)?, at(find(rows, of)?)?])
+        })
+        .collect();
+    let name = format!("perplexity on {text}");
+    let title = format!("{name} against size");
+    let picture = charts::marks(
+        &title,
+        ("megabytes, 16-bit weights where not quantised", false),
+        (&name, true),
+        &marks,
+        &lines,
+    );
+    (!picture.is_empty()).then_some(Block::Picture(picture))
 }
 
 /// Whether the full method beats its parts on a text, in figures either way.
@@ -272,7 +373,10 @@ fn verdict(rows: &[Row], text: &str) -> Option<Block> {
     let full = find(rows, "slw_sft")?.of("perplexity", text)?;
     let others: Vec<(String, f64)> = ["direct", "slw", "sft"]
         .iter()
-        .filter_map(|name| Some((row_name(name), find(rows, name)?.of("perplexity", text)?)))
+        .filter_map(|name| {
+            let row = find(rows, name)?;
+            Some((row.title.clone(), row.of("perplexity", text)?))
+        })
         .collect();
     let better: Vec<&(String, f64)> = others.iter().filter(|(_, v)| *v <= full).collect();
     let list = |rows: Vec<&(String, f64)>| {
@@ -307,7 +411,7 @@ fn divergence(rows: &[Row], blocks: &mut Vec<Block>) {
                 || top1.iter().any(|t| row.of("top1_agreement", t).is_some())
         })
         .map(|row| {
-            let mut line = vec![row_name(row.name)];
+            let mut line = vec![row.title.clone()];
             line.extend(kl.iter().map(|t| row.of("kl", t).map_or("-".into(), |v| format!("{v:.4}"))));
             line.extend(top1.iter().map(|t| row.of("top1_agreement", t).map_or("-".into(), percent)));
             line
@@ -344,7 +448,7 @@ fn accuracy(rows: &[Row], blocks: &mut Vec<Block>) {
             .iter()
             .filter(|r| tasks.iter().any(|t| value(r, t).is_some()))
             .map(|row| {
-                let mut line = vec![row_name(row.name)];
+                let mut line = vec![row.title.clone()];
                 line.extend(tasks.iter().map(|task| match value(row, task) {
                     None => "-".into(),
                     Some(v) => match get(row, task, &format!("{measure}_stderr,none")) {
@@ -407,7 +511,7 @@ fn warmup(run: &Run, blocks: &mut Vec<Block>) {
         .collect();
     blocks.push(table(&["layer", &format!("{what}: first"), "last", "steps"], rows));
     blocks.push(Block::Note(
-        "Each replaced MLP alone, against the original MLP's output on the same input. Ring: first measurement, dot: last. \
+        "Each changed MLP alone, against the original MLP's output on the same input. Ring: first measurement, dot: last. \
          Where the error is relative, 1 is as bad as no MLP."
             .into(),
     ));
@@ -497,10 +601,7 @@ fn speed(run: &Run, blocks: &mut Vec<Block>) {
     let mut head = vec![String::new()];
     let mut columns: Vec<Vec<(String, f64)>> = Vec::new();
     for (i, row) in measured.iter().enumerate() {
-        let name =
-            ["name", "row", "model", "path"].iter().find_map(|key| row.get(*key).and_then(Value::as_str));
-        let short = name.map(|n| n.rsplit(['/', '\\']).next().unwrap_or(n));
-        head.push(short.map_or_else(|| format!("model {}", i + 1), model_name));
+        head.push(measured_name(row).unwrap_or_else(|| format!("model {}", i + 1)));
         let mut numbers = Vec::new();
         flat("", row, &mut numbers);
         columns.push(numbers);
@@ -535,6 +636,7 @@ fn speed(run: &Run, blocks: &mut Vec<Block>) {
     if two {
         blocks.push(Block::Note("Ratio: the second model's figure divided by the first's.".into()));
     }
+    roofline(run, &measured, blocks);
     let mut facts = Vec::new();
     if let Some(Value::Object(map)) = &run.bench {
         flat("", map, &mut facts);
@@ -549,6 +651,59 @@ fn speed(run: &Run, blocks: &mut Vec<Block>) {
             .collect();
         blocks.push(Block::Note(format!("Measured with: {}.", facts.join(", "))));
     }
+}
+
+/// Decoding against what the memory allows: bytes of weights a token, and tokens a second.
+fn roofline(run: &Run, measured: &[&Map<String, Value>], blocks: &mut Vec<Block>) {
+    let bench = run.bench.as_ref().and_then(Value::as_object);
+    let Some(bandwidth) = bench.and_then(|b| number(b, &["memory_bandwidth_bytes_per_second"])) else {
+        return;
+    };
+    let mut marks = Vec::new();
+    let (mut least, mut most) = (f64::INFINITY, 0.0f64);
+    for row in measured {
+        let name = measured_name(row).unwrap_or_else(|| "model".into());
+        let Some(bytes) = number(row, &["bytes_per_token"]).filter(|b| *b > 0.0) else { continue };
+        (least, most) = (least.min(bytes), most.max(bytes));
+        for (key, what, ring) in
+            [("decode_tokens_per_second", "", false), ("bare_loop_tokens_per_second", ", bare loop", true)]
+        {
+            if let Some(speed) = number(row, &[key]).filter(|v| *v > 0.0) {
+                marks.push(Mark { name: format!("{name}{what}"), at: (bytes / 1e6, speed), ring });
+            }
+        }
+    }
+    if !(bandwidth > 0.0 && most > 0.0) {
+        return;
+    }
+    let (from, to) = (0.7 * least, 1.4 * most);
+    let roof = (0..=20)
+        .map(|i| from * (to / from).powf(f64::from(i) / 20.0))
+        .map(|bytes| (bytes / 1e6, bandwidth / bytes))
+        .collect();
+    let picture = charts::marks(
+        "decoding against the roofline of the memory",
+        ("megabytes of weights a token", true),
+        ("tokens a second", true),
+        &marks,
+        &[roof],
+    );
+    if !picture.is_empty() {
+        blocks.push(Block::Subheading("Decoding and what the memory allows".into()));
+        blocks.push(Block::Picture(picture));
+        blocks.push(Block::Note(format!(
+            "Dashed: the roofline, {:.1} GB/s of weights read anew for each token; above it caches keep a part of the model. Rings: the \
+             same products and nothing else (the bare loop).",
+            bandwidth / 1e9
+        )));
+    }
+}
+
+/// What a measured model is called.
+fn measured_name(row: &Map<String, Value>) -> Option<String> {
+    let name =
+        ["name", "row", "model", "path"].iter().find_map(|key| row.get(*key).and_then(Value::as_str))?;
+    Some(model_name(name.rsplit(['/', '\\']).next().unwrap_or(name)))
 }
 
 /// A packed file by what it holds.

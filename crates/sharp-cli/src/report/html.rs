@@ -18,14 +18,16 @@ p{margin:.4rem 0}.note{color:var(--soft);font-size:.9rem}.missing{color:var(--wa
 td,th{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}\
 th{font-weight:600;color:var(--soft)}td:first-child,th:first-child{text-align:left}td.wide,th.wide{text-align:left;white-space:normal;min-width:16rem}\
 pre{background:var(--box);padding:.7rem;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem;border-radius:4px}\
-summary{cursor:pointer}svg{color:var(--fg);display:block}svg text{font:11px system-ui,sans-serif;fill:currentColor}\
-.chart{width:100%;max-width:42rem;height:auto}.chart path{fill:none;stroke-width:1.6}.chart path.grid{stroke:var(--line);stroke-width:1}\
+summary{cursor:pointer}svg{color:var(--fg);display:block}svg text{font:11.5px system-ui,sans-serif;fill:currentColor}\
+.chart{width:100%;max-width:34rem;height:auto}.chart path{fill:none;stroke-width:1.6}.chart path.grid{stroke:var(--line);stroke-width:1}\
 .c0{stroke:var(--c0)}.c1{stroke:var(--c1);stroke-dasharray:7 3}.c2{stroke:var(--c2);stroke-dasharray:2 2}.c3{stroke:var(--c3);stroke-dasharray:9 3 2 3}\
 .c4{stroke:var(--c4);stroke-dasharray:4 4}.c5{stroke:var(--c5)}\
 .d0{fill:var(--c0)}.d1{fill:var(--c1)}.d2{fill:var(--c2)}.d3{fill:var(--c3)}.d4{fill:var(--c4)}.d5{fill:var(--c5)}.ring{fill:var(--bg);stroke:var(--c0);stroke-width:1.6}\
 .plan .own{fill:var(--c0)}.plan .uses{fill:none;stroke:var(--c0);stroke-width:1.6}.plan .none{fill:none;stroke:var(--c1);stroke-dasharray:3 2}\
-.plan .link{fill:none;stroke:var(--soft);stroke-width:1.4}\
-@media print{body{max-width:none;padding:0;font-size:11pt}.scroll{overflow:visible}h2{break-after:avoid}svg,table,pre{break-inside:avoid}details>*{display:block}}";
+.plan .cut{fill:none;stroke:var(--c0);stroke-width:1.2}.plan .link{fill:none;stroke:var(--soft);stroke-width:1.4}\
+.chart .whole{fill:var(--box);stroke:var(--line)}.chart .part,.chart .all{fill:var(--c0)}.chart .all{opacity:.55}.chart path.between{stroke:var(--soft);stroke-dasharray:4 3}\
+@media print{body{max-width:none;padding:0;font-size:11pt}.scroll{overflow:visible}h2{break-after:avoid}svg,table,pre{break-inside:avoid}.scroll svg{max-width:100%;height:auto}\
+table{font-size:8pt}td,th{white-space:normal;padding:.15rem .4rem}td.wide,th.wide{min-width:0}details>*{display:block}details::details-content{display:block;content-visibility:visible}}";
 
 /// The page.
 pub(super) fn page(document: &Document) -> String {
@@ -54,13 +56,13 @@ fn write_block(s: &mut String, block: &Block) {
         Block::Note(text) => write!(s, "<p class=\"note\">{}</p>", escape(text)),
         Block::Missing(text) => write!(s, "<p class=\"missing\">{}</p>", escape(text)),
         // Pictures are made by our own code, which escapes what it is given.
-        Block::Picture(svg) => write!(s, "<div class=\"scroll\">{svg}</div>"),
+        Block::Picture(svg) => write!(s, "<div class=\"scroll\" tabindex=\"0\">{svg}</div>"),
         Block::Quote(text) => write!(s, "<pre>{}</pre>", escape(text)),
         Block::Folded { summary, text } => {
             write!(s, "<details><summary>{}</summary><pre>{}</pre></details>", escape(summary), escape(text))
         }
         Block::Table { head, rows, wide } => {
-            s.push_str("<div class=\"scroll\"><table><thead><tr>");
+            s.push_str("<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>");
             for (i, cell) in head.iter().enumerate() {
                 let class = if *wide == Some(i) { " class=\"wide\"" } else { "" };
                 let _ = write!(s, "<th scope=\"col\"{class}>{}</th>", escape(cell));
