@@ -23,7 +23,9 @@ pub use forward::{LayerView, Observer, Segment};
 pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};
 pub use linear::{Linear, Weight};
 pub use model::{Attention, Layer, Load, Mlp, Model, Options, WeightBytes};
-pub use quantize::{QuantReport, Recipe, TensorReport, quantize, quantize_calibrated, quantized_bytes};
+pub use quantize::{
+    QuantReport, Recipe, TensorReport, quantize, quantize_calibrated, quantize_onto, quantized_bytes,
+};
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::Session;
 pub use synth::{Synthetic, synth_tokenizer};

@@ -1,14 +1,14 @@
 //! Quantising a model into one `model.sharp` file, a tensor at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sharp_model::{
-    ModelSource, Projection, TensorInfo, TensorRef,
+    ModelSource, Projection, TensorBytes, TensorInfo, TensorRef,
     names::{self, Attention},
-    packed::{BlobFormat, BlobId, PackedWriter},
+    packed::{BlobFormat, BlobId, PackedFile, PackedWriter},
 };
 use sharp_progress::{Progress, Silent, Task};
 use sharp_quant::{Feedback, PackedFormat, PackedRef, QuantError, ScaleRule, Team};
@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 
 /// Rows quantised at a time; a multiple of the layouts' groups of 16.
 const ROWS: usize = 2048;
+/// The key beside a recipe's own in a packed file.
+const CALIBRATION_TOKENS: &str = "calibration_tokens";
 
 /// What each kind of matrix becomes: `q4` (Q4_0's numbers), `q8` (Q8_0's) or `f16`. Norms, biases and scales stay f32.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +116,15 @@ impl Recipe {
         }
         let content = std::fs::read_to_string(path).map_err(|e| what(&e))?;
         toml::from_str(&content).map_err(|e| what(&e))
+    }
+
+    /// A packed file's own, and the tokens that it was rounded against.
+    fn of_file(file: &PackedFile) -> Result<(Self, usize)> {
+        let mut json = file.recipe().clone();
+        let tokens = json.as_object_mut().and_then(|fields| fields.remove(CALIBRATION_TOKENS));
+        let recipe = serde_json::from_value(json)
+            .map_err(|e| Error::Recipe { what: format!("{}: {e}", file.path().display()) })?;
+        Ok((recipe, tokens.and_then(|n| n.as_u64()).and_then(|n| usize::try_from(n).ok()).unwrap_or(0)))
     }
 
     pub(crate) fn rule(&self) -> ScaleRule {
@@ -287,7 +298,7 @@ pub fn quantize(
     team: &Team,
     progress: &dyn Progress,
 ) -> Result<QuantReport> {
-    write(source, recipe, out, team, progress, None)
+    write(source, recipe, out, team, progress, Rounding::Plain)
 }
 
 /// [`quantize`], with the 4- and 8-bit matrices of the layers rounded against what `sequences`, each a text from its beginning, make
@@ -311,7 +322,53 @@ pub fn quantize_calibrated(
 ) -> Result<QuantReport> {
     let mut calibrator = Calibrator::new(source, recipe, sequences, team)?;
     let task = progress.task("calibrated rounding", source.config().num_hidden_layers as u64, "layers");
-    write(source, recipe, out, team, &Silent, Some((&mut calibrator, &*task)))
+    write(source, recipe, out, team, &Silent, Rounding::Calibrated(&mut calibrator, &*task))
+}
+
+/// [`quantize`] to the formats of `base`, a packed file of the same model and plan, rounding only the matrices named in `anew` and taking the
+/// others as they lie there. For recovery parameters trained to repair that file's rounding: the rest must stay as they found it.
+///
+/// # Errors
+/// Those of [`quantize`]; [`Error::Argument`] if `base` has other matrices than `source`.
+pub fn quantize_onto(
+    source: &ModelSource,
+    base: &PackedFile,
+    anew: &BTreeSet<String>,
+    out: &Path,
+    team: &Team,
+    progress: &dyn Progress,
+) -> Result<QuantReport> {
+    let (recipe, calibration_tokens) = Recipe::of_file(base)?;
+    write(source, &recipe, out, team, progress, Rounding::Onto { base, anew, calibration_tokens })
+}
+
+/// Where packed matrices come from.
+enum Rounding<'a, 'b> {
+    /// Each weight by itself.
+    Plain,
+    Calibrated(&'a mut Calibrator<'b>, &'a dyn Task),
+    Onto {
+        base: &'a PackedFile,
+        anew: &'a BTreeSet<String>,
+        calibration_tokens: usize,
+    },
+}
+
+/// The bytes of a matrix of `base` that is to be of this format and shape.
+fn lying_in(
+    base: &PackedFile,
+    name: &str,
+    format: PackedFormat,
+    (rows, cols): (usize, usize),
+) -> Result<TensorBytes> {
+    match base.get(name) {
+        Some(t) if t.format == BlobFormat::Packed(format) && (t.rows, t.cols) == (rows, cols) => Ok(t.bytes),
+        _ => Err(Error::argument(format!(
+            "{} has no {name} of {rows} x {cols} in {}: it is of another model, plan or recipe",
+            base.path().display(),
+            format.name()
+        ))),
+    }
 }
 
 fn write(
@@ -320,16 +377,20 @@ fn write(
     out: &Path,
     team: &Team,
     progress: &dyn Progress,
-    mut calibrator: Option<(&mut Calibrator<'_>, &dyn Task)>,
+    mut rounding: Rounding<'_, '_>,
 ) -> Result<QuantReport> {
     let Layout { mut writer, mut parts, .. } = layout(source, recipe)?;
     if let Some(tokenizer) = source.tokenizer()? {
         writer.tokenizer(tokenizer.to_json()?, tokenizer.config().clone());
     }
-    let calibration_tokens = calibrator.as_ref().map_or(0, |(c, _)| c.tokens());
+    let calibration_tokens = match &rounding {
+        Rounding::Plain => 0,
+        Rounding::Calibrated(calibrator, _) => calibrator.tokens(),
+        Rounding::Onto { calibration_tokens, .. } => *calibration_tokens,
+    };
     let mut shown = serde_json::to_value(recipe).map_err(|e| Error::Recipe { what: e.to_string() })?;
     if let (Some(fields), 1..) = (shown.as_object_mut(), calibration_tokens) {
-        fields.insert("calibration_tokens".to_owned(), calibration_tokens.into());
+        fields.insert(CALIBRATION_TOKENS.to_owned(), calibration_tokens.into());
     }
     writer.recipe(shown);
     let weight_bytes = writer.blob_bytes();
@@ -344,9 +405,12 @@ fn write(
             return Ok(());
         };
         let start = buffer.len();
-        let made = match &mut calibrator {
-            Some((calibrator, task)) => calibrator.take(tensor.name(), *task)?,
-            None => None,
+        let made = match &mut rounding {
+            Rounding::Calibrated(calibrator, task) => calibrator.take(tensor.name(), *task)?,
+            Rounding::Onto { base, anew, .. } if !anew.contains(tensor.name()) => {
+                Some(lying_in(base, tensor.name(), packed, shape)?.to_vec())
+            }
+            _ => None,
         };
         match made {
             Some(bytes) => buffer.extend_from_slice(&bytes),

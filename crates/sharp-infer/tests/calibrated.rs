@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sharp_infer::{
-    Error, Model, Options, QuantReport, Recipe, Synthetic, Team, quantize, quantize_calibrated,
+    Error, Model, Options, QuantReport, Recipe, Synthetic, Team, quantize, quantize_calibrated, quantize_onto,
 };
 use sharp_model::{
     ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
@@ -94,6 +94,44 @@ fn bytes_do_not_depend_on_threads_and_the_file_says_what_was_done() {
     for tensor in &report.tensors {
         assert!(tensor.relative_error < 0.3, "{tensor:?}");
     }
+}
+
+/// What training changed is rounded, the rest lies as it lay in the calibrated file.
+#[test]
+fn only_what_is_new_is_rounded_onto_a_file() {
+    let plan = every_form();
+    let source = source(Some(&plan), 8);
+    let folder = tempfile::tempdir().unwrap();
+    let (base, _) = calibrated(&source, &Recipe::q4(), folder.path(), 2);
+    let base = PackedFile::open(base).unwrap();
+    let plain = folder.path().join("plain.sharp");
+    let team = Team::new(2).unwrap();
+    quantize(&source, &Recipe::q4(), &plain, &team, &Silent).unwrap();
+    let plain = PackedFile::open(plain).unwrap();
+    let anew = ["model.layers.4.mlp.up_proj.weight", "model.layers.1.mlp.gate_proj.lora_A.weight"];
+    let out = folder.path().join("onto.sharp");
+    let names = anew.iter().map(|name| (*name).to_owned()).collect();
+    let report = quantize_onto(&source, &base, &names, &out, &team, &Silent).unwrap();
+    assert_eq!(report.calibration_tokens, 480);
+    let onto = PackedFile::open(&out).unwrap();
+    assert_eq!(onto.recipe(), base.recipe());
+    let mut differ = 0;
+    for (name, _) in onto.names() {
+        let [onto, base, plain] =
+            [&onto, &base, &plain].map(|file| file.tensor(name).unwrap().bytes.to_vec());
+        differ += usize::from(base != plain);
+        // Layers 2, 3 and 5 use layer 4's.
+        let new = anew.contains(&name)
+            || (name.ends_with("mlp.up_proj.weight")
+                && ["2", "3", "5"].iter().any(|l| name.contains(&format!("layers.{l}."))));
+        assert!(onto == if new { plain } else { base }, "{name}");
+    }
+    assert!(differ > 20, "calibration changed {differ} matrices");
+
+    let other = Synthetic::in_memory(&ModelConfig::llama(96, 192, 8, 6, 2, 90).unwrap(), None, 5).unwrap();
+    let error = quantize_onto(&other, &base, &names, &out, &team, &Silent).unwrap_err();
+    assert!(matches!(error, Error::Argument { .. }) && error.to_string().contains("another model"), "{error}");
+    assert!(PackedFile::open(&out).is_ok(), "the file that was there stays");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Causal self-attention with grouped queries, forwards and backwards.
 
-use sharp_model::{ModelConfig, ModelSource, names};
+use sharp_model::{ModelConfig, names};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::linear::Linear;
 use crate::norm;
 use crate::rope::{Rope, row_order};
-use crate::tensors::{dim, from_ref};
+use crate::tensors::dim;
+use crate::weights::Weights;
 
 /// Sizes of a batch: sequences and tokens of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +48,11 @@ pub(crate) struct Saved {
 }
 
 impl Attention {
-    pub(crate) fn load(source: &ModelSource, layer: usize, compute: &Compute) -> Result<Self> {
-        let config = source.config();
+    pub(crate) fn load(all: Weights<'_>, layer: usize, compute: &Compute) -> Result<Self> {
+        let config = all.source.config();
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let get = |name: String| from_ref(&source.tensor(&name)?, compute.device);
+        let get = |name: String| all.tensor(&name, compute.device);
         let ordered = |t: Tensor, heads: Option<usize>| -> Result<Tensor> {
             let Some(heads) = heads else { return Ok(t) };
             let order = Tensor::f_from_slice(&row_order(heads, head_dim))?.f_to_device(compute.device)?;
@@ -84,7 +85,7 @@ impl Attention {
         Ok(Self {
             qkv,
             out,
-            qk_norm: Self::load_qk_norm(source, layer, config, compute)?,
+            qk_norm: Self::load_qk_norm(all, layer, config, compute)?,
             heads: dim(heads)?,
             kv_heads: dim(kv_heads)?,
             head_dim: dim(head_dim)?,
@@ -93,7 +94,7 @@ impl Attention {
     }
 
     fn load_qk_norm(
-        source: &ModelSource,
+        all: Weights<'_>,
         layer: usize,
         config: &ModelConfig,
         compute: &Compute,
@@ -103,7 +104,7 @@ impl Attention {
         }
         let order = Tensor::f_from_slice(&row_order(1, config.head_dim))?.f_to_device(compute.device)?;
         let rows = |name: String, heads: usize| -> Result<Tensor> {
-            let weight = from_ref(&source.tensor(&name)?, compute.device)?.f_index_select(0, &order)?;
+            let weight = all.tensor(&name, compute.device)?.f_index_select(0, &order)?;
             Ok(weight.f_unsqueeze(0)?.f_expand([dim(heads)?, dim(config.head_dim)?], false)?)
         };
         let all = [

@@ -12,6 +12,7 @@ use crate::norm;
 use crate::params::ParamId;
 use crate::rope::Rope;
 use crate::tensors::from_ref;
+use crate::weights::Weights;
 
 /// One layer's weights.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl Block {
         let get = |name: String| from_ref(&source.tensor(&name)?, compute.device);
         Ok(Self {
             input_norm: get(names::input_norm(layer))?,
-            attention: Attention::load(source, layer, compute)?,
+            attention: Attention::load(Weights::of(source), layer, compute)?,
             mlp_norm: get(names::mlp_norm(layer))?,
             mlp,
             eps: source.config().rms_norm_eps,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack, read, split};
+use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Recovery, SharingPlan};
 use sharp_progress::Terminal;
@@ -143,6 +144,10 @@ struct FinetuneArgs {
     /// Recovery parameters to begin with: a warm-up's folder or a file. Without them: the paper's zero start.
     #[arg(long)]
     recovery: Option<PathBuf>,
+    /// A runtime file (`sharp quantize`) of this model, plan and recovery, whose rounding is to be repaired: everything frozen is as it lies
+    /// there, and what is trained is rounded alike. `sharp quantize --onto` puts the result into it.
+    #[arg(long, value_name = "FILE", requires = "recovery")]
+    runtime: Option<PathBuf>,
     /// Training tokens to prepare; 0 is as many as the steps take, so that none comes twice.
     #[arg(long, default_value_t = 0)]
     tokens: usize,
@@ -237,6 +242,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 Some(path) => Some(Recovery::load(path).with_context(|| format!("{}", path.display()))?),
                 None => None,
             };
+            let runtime = a.runtime.as_ref().map(PackedFile::open).transpose()?;
             let mut options = FinetuneOptions::default();
             options.loss = loss(a)?;
             options.steps = a.steps;
@@ -255,6 +261,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 source,
                 plan,
                 recovery.as_ref(),
+                runtime.as_ref(),
                 train,
                 held_out,
                 &a.shared.out,

@@ -16,6 +16,9 @@ pub enum Error {
     /// Training data.
     #[error(transparent)]
     Data(#[from] sharp_data::Error),
+    /// Rounding of weights.
+    #[error(transparent)]
+    Quant(#[from] sharp_quant::QuantError),
     /// A file that could not be read or written.
     #[error("{path}: {source}")]
     Io {

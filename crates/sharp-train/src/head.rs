@@ -1,6 +1,6 @@
 //! The last norm, the output head and the losses, for the positions that count only, a few rows of logits at a time.
 
-use sharp_model::{ModelSource, names};
+use sharp_model::names;
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -9,7 +9,8 @@ use crate::linear::Linear;
 use crate::mlp::Sink;
 use crate::norm;
 use crate::params::ParamId;
-use crate::tensors::{from_ref, scalar};
+use crate::tensors::scalar;
+use crate::weights::Weights;
 
 /// Rows of logits held at once: enough for the product with the head to run at full speed, few enough that they are a
 /// small part of the memory whatever the sequence length.
@@ -101,12 +102,12 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn load(source: &ModelSource, compute: &Compute) -> Result<Self> {
-        let weight = from_ref(&source.lm_head()?, compute.device)?;
+    pub(crate) fn load(all: Weights<'_>, compute: &Compute) -> Result<Self> {
+        let weight = all.head(compute.device)?;
         Ok(Self {
-            norm: from_ref(&source.tensor(names::FINAL_NORM)?, compute.device)?,
+            norm: all.tensor(names::FINAL_NORM, compute.device)?,
             output: Linear::new(weight, None, compute.precision)?,
-            eps: source.config().rms_norm_eps,
+            eps: all.source.config().rms_norm_eps,
         })
     }
 

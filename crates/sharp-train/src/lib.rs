@@ -22,6 +22,7 @@ mod start;
 mod target;
 mod tensors;
 pub mod warmup;
+mod weights;
 
 pub use adamw::{AdamW, AdamWConfig, clip};
 pub use device::{Compute, ENVIRONMENT, Precision, cpu_has_bf16};

@@ -9,7 +9,8 @@ use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::head::Head;
 use crate::rope::Rope;
-use crate::tensors::{dim, from_ref, from_tokens, to_vec};
+use crate::tensors::{dim, from_tokens, to_vec};
+use crate::weights::Weights;
 
 /// The embedding `(vocab, d)` and what is needed around the layers.
 #[derive(Debug)]
@@ -19,9 +20,9 @@ pub(crate) struct Embedding {
 }
 
 impl Embedding {
-    pub(crate) fn load(source: &ModelSource, device: Device) -> Result<Self> {
-        let weight = from_ref(&source.tensor(names::EMBED)?, device)?;
-        Ok(Self { weight, vocab: source.config().vocab_size })
+    pub(crate) fn load(all: Weights<'_>, device: Device) -> Result<Self> {
+        let weight = all.tensor(names::EMBED, device)?;
+        Ok(Self { weight, vocab: all.source.config().vocab_size })
     }
 
     pub(crate) fn share(&self) -> Self {
@@ -65,9 +66,9 @@ impl Llama {
     pub fn load(source: &ModelSource, compute: &Compute, positions: usize) -> Result<Self> {
         let layers = source.config().num_hidden_layers;
         Ok(Self {
-            embedding: Embedding::load(source, compute.device)?,
+            embedding: Embedding::load(Weights::of(source), compute.device)?,
             blocks: (0..layers).map(|l| Block::load(source, l, compute)).collect::<Result<_>>()?,
-            head: Head::load(source, compute)?,
+            head: Head::load(Weights::of(source), compute)?,
             rope: Rope::new(source.config(), positions, compute.device)?,
             positions,
         })

@@ -1,6 +1,6 @@
 //! The gated MLP, `down(silu(gate x) ∘ up x)`, forwards and backwards, and what of it is trained.
 
-use sharp_model::{ModelSource, Projection, Target};
+use sharp_model::{ModelSource, Projection, Target, names};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -9,6 +9,7 @@ use crate::forms::{Flow, Form, Pieces};
 use crate::linear::Linear;
 use crate::params::{Layout, ParamId};
 use crate::tensors::{dim, from_f32, from_ref};
+use crate::weights::Weights;
 
 /// One layer's MLP with its effective weights. Gate and up are one matrix.
 #[derive(Debug)]
@@ -50,6 +51,16 @@ impl Mlp {
             }
         }
         Self::from_parts(weights, biases, source.config().intermediate_size, compute).map(Some)
+    }
+
+    /// A layer's own three weights as they are stored.
+    pub(crate) fn load_stored(all: Weights<'_>, layer: usize, compute: &Compute) -> Result<Self> {
+        let config = all.source.config();
+        let get = |name: fn(usize, Projection) -> String| -> Result<Vec<Tensor>> {
+            Projection::ALL.iter().map(|&p| all.tensor(&name(layer, p), compute.device)).collect()
+        };
+        let biases = if config.mlp_bias { get(names::mlp_bias)? } else { Vec::new() };
+        Self::from_parts(get(names::mlp_weight)?, biases, config.intermediate_size, compute)
     }
 
     /// From `[gate, up, down]` and their biases, if any.

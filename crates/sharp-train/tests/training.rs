@@ -95,6 +95,7 @@ impl Run {
             &self.source,
             &self.plan,
             None,
+            None,
             &blocks(10, vocab, 1),
             &blocks(4, vocab, 2),
             out,

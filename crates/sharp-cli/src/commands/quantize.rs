@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use sharp_data::DataSpec;
 use sharp_infer::{QuantReport, Recipe, Team};
-use sharp_model::write_atomic;
+use sharp_model::packed::PackedFile;
+use sharp_model::{Recovery, write_atomic};
 use sharp_progress::Terminal;
 
 use crate::Global;
@@ -42,6 +43,10 @@ pub(crate) struct Args {
     seq_len: usize,
     #[command(flatten)]
     part: PartArgs,
+    /// A runtime file of the same model and plan: take its matrices as they lie there, and round (to its formats) only those that `--recovery`
+    /// brings. For what `sharp-train finetune --runtime FILE` made of it.
+    #[arg(long, value_name = "FILE", requires = "recovery", conflicts_with_all = ["calibrate", "recipe", "dry_run"])]
+    onto: Option<PathBuf>,
     /// Also write what became of each tensor, with its error, as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -62,9 +67,14 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     };
     let team = Arc::new(Team::new(global.threads())?);
     let progress = Terminal::stderr();
-    let report = match &args.calibrate {
-        None => sharp_infer::quantize(&source, &recipe, out, &team, &progress)?,
-        Some(spec) => {
+    let report = match (&args.onto, &args.calibrate) {
+        (Some(onto), _) => {
+            let path = args.source.recovery.as_deref().context("--onto goes with --recovery")?;
+            let anew = Recovery::load(path)?.tensors()?.iter().map(|t| t.name().to_owned()).collect();
+            sharp_infer::quantize_onto(&source, &PackedFile::open(onto)?, &anew, out, &team, &progress)?
+        }
+        (None, None) => sharp_infer::quantize(&source, &recipe, out, &team, &progress)?,
+        (None, Some(spec)) => {
             let sequences =
                 args.part.sequences(spec, source.path(), args.seq_len, args.calibration_tokens)?;
             sharp_infer::quantize_calibrated(&source, &recipe, &sequences, out, &team, &progress)?

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sharp_data::TokenBlocks;
+use sharp_model::packed::PackedFile;
 use sharp_model::recovery::{RECOVERY_FILE, Replacement};
 use sharp_model::{HfCheckpoint, Recovery, SharingPlan, TensorSource, write_atomic};
 
@@ -40,6 +41,7 @@ pub(super) fn fingerprint(
     layout: &Layout,
     train: &TokenBlocks,
     recovery: Option<&Recovery>,
+    runtime: Option<&PackedFile>,
     options: &FinetuneOptions,
 ) -> Result<String> {
     let mut hash = Fnv::new();
@@ -54,6 +56,12 @@ pub(super) fn fingerprint(
     for tensor in recovery.map(Recovery::tensors).transpose()?.unwrap_or_default() {
         hash.write(tensor.name().as_bytes());
         hash.write(&tensor.bytes);
+    }
+    for (name, _) in runtime.into_iter().flat_map(PackedFile::names) {
+        hash.write(name.as_bytes());
+        if let Some(tensor) = runtime.and_then(|file| file.get(name)) {
+            hash.write(&tensor.bytes);
+        }
     }
     let o = options;
     let settings = format!(

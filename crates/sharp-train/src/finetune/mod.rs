@@ -13,6 +13,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sharp_data::{TokenBlocks, shuffle};
+use sharp_model::packed::PackedFile;
 use sharp_model::{ModelSource, Recovery, SharingPlan};
 use sharp_progress::Progress;
 use tch::Tensor;
@@ -136,6 +137,10 @@ pub struct FinetuneSummary {
 /// `out/step-NNNNNN/{recovery.safetensors, optimizer.safetensors, state.json}`, `out/metrics.jsonl` and, at the end,
 /// `out/recovery.safetensors`. Goes on from the last checkpoint in `out`.
 ///
+/// With a `runtime` file, made from the same model, plan and `recovery`, training repairs its rounding: everything frozen is as the file has it,
+/// and what is trained is rounded to the file's formats wherever the model computes (plainly, by the largest magnitude of each block), while the
+/// optimiser moves the exact values. What is written is rounded, so that a quantiser of the same format finds nothing to round.
+///
 /// # Errors
 /// [`Error::Invalid`] for settings that make no sense, [`Error::State`] for a checkpoint made with other settings,
 /// [`Error::NotFinite`] if training diverges, [`Error::Model`] and [`Error::Io`] from files.
@@ -144,6 +149,7 @@ pub fn finetune(
     source: &ModelSource,
     plan: &SharingPlan,
     recovery: Option<&Recovery>,
+    runtime: Option<&PackedFile>,
     train: &TokenBlocks,
     held_out: &TokenBlocks,
     out: &Path,
@@ -154,12 +160,12 @@ pub fn finetune(
     check(source, plan, train, held_out, options)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     let rows_per_step = (options.batch_tokens / train.seq_len).max(1);
-    let mut student = Student::new(source, plan, recovery, train.seq_len, compute, options)?;
+    let mut student = Student::new(source, plan, recovery, runtime, train.seq_len, compute, options)?;
     let layout = student.params.layout.clone();
     let config = AdamWConfig { weight_decay: options.weight_decay, ..AdamWConfig::default() };
     let mut optimiser = AdamW::new(config, &layout, compute.device)?;
     let metrics_path = out.join(metrics::FILE);
-    let print = checkpoint::fingerprint(plan, &layout, train, recovery, options)?;
+    let print = checkpoint::fingerprint(plan, &layout, train, recovery, runtime, options)?;
 
     let mut lines = Vec::new();
     let mut resumed_from = None;

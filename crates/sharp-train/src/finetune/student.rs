@@ -3,23 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use sharp_model::packed::PackedFile;
 use sharp_model::recovery::Replacement;
 use sharp_model::{ModelSource, Projection, Recovery, SharingPlan, names};
+use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
 use super::{COLD, FinetuneOptions, Gradient, TrainMlps};
-use crate::attention::Batch;
+use crate::attention::{Attention, Batch};
 use crate::block::BlockTrain;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::head::{Head, Loss, LossSums, Targets};
-use crate::llama::Llama;
+use crate::llama::{Embedding, Llama};
 use crate::mlp::{Mlp, MlpTrain, Sink, index};
 use crate::params::{Group, Layout, ParamId, Params};
 use crate::pool::Pool;
 use crate::start::begin_cold;
 use crate::target::{Recovered, reference_weights, saved_layers};
-use crate::tensors::{dim, from_f32, shape_of};
+use crate::tensors::{dim, from_f32, shape_of, to_vec};
+use crate::weights::Weights;
 
 /// A row of tokens and what counts in it.
 #[derive(Debug, Clone)]
@@ -48,13 +51,20 @@ struct Replica {
 /// The original where it differs from the student: from layer `from` on.
 struct Teacher {
     from: usize,
+    /// Where the student's is another one.
+    embedding: Option<Embedding>,
     blocks: Vec<crate::block::Block>,
     head: Head,
 }
 
 /// The compressed model in training.
 pub(super) struct Student {
+    /// What the optimiser moves.
     pub(super) params: Params,
+    /// What the model computes with: the same memory, or, where matrices are rounded, those rounded and the rest a copy.
+    effective: Params,
+    /// The matrices that are rounded, and to what.
+    rounded: Vec<(ParamId, PackedFormat)>,
     layout: Arc<Layout>,
     targets: Vec<Recovered>,
     /// Float32 weights of the layers that are shared, by layer; views of the parameters where those are trained.
@@ -72,12 +82,27 @@ impl Student {
         source: &ModelSource,
         plan: &SharingPlan,
         recovery: Option<&Recovery>,
+        runtime: Option<&PackedFile>,
         positions: usize,
         compute: &Compute,
         options: &FinetuneOptions,
     ) -> Result<Self> {
         let original = Llama::load(source, compute, positions)?;
         let mut model = original.share();
+        let weights = match runtime {
+            None => Weights::of(source),
+            Some(runtime) => Weights::rounded(source, runtime, plan)?,
+        };
+        if weights.are_rounded() {
+            model.embedding = Embedding::load(weights, compute.device)?;
+            model.head = Head::load(weights, compute)?;
+            for (layer, block) in model.blocks.iter_mut().enumerate() {
+                block.attention = Attention::load(weights, layer, compute)?;
+                if plan.target(layer).is_none() && block.mlp.is_some() {
+                    block.mlp = Some(Mlp::load_stored(weights, layer, compute)?);
+                }
+            }
+        }
         let mut layout = Layout::default();
         let mut targets = Vec::new();
         let layers = model.blocks.len();
@@ -178,6 +203,18 @@ impl Student {
             }
         }
 
+        let rounded: Vec<(ParamId, PackedFormat)> = params
+            .layout
+            .specs()
+            .iter()
+            .filter_map(|spec| Some((params.layout.find(&spec.name)?, weights.format(&spec.name)?)))
+            .collect();
+        let flat = match rounded.is_empty() {
+            false => params.layout.zeros(compute.device)?,
+            true => params.flat.shallow_clone(),
+        };
+        let effective = Params { layout: params.layout.clone(), flat };
+
         // Weights of its own for every layer whose MLP is made of parameters.
         let mut references = BTreeMap::new();
         let mut merged = BTreeMap::new();
@@ -187,8 +224,13 @@ impl Student {
             merged.insert(target.layer, planned.map_or_else(|| original.blank(), |t| original.blank_for(t))?);
             if let Some(reference) = target.reference {
                 let weights = match owned.get(&reference) {
-                    Some([gate, up, down]) => [params.view(*gate)?, params.view(*up)?, params.view(*down)?],
-                    None => reference_weights(blank(reference)?)?,
+                    Some([gate, up, down]) => {
+                        [effective.view(*gate)?, effective.view(*up)?, effective.view(*down)?]
+                    }
+                    None => match model.blocks.get(reference).and_then(|block| block.mlp.as_ref()) {
+                        Some(mlp) => reference_weights(mlp)?,
+                        None => return Err(Error::invalid(format!("layer {reference} has no MLP"))),
+                    },
                 };
                 references.insert(reference, weights);
             }
@@ -213,23 +255,27 @@ impl Student {
         }
         for (block, train) in model.blocks.iter_mut().zip(&train) {
             if let Some(id) = train.input_norm {
-                block.input_norm = params.view(id)?;
+                block.input_norm = effective.view(id)?;
             }
             if let Some(id) = train.mlp_norm {
-                block.mlp_norm = params.view(id)?;
+                block.mlp_norm = effective.view(id)?;
             }
         }
         if let Some(id) = final_norm {
-            model.head.norm = params.view(id)?;
+            model.head.norm = effective.view(id)?;
         }
 
         // The original is needed from the first layer that differs, trained or not.
-        let differs = plan.targets.iter().map(|t| t.layer).chain([first_mlp]).min().unwrap_or(first_mlp);
+        let differs = match weights.are_rounded() {
+            true => 0,
+            false => plan.targets.iter().map(|t| t.layer).chain([first_mlp]).min().unwrap_or(first_mlp),
+        };
         let layout = Arc::new(params.layout.clone());
         let mut replicas = Vec::new();
         for _ in 0..compute.threads {
             let teacher = options.loss.needs_teacher().then(|| Teacher {
                 from: differs,
+                embedding: weights.are_rounded().then(|| original.embedding.share()),
                 blocks: original.blocks.iter().skip(differs).map(crate::block::Block::share).collect(),
                 head: original.head.share(),
             });
@@ -240,15 +286,17 @@ impl Student {
                 final_norm,
                 first: first_mlp,
                 layout: Arc::clone(&layout),
-                values: params.flat.shallow_clone(),
+                values: effective.flat.shallow_clone(),
                 loss: options.loss,
             });
         }
-        Ok(Self { params, layout, targets, references, merged, replaced, owned, pool: Pool::new(replicas)? })
+        let pool = Pool::new(replicas)?;
+        Ok(Self { params, effective, rounded, layout, targets, references, merged, replaced, owned, pool })
     }
 
     /// Puts the parameters into the effective weights.
     pub(super) fn merge(&self) -> Result<()> {
+        self.round()?;
         let mut items = Vec::new();
         for target in &self.targets {
             let Some(mlp) = self.merged.get(&target.layer) else { continue };
@@ -267,9 +315,23 @@ impl Student {
         for (layer, ids) in &self.owned {
             let Some(mlp) = self.merged.get(layer) else { continue };
             for (projection, id) in Projection::ALL.into_iter().zip(ids) {
-                mlp.weight(projection)?.f_copy_(&self.params.view(*id)?)?;
+                mlp.weight(projection)?.f_copy_(&self.effective.view(*id)?)?;
             }
         }
+        Ok(())
+    }
+
+    /// Rounds the matrices that the runtime file stores in few bits to what it will hold. Gradients are taken at the rounded
+    /// values and moved to the exact ones as they are (the straight-through estimator of Bengio et al., 2013).
+    fn round(&self) -> Result<()> {
+        if self.rounded.is_empty() {
+            return Ok(());
+        }
+        let mut to = self.effective.flat.shallow_clone();
+        to.f_copy_(&self.params.flat)?;
+        let item = |&(id, format): &(ParamId, PackedFormat)| Ok((self.effective.view(id)?, format));
+        let items = self.rounded.iter().map(item).collect::<Result<Vec<_>>>()?;
+        self.pool.map("rounding weights", items, move |_, (matrix, format)| round(format, matrix))?;
         Ok(())
     }
 
@@ -310,16 +372,28 @@ impl Student {
         Ok(sums)
     }
 
-    /// Everything trained, as it is saved.
+    /// Everything trained, as it is saved: rounded where it is rounded.
     pub(super) fn recovery(&self) -> Result<Recovery> {
-        let mut all = Recovery { layers: saved_layers(&self.targets, &self.params)?, ..Recovery::default() };
+        let mut all =
+            Recovery { layers: saved_layers(&self.targets, &self.effective)?, ..Recovery::default() };
         for &id in &self.replaced {
             let spec = self.params.layout.spec(id)?;
-            let new = Replacement { shape: spec.shape.clone(), values: self.params.get(id)? };
+            let new = Replacement { shape: spec.shape.clone(), values: self.effective.get(id)? };
             all.replacements.insert(spec.name.clone(), new);
         }
         Ok(all)
     }
+}
+
+/// Rounds a matrix `(rows, cols)` in place, as the quantiser does without calibration.
+fn round(format: PackedFormat, mut matrix: Tensor) -> Result<()> {
+    let (rows, cols) = matrix.size2()?;
+    let (rows, cols) = (usize::try_from(rows).unwrap_or(0), usize::try_from(cols).unwrap_or(0));
+    let mut values = to_vec(&matrix)?;
+    let packed = sharp_quant::pack_f32(format, ScaleRule::Max, rows, cols, &values)?;
+    sharp_quant::unpack(PackedRef::new(format, rows, cols, &packed)?, &mut values)?;
+    matrix.f_copy_(&from_f32(&values, &[rows, cols], matrix.device())?)?;
+    Ok(())
 }
 
 /// The layers whose own MLP is trained.
@@ -353,9 +427,12 @@ impl Replica {
     }
 
     /// The original's last hidden states from the residual stream at layer [`Teacher::from`].
-    fn taught(&self, hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
+    fn taught(&self, tokens: &[u32], hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
         let Some(teacher) = &self.teacher else { return Ok(None) };
-        let mut hidden = hidden.shallow_clone();
+        let mut hidden = match &teacher.embedding {
+            Some(embedding) => embedding.forward(tokens)?,
+            None => hidden.shallow_clone(),
+        };
         for block in &teacher.blocks {
             hidden = block.forward(&hidden, &self.model.rope, batch)?;
         }
@@ -369,7 +446,7 @@ impl Replica {
         let mut taught = None;
         for (layer, block) in self.model.blocks.iter().enumerate() {
             if Some(layer) == from {
-                taught = self.taught(&hidden, batch)?;
+                taught = self.taught(&sequence.tokens, &hidden, batch)?;
             }
             hidden = block.forward(&hidden, &self.model.rope, batch)?;
         }
@@ -387,7 +464,7 @@ impl Replica {
         let mut kept = Vec::new();
         for (layer, block) in self.model.blocks.iter().enumerate() {
             if Some(layer) == from {
-                taught = self.taught(&hidden, batch)?;
+                taught = self.taught(&sequence.tokens, &hidden, batch)?;
             }
             if layer < self.first {
                 hidden = block.forward(&hidden, &self.model.rope, batch)?;

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use sharp_model::packed::PackedFile;
 use sharp_model::{ModelSource, Ranks, RecoveryForm, SharingPlan, Target};
+use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
 use super::student::{Sequence, Student};
@@ -29,7 +31,7 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
         ..FinetuneOptions::default()
     };
     let compute = Compute::cpu(2);
-    let mut student = Student::new(&source, &plan, None, 12, &compute, &options).unwrap();
+    let mut student = Student::new(&source, &plan, None, None, 12, &compute, &options).unwrap();
     // Away from B = 0, where half of the gradients vanish.
     tch::manual_seed(5);
     let noise = Tensor::randn(student.params.flat.size(), (Kind::Float, tch::Device::Cpu)) * 0.05;
@@ -93,4 +95,76 @@ fn gradients_are_slopes_of_the_loss() {
     check("gqa_untied", RecoveryForm::Pruned, Loss::Completion, true);
     check("tied", RecoveryForm::None, mixed, true);
     check("biases", RecoveryForm::ScaledLowRank, mixed, true);
+}
+
+/// 4 bits' own numbers for a matrix, by the quantiser itself.
+fn stored(shape: &[usize], values: &[f32]) -> Vec<f32> {
+    let (rows, cols) = (shape[0], shape[1]);
+    let packed = sharp_quant::pack_f32(PackedFormat::Q4, ScaleRule::Max, rows, cols, values).unwrap();
+    let mut back = vec![0.0; values.len()];
+    sharp_quant::unpack(PackedRef::new(PackedFormat::Q4, rows, cols, &packed).unwrap(), &mut back).unwrap();
+    back
+}
+
+/// Training onto a runtime file computes with what that file will hold: the same loss and gradient as of a model, made anew from the file and
+/// the result, whose weights simply are these numbers. The original's opinion stays that of the unrounded one.
+#[test]
+fn repair_computes_with_what_the_runtime_file_will_hold() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
+    let source = ModelSource::open(folder).unwrap();
+    let plan = SharingPlan::new("explicit", vec![Target::pruned(1, 7)]);
+    let compute = Compute::cpu(2);
+    let loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
+    let options = FinetuneOptions { loss, train_norms: true, ..FinetuneOptions::default() };
+    let new = |recovery: Option<&_>, runtime: Option<&_>| {
+        let student = Student::new(&source, &plan, recovery, runtime, 12, &compute, &options).unwrap();
+        student.merge().unwrap();
+        student
+    };
+    let exact = new(None, None).recovery().unwrap();
+
+    // The runtime file, and all that it holds as a checkpoint in float32.
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("model.sharp");
+    let compressed = ModelSource::overlay(&source, plan.clone(), Some(&exact)).unwrap();
+    let team = sharp_infer::Team::new(1).unwrap();
+    sharp_infer::quantize(&compressed, &sharp_infer::Recipe::q4(), &file, &team, &sharp_progress::Silent)
+        .unwrap();
+    let runtime = PackedFile::open(&file).unwrap();
+
+    let repairing = new(Some(&exact), Some(&runtime));
+    let saved = repairing.recovery().unwrap();
+    let mut rounded = 0;
+    for (name, tensor) in &saved.replacements {
+        let before = &exact.replacements[name].values;
+        let held = runtime.tensor(name).unwrap().f32().unwrap();
+        assert_eq!(tensor.values, held, "{name}");
+        if tensor.shape.len() == 2 {
+            assert_eq!(tensor.values, stored(&tensor.shape, &tensor.values), "{name} twice");
+            rounded += usize::from(&tensor.values != before);
+        } else {
+            assert_eq!(&tensor.values, before, "{name}");
+        }
+        // The optimiser has the exact ones.
+        let id = repairing.params.layout.find(name).unwrap();
+        assert_eq!(&repairing.params.get(id).unwrap(), before, "{name}");
+    }
+    assert_eq!(rounded, 3, "matrices that rounding changed");
+
+    let vocab = source.config().vocab_size as u32;
+    let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + i * i) % vocab).collect();
+    let labels = tokens[1..].iter().map(|&t| i64::from(t)).collect();
+    let batch = vec![Sequence { tokens: tokens.clone(), positions: (0..11).collect(), labels }];
+    let (gradient, sums) = repairing.gradient(batch.clone()).unwrap();
+    // Again from the rounded values: rounding finds nothing more, and nothing differs.
+    let again = new(Some(&saved), Some(&runtime));
+    let (other, others) = again.gradient(batch).unwrap();
+    assert_eq!(sums, others);
+    assert_eq!(scalar(&(gradient - other).abs().max()).unwrap(), 0.0);
+
+    // The engine, which shares no code with this, gives the file the same loss, but for activations in 8 bits.
+    let model = sharp_infer::Model::open(&file, &sharp_infer::Options::default()).unwrap();
+    let nll: f64 = model.losses(&tokens).unwrap().iter().sum();
+    let ours = sums.nll;
+    assert!((ours - nll).abs() < 0.02 * nll, "{ours} by training, {nll} by the engine");
 }

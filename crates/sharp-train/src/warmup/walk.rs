@@ -18,6 +18,7 @@ use crate::pool::Pool;
 use crate::rope::Rope;
 use crate::start::Activations;
 use crate::tensors::dim;
+use crate::weights::Weights;
 
 /// What is there at a target.
 #[derive(Debug)]
@@ -60,7 +61,7 @@ impl<'a> Walk<'a> {
             true => Rows::file(folder, train.seq_len, d, compute.device)?,
             false => Rows::memory(count),
         };
-        let embedding = Embedding::load(source, compute.device)?;
+        let embedding = Embedding::load(Weights::of(source), compute.device)?;
         for (i, (tokens, _)) in train.iter().chain(held_out.iter()).enumerate() {
             hidden.put(i, embedding.forward(tokens)?)?;
         }
