@@ -130,7 +130,10 @@ fn only_what_is_new_is_rounded_onto_a_file() {
 
     let other = Synthetic::in_memory(&ModelConfig::llama(96, 192, 8, 6, 2, 90).unwrap(), None, 5).unwrap();
     let error = quantize_onto(&other, &base, &names, &out, &team, &Silent).unwrap_err();
-    assert!(matches!(error, Error::Argument { .. }) && error.to_string().contains("another model"), "{error}");
+    assert!(
+        matches!(error, Error::Argument { .. }) && error.to_string().contains("another model"),
+        "{error}"
+    );
     assert!(PackedFile::open(&out).is_ok(), "the file that was there stays");
 }
 
