@@ -23,7 +23,8 @@ pub(crate) struct Args {
     /// What `sharp analyze` measured; the patterns (pairs, back, front, groups) and explicit can do without it.
     #[arg(long, value_name = "FILE")]
     similarity: Option<PathBuf>,
-    /// pairs, back, front, groups, greedy, optimal, or explicit with --explicit.
+    /// pairs, back, front, groups, greedy, optimal, explicit with --explicit, or even, which takes a part of every layer's own MLP
+    /// (--form pruned or low_rank_only).
     #[arg(long, default_value = "optimal")]
     strategy: String,
     /// The pairs of the explicit strategy: target<-reference, as in 27<-26,29<-28.
