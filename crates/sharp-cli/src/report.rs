@@ -8,6 +8,7 @@ mod collect;
 mod content;
 mod html;
 mod markdown;
+mod speed;
 mod text;
 
 use std::path::{Path, PathBuf};

@@ -162,7 +162,7 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
     assert_eq!(sums, others);
     assert_eq!(scalar(&(gradient - other).abs().max()).unwrap(), 0.0);
 
-    // The engine, which shares no code with this, gives the file the same loss, but for activations in 8 bits.
+    // The engine, whose forward pass is another, gives the file the same loss, but for activations in 8 bits.
     let model = sharp_infer::Model::open(&file, &sharp_infer::Options::default()).unwrap();
     let nll: f64 = model.losses(&tokens).unwrap().iter().sum();
     let ours = sums.nll;
