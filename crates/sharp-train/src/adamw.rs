@@ -1,6 +1,8 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) with moments that can be saved: libtorch's C++ optimisers, as
 //! tch binds them, cannot.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -30,7 +32,7 @@ impl Default for AdamWConfig {
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    segments: Vec<(std::ops::Range<usize>, bool)>,
+    segments: Vec<(Range<usize>, bool)>,
     first: Tensor,
     second: Tensor,
     step: u64,
@@ -66,22 +68,22 @@ impl AdamW {
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
         let correction1 = 1.0 - beta1.powi(exponent);
         let correction2 = 1.0 - beta2.powi(exponent);
-        let _ = self.first.f_lerp_(grad, 1.0 - beta1)?;
-        let scaled = grad.f_mul_scalar((1.0 - beta2).sqrt())?;
-        let _ = self.second.f_mul_scalar_(beta2)?.f_addcmul_(&scaled, &scaled)?;
-        drop(scaled);
-        if weight_decay != 0.0 {
-            for (range, decays) in &self.segments {
-                if *decays {
-                    let mut part = flat.f_narrow(0, dim(range.start)?, dim(range.len())?)?;
-                    let _ = part.f_mul_scalar_(1.0 - lr * weight_decay)?;
-                }
+        for (range, decays) in pieces(&self.segments) {
+            let (start, len) = (dim(range.start)?, dim(range.len())?);
+            let part = |t: &Tensor| t.f_narrow(0, start, len);
+            let (mut flat, grad) = (part(flat)?, part(grad)?);
+            let (mut first, mut second) = (part(&self.first)?, part(&self.second)?);
+            let _ = first.f_lerp_(&grad, 1.0 - beta1)?;
+            let scaled = grad.f_mul_scalar((1.0 - beta2).sqrt())?;
+            let _ = second.f_mul_scalar_(beta2)?.f_addcmul_(&scaled, &scaled)?;
+            if weight_decay != 0.0 && decays {
+                let _ = flat.f_mul_scalar_(1.0 - lr * weight_decay)?;
             }
+            let mut denominator = second.f_sqrt()?;
+            let _ = denominator.f_mul_scalar_(1.0 / correction2.sqrt())?.f_add_scalar_(eps)?;
+            let update = first.f_mul_scalar(-lr / correction1)?;
+            let _ = flat.f_addcdiv_(&update, &denominator)?;
         }
-        let mut denominator = self.second.f_sqrt()?;
-        let _ = denominator.f_mul_scalar_(1.0 / correction2.sqrt())?.f_add_scalar_(eps)?;
-        let update = self.first.f_mul_scalar(-lr / correction1)?;
-        let _ = flat.f_addcdiv_(&update, &denominator)?;
         Ok(())
     }
 
@@ -114,13 +116,30 @@ impl AdamW {
     }
 }
 
+/// Elements worked on at a time: few enough that a piece of everything stays in a core's cache between one operation and the
+/// next, and that temporaries are small.
+const PIECE: usize = 1 << 16;
+
+/// Segments cut to at most [`PIECE`].
+fn pieces(segments: &[(Range<usize>, bool)]) -> impl Iterator<Item = (Range<usize>, bool)> {
+    segments.iter().flat_map(|(range, decays)| {
+        let end = range.end;
+        range.clone().step_by(PIECE).map(move |start| (start..end.min(start + PIECE), *decays))
+    })
+}
+
 /// Scales `grad` down to L2 norm `limit` if it is above it; returns the norm before.
 ///
 /// # Errors
 /// From libtorch.
 pub fn clip(grad: &mut Tensor, limit: f64) -> Result<f64> {
     // In float64: a float32 sum of millions of squares loses digits that depend on the order.
-    let norm = scalar(&grad.f_square()?.f_sum(Kind::Double)?)?.sqrt();
+    let mut squares = 0.0;
+    for (range, _) in pieces(&[(0..grad.numel(), false)]) {
+        let part = grad.f_narrow(0, dim(range.start)?, dim(range.len())?)?;
+        squares += scalar(&part.f_square()?.f_sum(Kind::Double)?)?;
+    }
+    let norm = squares.sqrt();
     if limit > 0.0 && norm > limit {
         let _ = grad.f_mul_scalar_(limit / norm)?;
     }

@@ -103,10 +103,11 @@ impl Compute {
 }
 
 /// Environment that must be in place before libtorch and libc start, as (name, value): a waiting OpenMP thread must
-/// not spin on a core somebody else needs, and freed activations stay in the process instead of going back to the
-/// system to be zeroed page by page again.
-pub const ENVIRONMENT: [(&str, &str); 4] = [
+/// not spin on a core somebody else needs, freed activations stay in the process instead of going back to the
+/// system to be zeroed page by page again, and what one thread has freed serves all.
+pub const ENVIRONMENT: [(&str, &str); 5] = [
     ("OMP_WAIT_POLICY", "passive"),
+    ("MALLOC_ARENA_MAX", "1"),
     ("MALLOC_MMAP_THRESHOLD_", "1073741824"),
     ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
     ("MALLOC_TOP_PAD_", "67108864"),

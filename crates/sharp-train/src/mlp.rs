@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::device::Compute;
 use crate::error::{Error, Result};
+use crate::finetune::Turn;
 use crate::forms::{Flow, Form, Pieces};
 use crate::linear::Linear;
 use crate::params::{Layout, ParamId};
@@ -211,6 +212,8 @@ pub(crate) struct Sink<'a> {
     pub(crate) values: &'a Tensor,
     /// Gradients, `(total)`, added to.
     pub(crate) grad: &'a Tensor,
+    /// Where others add to the same gradients: when it is this one's turn.
+    pub(crate) turn: Option<&'a Turn>,
 }
 
 impl Sink<'_> {
@@ -219,6 +222,9 @@ impl Sink<'_> {
     }
 
     pub(crate) fn add(&self, id: ParamId, grad: &Tensor) -> Result<()> {
+        if let Some(turn) = self.turn {
+            turn.wait(id);
+        }
         let _ = self.layout.view(self.grad, id)?.f_add_(grad)?;
         Ok(())
     }

@@ -65,6 +65,13 @@ impl ParamSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParamId(usize);
 
+impl ParamId {
+    /// Its place in [`Layout::specs`].
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// What parameters there are and where each lies. The same for values, gradients and moments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Layout {

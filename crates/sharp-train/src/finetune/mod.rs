@@ -1,11 +1,12 @@
 //! Supervised Fine-Tuning: all targets' recovery parameters together, on completion loss or on the original's own
 //! distribution, with everything else frozen unless asked.
 //!
-//! A step's sequences go to worker threads one by one; gradients are added up in the sequences' order, so the result
+//! A step's sequences go to worker threads one by one; gradients are added up in the sequences' order ([`Turn`]), so the result
 //! does not depend on the number of threads, and a run resumed from a checkpoint is bit-equal to one never stopped.
 
 mod checkpoint;
 mod student;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,7 +17,6 @@ use sharp_data::{TokenBlocks, shuffle};
 use sharp_model::packed::PackedFile;
 use sharp_model::{ModelSource, Recovery, SharingPlan};
 use sharp_progress::Progress;
-use tch::Tensor;
 
 use crate::adamw::{AdamW, AdamWConfig, clip};
 use crate::device::Compute;
@@ -26,6 +26,7 @@ use crate::metrics;
 use crate::schedule::Schedule;
 use crate::start::Start;
 use student::{Sequence, Student};
+pub(crate) use turns::Turn;
 
 /// Which stored MLPs are trained along with the recovery parameters. The compressed model is as large whichever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -354,9 +355,6 @@ fn step_folder(out: &Path, step: u64) -> PathBuf {
 
 /// The start of a run without warm-up.
 const COLD: Start = Start::Zero;
-
-/// A flat gradient's type, for the workers' results.
-type Gradient = Tensor;
 
 #[cfg(test)]
 mod tests;

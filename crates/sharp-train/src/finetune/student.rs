@@ -9,7 +9,8 @@ use sharp_model::{ModelSource, Projection, Recovery, SharingPlan, names};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
-use super::{COLD, FinetuneOptions, Gradient, TrainMlps};
+use super::turns::{Turn, Turns, lowest_layers};
+use super::{COLD, FinetuneOptions, TrainMlps};
 use crate::attention::{Attention, Batch};
 use crate::block::BlockTrain;
 use crate::device::Compute;
@@ -74,6 +75,8 @@ pub(super) struct Student {
     /// Trained tensors that take the place of the base's: norms, shared MLP weights, and what pruned MLPs keep.
     replaced: Vec<ParamId>,
     owned: BTreeMap<usize, [ParamId; 3]>,
+    /// The lowest layer that each parameter is used in.
+    lowest: Arc<Vec<usize>>,
     pool: Pool<Replica>,
 }
 
@@ -290,8 +293,21 @@ impl Student {
                 loss: options.loss,
             });
         }
+        let lowest = Arc::new(lowest_layers(&train, &layout));
         let pool = Pool::new(replicas)?;
-        Ok(Self { params, effective, rounded, layout, targets, references, merged, replaced, owned, pool })
+        Ok(Self {
+            params,
+            effective,
+            rounded,
+            layout,
+            targets,
+            references,
+            merged,
+            replaced,
+            owned,
+            lowest,
+            pool,
+        })
     }
 
     /// Puts the parameters into the effective weights.
@@ -336,24 +352,28 @@ impl Student {
     }
 
     /// The gradient `(total)` of the mean loss over the counted tokens of a batch, and the loss's sums.
-    pub(super) fn gradient(&self, batch: Vec<Sequence>) -> Result<(Gradient, LossSums)> {
+    pub(super) fn gradient(&self, batch: Vec<Sequence>) -> Result<(Tensor, LossSums)> {
         let counted: usize = batch.iter().map(|s| s.positions.len()).sum();
         let scale = 1.0 / counted.max(1) as f64;
-        let grad = self.layout.zeros(self.params.flat.device())?;
-        let mut total = grad.shallow_clone();
+        let total = self.layout.zeros(self.params.flat.device())?;
+        let batch: Vec<Sequence> = batch.into_iter().filter(|s| !s.positions.is_empty()).collect();
+        let turns = Turns::new(Arc::clone(&self.lowest), batch.len());
+        let items = batch
+            .into_iter()
+            .enumerate()
+            .map(|(i, sequence)| (sequence, turns.of(i), total.shallow_clone()))
+            .collect();
         let mut sums = LossSums::default();
-        let batch = batch.into_iter().filter(|s| !s.positions.is_empty()).collect();
         self.pool.run(
             "training",
-            batch,
-            move |replica, sequence| replica.differentiate(&sequence, scale),
-            |(part, part_sums)| {
-                let _ = total.f_add_(&part)?;
-                sums.add(&part_sums);
+            items,
+            move |replica, (sequence, turn, total)| replica.differentiate(&sequence, scale, &turn, &total),
+            |part| {
+                sums.add(&part);
                 Ok(())
             },
         )?;
-        Ok((grad, sums))
+        Ok((total, sums))
     }
 
     /// The loss's sums over held-out sequences.
@@ -454,10 +474,16 @@ impl Replica {
         self.model.head.measure(&hidden, &self.targets(sequence)?, self.loss, teacher)
     }
 
-    fn differentiate(&mut self, sequence: &Sequence, scale: f64) -> Result<(Gradient, LossSums)> {
+    /// Adds the gradient of `scale` times the sequence's loss to `grad (total)`, in turn.
+    fn differentiate(
+        &mut self,
+        sequence: &Sequence,
+        scale: f64,
+        turn: &Turn,
+        grad: &Tensor,
+    ) -> Result<LossSums> {
         let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
-        let grad = self.layout.zeros(self.values.device())?;
-        let sink = Sink { layout: &self.layout, values: &self.values, grad: &grad };
+        let sink = Sink { layout: &self.layout, values: &self.values, grad, turn: Some(turn) };
         let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
         let from = self.teacher.as_ref().map(|t| t.from);
         let mut taught = None;
@@ -480,6 +506,7 @@ impl Replica {
         let (sums, mut d) =
             self.model.head.differentiate(&hidden, &targets, self.loss, teacher, scale, trained_norm)?;
         drop((hidden, taught));
+        turn.pass(self.model.blocks.len());
         for (layer, block) in self.model.blocks.iter().enumerate().skip(self.first).rev() {
             let (Some(saved), Some(train)) = (kept.pop(), self.train.get(layer)) else { break };
             let want = layer > self.first;
@@ -487,8 +514,9 @@ impl Replica {
                 Some(below) => d = below,
                 None => break,
             }
+            turn.pass(layer);
         }
-        Ok((grad, sums))
+        Ok(sums)
     }
 }
 

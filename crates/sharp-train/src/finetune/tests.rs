@@ -168,3 +168,45 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
     let ours = sums.nll;
     assert!((ours - nll).abs() < 0.02 * nll, "{ours} by training, {nll} by the engine");
 }
+
+/// Sequences that take unlike times, several layers on one stored MLP in training: the sums are the same to the bit however many
+/// threads add to them.
+#[test]
+fn gradients_do_not_depend_on_the_threads() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/tied");
+    let source = ModelSource::open(folder).unwrap();
+    let layers = source.config().num_hidden_layers;
+    let targets = (1..layers)
+        .map(|layer| Target::sharing(layer, 0, RecoveryForm::RowColumnScaledLowRank, Ranks::uniform(3)))
+        .collect();
+    let plan = SharingPlan::new("explicit", targets);
+    let options = FinetuneOptions {
+        loss: Loss::Mixed { weight: 0.5, temperature: 1.0 },
+        train_norms: true,
+        train_mlps: TrainMlps::All,
+        ..FinetuneOptions::default()
+    };
+    let vocab = source.config().vocab_size as u32;
+    let batch: Vec<Sequence> = (0..24u32)
+        .map(|s| {
+            let length = if s % 3 == 0 { 64 } else { 5 + s };
+            let tokens: Vec<u32> = (0..length).map(|i| (i * 7 + s * 5 + i * i) % vocab).collect();
+            let labels = tokens[1..].iter().map(|&t| i64::from(t)).collect();
+            Sequence { positions: (0..i64::from(length) - 1).collect(), tokens, labels }
+        })
+        .collect();
+    let gradient = |threads| {
+        let student = Student::new(&source, &plan, None, None, 64, &Compute::cpu(threads), &options).unwrap();
+        student.merge().unwrap();
+        student.gradient(batch.clone()).unwrap()
+    };
+    let (one, sums) = gradient(1);
+    assert!(scalar(&one.norm()).unwrap() > 0.0);
+    for threads in [2, 7] {
+        for _ in 0..4 {
+            let (many, same) = gradient(threads);
+            assert_eq!(sums, same);
+            assert!(many == one, "{threads} threads");
+        }
+    }
+}

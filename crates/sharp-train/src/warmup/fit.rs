@@ -217,7 +217,7 @@ impl Fit<'_> {
                 let weighted = off.f_mul(&gathered.weight)?;
                 let loss = scalar(&weighted.f_mul(&off)?.f_sum(Kind::Double)?)? * scale;
                 let dy = weighted.f_mul_scalar(2.0 * scale)?;
-                let sink = Sink { layout: &layout, values: &flat, grad: &grad };
+                let sink = Sink { layout: &layout, values: &flat, grad: &grad, turn: None };
                 student.backward(&gathered.x, &kept, &dy, Some((&train, &sink)), false)?;
                 Ok((grad, loss))
             },
