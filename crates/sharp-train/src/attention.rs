@@ -1,7 +1,11 @@
 //! Causal self-attention with grouped queries, forwards and backwards.
+//!
+//! Scores are made for [`BLOCK`] queries at a time against the keys that these may see, so nearly half of them are never
+//! computed, and the query heads that share a key head are rows of one product. The probabilities are kept for the way
+//! back, in the products' number type.
 
 use sharp_model::{ModelConfig, names};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::device::Compute;
 use crate::error::Result;
@@ -10,6 +14,9 @@ use crate::norm;
 use crate::rope::{Rope, row_order};
 use crate::tensors::dim;
 use crate::weights::Weights;
+
+/// Queries in one product with the keys. Smaller blocks waste fewer scores of the future, larger ones run faster.
+const BLOCK: i64 = 128;
 
 /// Sizes of a batch: sequences and tokens of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,18 +40,20 @@ pub(crate) struct Attention {
     eps: f64,
 }
 
-/// What the way back needs.
+/// What the way back needs. Of a query head only its group, the query heads that share one key and value head, is told
+/// apart: `g = heads / kv_heads`. All but the norms' are of the products' number type.
 #[derive(Debug)]
 pub(crate) struct Saved {
     /// Before the query and key norms, with the inverse root mean squares.
     before_norm: Option<(Tensor, Tensor)>,
+    /// `(sequences * kv_heads, g, time, head_dim)`, divided by the root of `head_dim`.
     q: Tensor,
+    /// `(sequences * kv_heads, time, head_dim)`
     k: Tensor,
+    /// As `k`.
     v: Tensor,
-    /// `(sequences, heads, time, head_dim)`
-    o: Tensor,
-    /// `(sequences, heads, time)`: the log of each softmax's sum; only on the CPU.
-    log_sum: Option<Tensor>,
+    /// Of each block of queries, in order: `(sequences * kv_heads, g * queries, keys)`.
+    probabilities: Vec<Tensor>,
 }
 
 impl Attention {
@@ -126,114 +135,203 @@ impl Attention {
     /// `x (sequences * time, d)`, normed, to the attention's output of the same shape.
     pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Saved)> {
         let Batch { sequences, time } = batch;
-        let turned = self.heads + self.kv_heads;
-        let qkv = self.qkv.forward(x)?.f_view([sequences, time, turned + self.kv_heads, self.head_dim])?;
-        let mut qk = qkv.f_narrow(2, 0, turned)?;
+        let Self { heads, kv_heads, head_dim, .. } = *self;
+        let turned = heads + kv_heads;
+        let kind = self.out.weight.f_kind()?;
+        let qkv = self.qkv.forward(x)?.f_view([sequences, time, turned + kv_heads, head_dim])?;
+        let mut qk = qkv.f_narrow(2, 0, turned)?.f_to_kind(Kind::Float)?;
         let mut before_norm = None;
         if let Some(weight) = &self.qk_norm {
             let (normed, inv) = norm::forward(&qk, weight, self.eps)?;
             before_norm = Some((std::mem::replace(&mut qk, normed), inv));
         }
         let qk = rope.forward(&qk)?;
-        let q = qk.f_narrow(2, 0, self.heads)?.f_transpose(1, 2)?;
-        let k = self.repeated(&qk.f_narrow(2, self.heads, self.kv_heads)?, batch)?;
-        let v = self.repeated(&qkv.f_narrow(2, turned, self.kv_heads)?, batch)?;
-        let (o, log_sum) = if q.device().is_cuda() {
-            let o =
-                Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false)?;
-            (o, None)
-        } else {
-            let (o, log_sum) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
-                &q,
-                &k,
-                &v,
-                0.0,
-                true,
-                None::<Tensor>,
-                None,
-            )?;
-            (o, Some(log_sum))
-        };
-        let y = self.out.forward(&self.rows(&o, batch)?)?;
-        Ok((y, Saved { before_norm, q, k, v, o, log_sum }))
+        let q = qk.f_narrow(2, 0, heads)?.f_mul_scalar(self.scale())?.f_to_kind(kind)?;
+        let q = self.grouped(&q, batch)?;
+        let k = self.by_key_head(&qk.f_narrow(2, heads, kv_heads)?.f_to_kind(kind)?, batch)?;
+        let v = self.by_key_head(&qkv.f_narrow(2, turned, kv_heads)?, batch)?;
+
+        let o = Tensor::f_empty([sequences, time, heads, head_dim], (kind, x.device()))?;
+        let mut probabilities = Vec::new();
+        for block in blocks(time, x.device()) {
+            let queries = self.rows_of(&q, block)?;
+            let scores = queries.f_bmm(&k.f_narrow(1, 0, block.end)?.f_transpose(1, 2)?)?;
+            self.hide_the_future(&scores, block)?;
+            let p = scores.f_internal_softmax(-1, false)?;
+            let out = p.f_bmm(&v.f_narrow(1, 0, block.end)?)?;
+            self.by_token(&o, block)?.f_copy_(&self.heads_last(&out, batch, block)?)?;
+            probabilities.push(p);
+        }
+        let y = self.out.forward(&o.f_view([sequences * time, heads * head_dim])?)?;
+        Ok((y, Saved { before_norm, q, k, v, probabilities }))
     }
 
     /// The gradient with respect to `x`, from the output's `dy`, both `(sequences * time, d)`.
     pub(crate) fn backward(&self, dy: &Tensor, saved: &Saved, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
-        let d_out = self
-            .out
-            .input_grad(dy)?
-            .f_view([sequences, time, self.heads, self.head_dim])?
-            .f_transpose(1, 2)?;
-        let (dq, dk, dv) = core_backward(&d_out, saved)?;
-        let dk = self.summed(&dk, batch)?;
-        let dv = self.summed(&dv, batch)?;
-        let mut dqk = rope.backward(&Tensor::f_cat(&[dq.f_transpose(1, 2)?, dk], 2)?)?;
-        if let (Some(weight), Some((before, inv))) = (&self.qk_norm, &saved.before_norm) {
+        let Self { heads, kv_heads, head_dim, .. } = *self;
+        let Saved { before_norm, q, k, v, probabilities } = saved;
+        let d_out = self.out.input_grad(dy)?.f_view([sequences, time, heads, head_dim])?;
+        let d_out = self.grouped(&d_out, batch)?;
+
+        // Sums over blocks are float32.
+        let like = (Kind::Float, dy.device());
+        let dqk = Tensor::f_empty([sequences, time, heads + kv_heads, head_dim], like)?;
+        let dq = dqk.f_narrow(2, 0, heads)?;
+        let (dk, dv) = (Tensor::f_zeros(k.size(), like)?, Tensor::f_zeros(v.size(), like)?);
+        for (block, p) in blocks(time, dy.device()).zip(probabilities) {
+            let seen = |t: &Tensor| t.f_narrow(1, 0, block.end);
+            let d_out = self.rows_of(&d_out, block)?;
+            let _ = seen(&dv)?.f_add_(&p.f_transpose(1, 2)?.f_bmm(&d_out)?)?;
+            let dp = d_out.f_bmm(&seen(v)?.f_transpose(1, 2)?)?;
+            let d_scores = Tensor::f_internal_softmax_backward_data(&dp, p, -1, dp.f_kind()?)?;
+            let _ = seen(&dk)?.f_add_(&d_scores.f_transpose(1, 2)?.f_bmm(&self.rows_of(q, block)?)?)?;
+            let d = d_scores.f_bmm(&seen(k)?)?;
+            self.by_token(&dq, block)?.f_copy_(&self.heads_last(&d, batch, block)?)?;
+        }
+        let _ = dq.shallow_clone().f_mul_scalar_(self.scale())?;
+        let by_token = |t: &Tensor| -> Result<Tensor> {
+            Ok(t.f_view([sequences, kv_heads, time, head_dim])?.f_transpose(1, 2)?)
+        };
+        dqk.f_narrow(2, heads, kv_heads)?.f_copy_(&by_token(&dk)?)?;
+        let mut dqk = rope.backward(&dqk)?;
+        if let (Some(weight), Some((before, inv))) = (&self.qk_norm, before_norm) {
             let mut d_before = dqk.f_zeros_like()?;
             norm::backward_onto(&mut d_before, &dqk, before, inv, weight)?;
             dqk = d_before;
         }
-        self.qkv.input_grad(&Tensor::f_cat(&[dqk, dv], 2)?.f_view([sequences * time, -1])?)
+        self.qkv.input_grad(&Tensor::f_cat(&[dqk, by_token(&dv)?], 2)?.f_view([sequences * time, -1])?)
     }
 
-    /// Key or value heads `(s, t, kv_heads, head_dim)` repeated for the queries that share them, `(s, heads, t, head_dim)`.
-    fn repeated(&self, x: &Tensor, batch: Batch) -> Result<Tensor> {
-        let group = self.heads / self.kv_heads;
-        if group == 1 {
-            return Ok(x.f_transpose(1, 2)?);
-        }
+    /// What scores are multiplied by.
+    fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+
+    /// Query heads `(sequences, time, heads, head_dim)` to `(sequences * kv_heads, g, time, head_dim)`.
+    fn grouped(&self, x: &Tensor, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
-        let wide =
-            x.f_unsqueeze(3)?.f_expand([sequences, time, self.kv_heads, group, self.head_dim], false)?;
-        Ok(wide.f_reshape([sequences, time, self.heads, self.head_dim])?.f_transpose(1, 2)?)
-    }
-
-    /// The way back of [`Self::repeated`], to `(s, t, kv_heads, head_dim)`.
-    fn summed(&self, dx: &Tensor, batch: Batch) -> Result<Tensor> {
         let group = self.heads / self.kv_heads;
-        let dx = dx.f_transpose(1, 2)?;
-        if group == 1 {
-            return Ok(dx);
-        }
-        let Batch { sequences, time } = batch;
-        let apart = dx.f_reshape([sequences, time, self.kv_heads, group, self.head_dim])?;
-        Ok(apart.f_sum_dim_intlist([3i64].as_slice(), false, Kind::Float)?)
+        let apart = x.f_view([sequences, time, self.kv_heads, group, self.head_dim])?;
+        let rows = [sequences * self.kv_heads, group, time, self.head_dim];
+        Ok(apart.f_permute([0, 2, 3, 1, 4])?.f_reshape(rows)?)
     }
 
-    /// `(s, heads, t, head_dim)` to `(s * t, heads * head_dim)`.
-    fn rows(&self, o: &Tensor, batch: Batch) -> Result<Tensor> {
-        Ok(o.f_transpose(1, 2)?.f_reshape([batch.sequences * batch.time, self.heads * self.head_dim])?)
+    /// Key or value heads `(sequences, time, kv_heads, head_dim)` to `(sequences * kv_heads, time, head_dim)`.
+    fn by_key_head(&self, x: &Tensor, batch: Batch) -> Result<Tensor> {
+        let Batch { sequences, time } = batch;
+        Ok(x.f_transpose(1, 2)?.f_reshape([sequences * self.kv_heads, time, self.head_dim])?)
+    }
+
+    /// A block's rows of [`Self::grouped`]: `(sequences * kv_heads, g * queries, head_dim)`.
+    fn rows_of(&self, grouped: &Tensor, block: Block) -> Result<Tensor> {
+        let part = grouped.f_narrow(2, block.start, block.queries())?;
+        let (lanes, group, queries, width) = part.size4()?;
+        Ok(part.f_reshape([lanes, group * queries, width])?)
+    }
+
+    /// [`Self::rows_of`]'s rows as `(sequences, queries, kv_heads, g, head_dim)`.
+    fn heads_last(&self, rows: &Tensor, batch: Batch, block: Block) -> Result<Tensor> {
+        let group = self.heads / self.kv_heads;
+        let apart = rows.f_view([batch.sequences, self.kv_heads, group, block.queries(), self.head_dim])?;
+        Ok(apart.f_permute([0, 3, 1, 2, 4])?)
+    }
+
+    /// A block's part of `(sequences, time, heads, head_dim)`, shaped as [`Self::heads_last`], sharing memory.
+    fn by_token(&self, x: &Tensor, block: Block) -> Result<Tensor> {
+        let part = x.f_narrow(1, block.start, block.queries())?;
+        Ok(part.f_unflatten(2, [self.kv_heads, self.heads / self.kv_heads])?)
+    }
+
+    /// Takes the keys after each query out of `scores (sequences * kv_heads, g * queries, keys)`.
+    fn hide_the_future(&self, scores: &Tensor, block: Block) -> Result<()> {
+        let queries = block.queries();
+        let like = (scores.f_kind()?, scores.device());
+        let mask = Tensor::f_full([queries, queries], f64::NEG_INFINITY, like)?.f_triu(1)?;
+        let newest = scores.f_narrow(2, block.start, queries)?;
+        let _ = newest.f_unflatten(1, [-1, queries])?.f_add_(&mask)?;
+        Ok(())
     }
 }
 
-/// Gradients of queries, keys and values.
-fn core_backward(d_out: &Tensor, saved: &Saved) -> Result<(Tensor, Tensor, Tensor)> {
-    if let Some(log_sum) = &saved.log_sum {
-        return Ok(Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
-            d_out,
-            &saved.q,
-            &saved.k,
-            &saved.v,
-            &saved.o,
-            log_sum,
-            0.0,
-            true,
-            None::<Tensor>,
-            None,
-        )?);
+/// Queries `start..end` of each sequence, which see the keys `0..end`.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    start: i64,
+    end: i64,
+}
+
+impl Block {
+    fn queries(self) -> i64 {
+        self.end - self.start
     }
-    // Elsewhere which kernel runs, and so which way back, is libtorch's choice: let its own graph find it.
-    tch::with_grad(|| {
-        let leaf = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.f_set_requires_grad(true)?) };
-        let (q, k, v) = (leaf(&saved.q)?, leaf(&saved.k)?, leaf(&saved.v)?);
-        let o = Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false)?;
-        let along = o.f_mul(d_out)?.f_sum(Kind::Float)?;
-        let grads = Tensor::f_run_backward(&[along], &[&q, &k, &v], false, false)?;
-        match <[Tensor; 3]>::try_from(grads) {
-            Ok([dq, dk, dv]) => Ok((dq, dk, dv)),
-            Err(_) => Err(crate::Error::invalid("libtorch returned the wrong number of gradients")),
+}
+
+/// All queries in blocks; in a single one where many small products cost more than what they save.
+fn blocks(time: i64, device: Device) -> impl Iterator<Item = Block> {
+    let size = if device.is_cuda() { time.max(1) } else { BLOCK };
+    (0..time)
+        .step_by(usize::try_from(size).unwrap_or(1))
+        .map(move |start| Block { start, end: time.min(start + size) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sharp_model::ModelSource;
+
+    use super::*;
+    use crate::device::Precision;
+    use crate::tensors::scalar;
+
+    fn apart(found: &Tensor, wanted: &Tensor) -> f64 {
+        let off = found.to_kind(Kind::Double) - wanted.to_kind(Kind::Double);
+        scalar(&off.norm()).unwrap() / scalar(&wanted.to_kind(Kind::Double).norm()).unwrap()
+    }
+
+    /// Against libtorch's own attention and its graph, on more than two blocks, the last one incomplete.
+    #[test]
+    fn agrees_with_libtorchs_attention_forwards_and_backwards() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
+        let source = ModelSource::open(folder).unwrap();
+        let batch = Batch { sequences: 2, time: 2 * BLOCK + 37 };
+        let d = source.config().hidden_size as i64;
+        tch::manual_seed(3);
+        for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 0.05)] {
+            let compute = Compute { precision, ..Compute::cpu(1) };
+            let attention = Attention::load(Weights::of(&source), 0, &compute).unwrap();
+            assert!(attention.heads > attention.kv_heads && attention.kv_heads > 1);
+            let rope = Rope::new(source.config(), batch.time as usize, compute.device).unwrap();
+            let rows = [batch.sequences * batch.time, d];
+            // Large inputs, so that attention is far from even.
+            let x = Tensor::randn(rows, (Kind::Float, compute.device)) * 1.5;
+            let dy = Tensor::randn(rows, (Kind::Float, compute.device));
+            let (y, saved) = attention.forward(&x, &rope, batch).unwrap();
+            let dx = attention.backward(&dy, &saved, &rope, batch).unwrap();
+
+            let leaf = x.set_requires_grad(true);
+            let float = |linear: &Linear| linear.weight.to_kind(Kind::Float);
+            let qkv = leaf.matmul(&float(&attention.qkv).tr());
+            let qkv = qkv.view([batch.sequences, batch.time, -1, attention.head_dim]);
+            let turned = attention.heads + attention.kv_heads;
+            let qk = rope.forward(&qkv.narrow(2, 0, turned)).unwrap();
+            let head = |t: &Tensor, start, n| t.narrow(2, start, n).transpose(1, 2);
+            let o = Tensor::scaled_dot_product_attention(
+                &head(&qk, 0, attention.heads),
+                &head(&qk, attention.heads, attention.kv_heads),
+                &head(&qkv, turned, attention.kv_heads),
+                None::<Tensor>,
+                0.0,
+                true,
+                None,
+                true,
+            );
+            let expected = o.transpose(1, 2).reshape([rows[0], -1]).matmul(&float(&attention.out).tr());
+            let along = (&expected * &dy).sum(Kind::Float);
+            let gradient = Tensor::run_backward(&[along], &[&leaf], false, false).remove(0);
+            assert!(apart(&y, &expected.detach()) < tolerance, "{precision:?}: {}", apart(&y, &expected));
+            assert!(apart(&dx, &gradient) < tolerance, "{precision:?}: {}", apart(&dx, &gradient));
         }
-    })
+    }
 }

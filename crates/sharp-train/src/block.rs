@@ -45,7 +45,7 @@ impl BlockTrain {
     }
 }
 
-/// What the way back needs. All `(n, d)` unless said otherwise, `n = sequences * time`.
+/// What the way back needs. All float32 `(n, d)` unless said otherwise, `n = sequences * time`.
 #[derive(Debug)]
 pub(crate) struct Saved {
     input: Tensor,
@@ -95,9 +95,8 @@ impl Block {
     /// The residual stream after attention, `(n, d)`.
     pub(crate) fn attend(&self, input: &Tensor, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let (normed, _) = norm::forward(input, &self.input_norm, self.eps)?;
-        let (mut out, _) = self.attention.forward(&normed, rope, batch)?;
-        let _ = out.f_add_(input)?;
-        Ok(out)
+        let (out, _) = self.attention.forward(&normed, rope, batch)?;
+        Ok(input.f_add(&out)?)
     }
 
     /// The MLP's input, `(n, d)`, from the residual stream after attention.
@@ -117,9 +116,9 @@ impl Block {
     /// The whole layer, with what the way back needs.
     pub(crate) fn forward_saving(&self, input: Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Saved)> {
         let (normed, input_inv) = norm::forward(&input, &self.input_norm, self.eps)?;
-        let (mut middle, attention) = self.attention.forward(&normed, rope, batch)?;
+        let (out, attention) = self.attention.forward(&normed, rope, batch)?;
         drop(normed);
-        let _ = middle.f_add_(&input)?;
+        let middle = input.f_add(&out)?;
         let (normed, middle_inv) = norm::forward(&middle, &self.mlp_norm, self.eps)?;
         let mlp = self.mlp.as_ref().map(|mlp| mlp.forward(&normed)).transpose()?;
         let output = match &mlp {

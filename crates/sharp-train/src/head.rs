@@ -117,7 +117,12 @@ impl Head {
 
     /// Logits `(n, vocab)` of all rows of `hidden (n, d)`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.output.forward(&norm::forward(hidden, &self.norm, self.eps)?.0)
+        self.scores(&norm::forward(hidden, &self.norm, self.eps)?.0)
+    }
+
+    /// Logits `(n, vocab)`, float32, of normed rows.
+    fn scores(&self, normed: &Tensor) -> Result<Tensor> {
+        Ok(self.output.forward(normed)?.f_to_kind(Kind::Float)?)
     }
 
     /// Normed rows of `hidden` at `positions`, `(m, d)`.
@@ -205,7 +210,7 @@ impl Head {
         while start < total {
             let n = CHUNK.min(total - start);
             let labels = targets.labels.f_narrow(0, start, n)?.f_unsqueeze(1)?;
-            let mut logits = self.output.forward(&normed.f_narrow(0, start, n)?)?;
+            let mut logits = self.scores(&normed.f_narrow(0, start, n)?)?;
             let mut sums = LossSums { tokens: u64::try_from(n).unwrap_or(0), ..LossSums::default() };
             let mut gradient = None;
             // Even a loss without cross entropy reports it; its gradient is taken where it has a weight.
@@ -234,7 +239,7 @@ impl Head {
                 sums.nll = scalar(&log_sum.f_sub(&picked)?.f_sum(Kind::Double)?)?;
             }
             if let Some((head, rows)) = &teacher {
-                let theirs = head.output.forward(&rows.f_narrow(0, start, n)?)?;
+                let theirs = head.scores(&rows.f_narrow(0, start, n)?)?;
                 let log_q = if temperature == 1.0 {
                     logits
                 } else {

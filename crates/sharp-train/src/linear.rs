@@ -24,7 +24,7 @@ impl Linear {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
     }
 
-    /// `x (n, in)` to `(n, out)`, both float32.
+    /// `x (n, in)` of any number type to `(n, out)` of the products'.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = product(x, &self.weight.f_tr()?)?;
         if let Some(bias) = &self.bias {
@@ -33,14 +33,15 @@ impl Linear {
         Ok(y)
     }
 
-    /// The input's gradient `(n, in)` from the output's `(n, out)`.
+    /// The input's gradient `(n, in)`, of the products' number type, from the output's `(n, out)` of any.
     pub(crate) fn input_grad(&self, dy: &Tensor) -> Result<Tensor> {
         product(dy, &self.weight)
     }
 
-    /// The weight's gradient `(out, in)` from the input `(n, in)` and the output's gradient `(n, out)`.
+    /// The weight's gradient `(out, in)`, float32, from the input `(n, in)` and the output's gradient `(n, out)`.
     pub(crate) fn weight_grad(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        product(&dy.f_tr()?, &x.f_to_kind(self.weight.f_kind()?)?)
+        let grad = product(&dy.f_tr()?, &x.f_to_kind(self.weight.f_kind()?)?)?;
+        Ok(grad.f_to_kind(Kind::Float)?)
     }
 
     /// `y` without the bias.
@@ -52,11 +53,7 @@ impl Linear {
     }
 }
 
-/// `x @ w` where `x` is float32 and `w` of the products' number type; float32 out.
+/// `x @ w`, of the type of `w`.
 fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let kind = w.f_kind()?;
-    if kind == Kind::Float {
-        return Ok(x.f_mm(w)?);
-    }
-    Ok(x.f_to_kind(kind)?.f_mm(w)?.f_to_kind(Kind::Float)?)
+    Ok(x.f_to_kind(w.f_kind()?)?.f_mm(w)?)
 }

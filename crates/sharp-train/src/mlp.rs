@@ -23,7 +23,7 @@ pub(crate) struct Mlp {
     inner: i64,
 }
 
-/// What the way back needs of a forward pass.
+/// What the way back needs of a forward pass, in the products' number type.
 #[derive(Debug)]
 pub(crate) struct Saved {
     /// `(n, 2 f)`: gate's and up's outputs.
@@ -132,9 +132,9 @@ impl Mlp {
         Ok(Saved { gate_up, y })
     }
 
-    /// Gate's and up's outputs, each `(n, f)`.
+    /// Gate's and up's outputs, each `(n, f)`, float32.
     pub(crate) fn inner(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.split(&self.gate_up.forward(x)?)
+        self.split(&self.gate_up.forward(x)?.f_to_kind(Kind::Float)?)
     }
 
     /// `silu(gate) ∘ up`, `(n, f)`.
@@ -149,7 +149,7 @@ impl Mlp {
         Ok((gate_up.f_narrow(1, 0, self.inner)?, gate_up.f_narrow(1, self.inner, self.inner)?))
     }
 
-    /// Gradients: of what is trained into `sink`, and of `x (n, d)` if it is wanted.
+    /// Gradients: of what is trained into `sink`, and of `x (n, d)` if it is wanted, in the products' number type.
     pub(crate) fn backward(
         &self,
         x: &Tensor,
@@ -159,6 +159,8 @@ impl Mlp {
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
         let (gate, up) = self.split(&saved.gate_up)?;
+        // Converted once for all products.
+        let dy = &dy.f_to_kind(self.down.weight.f_kind()?)?;
         let d_hidden = self.down.input_grad(dy)?;
         let silu = gate.f_silu()?;
         if let Some((train, sink)) = train {
@@ -179,7 +181,10 @@ impl Mlp {
         };
         let apart = train.needs_input_grad();
         let own = |projection, dy: &Tensor| -> Result<Option<Tensor>> {
-            Ok(if apart { Some(dy.f_mm(&self.weight(projection)?.f_to_kind(Kind::Float)?)?) } else { None })
+            if !apart {
+                return Ok(None);
+            }
+            Ok(Some(dy.f_to_kind(Kind::Float)?.f_mm(&self.weight(projection)?.f_to_kind(Kind::Float)?)?))
         };
         let before_bias = self.gate_up.without_bias(&saved.gate_up)?;
         let (gate, up) = self.split(&before_bias)?;
@@ -305,7 +310,12 @@ impl MlpTrain {
                     None if form.needs_weight_grad() => {
                         form.weight_gradients(None, &pieces, &weight_grad()?)?.0
                     }
-                    None => form.gradients(&pieces, flow)?,
+                    None => {
+                        let float = |t: &Tensor| t.f_to_kind(Kind::Float);
+                        let (x, y, dy) = (float(flow.x)?, float(flow.y)?, float(flow.dy)?);
+                        let dx = flow.dx.map(float).transpose()?;
+                        form.gradients(&pieces, &Flow { x: &x, y: &y, dy: &dy, dx: dx.as_ref() })?
+                    }
                     Some(&reference) => {
                         let weight = sink.value(reference)?;
                         let (grads, d_ref) =

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use sharp_data::TokenBlocks;
 use sharp_model::ModelSource;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::rows::Rows;
 use super::{WarmupOptions, Weighting};
@@ -100,7 +100,7 @@ impl<'a> Walk<'a> {
                     let mut middle = block.attend(&input, &rope, batch)?;
                     let Some(mlp) = &block.mlp else { return Ok((middle, None)) };
                     let x = block.mlp_input(&middle)?;
-                    let y = mlp.forward(&x)?.y().shallow_clone();
+                    let y = mlp.forward(&x)?.y().f_to_kind(Kind::Float)?;
                     let _ = middle.f_add_(&y)?;
                     let seen = match wanted {
                         true => Some((x, y.shallow_clone(), square_sizes(weighting, &y, &middle)?)),
