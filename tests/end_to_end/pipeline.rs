@@ -13,7 +13,10 @@ fn the_tiny_pipeline_leaves_a_report_and_honest_rows() {
         serde_json::from_slice(&fs::read(run.join("08-evaluate/results.json")).unwrap()).unwrap();
     let rows = results["rows"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["original", "direct", "slw", "sft", "slw_sft", "slw_sft_q4", "original_q4"]);
+    assert_eq!(
+        names,
+        ["original", "direct", "slw", "sft", "slw_sft", "unrepaired_q4", "slw_sft_q4", "original_q4"]
+    );
     for row in rows {
         for text in ["tiny_held_out", "tiny"] {
             let perplexity = row["perplexity"][text].as_f64().unwrap_or_else(|| panic!("{row}"));

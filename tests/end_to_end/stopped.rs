@@ -57,6 +57,8 @@ fn killed_in_every_stage_it_ends_with_the_same_bytes() {
         ("05-finetune", "step-"),
         ("05-finetune-cold", "step-"),
         ("06-export", "manifest.json"),
+        ("07-quantize", "unrepaired.sharp"),
+        ("07-quantize/repair", "step-"),
         ("07-quantize", "model.sharp"),
         ("08-evaluate", "manifest.json"),
         ("09-benchmark", "manifest.json"),

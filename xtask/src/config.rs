@@ -61,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) export_dense: bool,
     pub(crate) recipe: String,
     pub(crate) quantize_tokens: usize,
+    pub(crate) repair_steps: usize,
+    pub(crate) repair_lr: f64,
 
     pub(crate) rows: Vec<String>,
     pub(crate) texts: Vec<String>,
@@ -122,7 +124,9 @@ impl Default for Config {
             export_dense: false,
             recipe: "q4".into(),
             quantize_tokens: 4096,
-            rows: ROWS.iter().map(|row| (*row).to_owned()).collect(),
+            repair_steps: 0,
+            repair_lr: 2e-4,
+            rows: ROWS.iter().filter(|row| **row != "unrepaired_q4").map(|row| (*row).to_owned()).collect(),
             texts: Vec::new(),
             text_tokens: 8192,
             eval_window: 512,
@@ -140,7 +144,7 @@ impl Default for Config {
 
 /// The rows that an evaluation can have, in the order of the report.
 pub(crate) const ROWS: &[&str] =
-    &["original", "direct", "slw", "sft", "slw_sft", "slw_sft_q4", "original_q4"];
+    &["original", "direct", "slw", "sft", "slw_sft", "unrepaired_q4", "slw_sft_q4", "original_q4"];
 
 /// What may follow `synth:` in `model`: models of random weights that `sharp synth` makes.
 const PRESETS: &[&str] = &["tiny"];
@@ -274,7 +278,9 @@ impl Config {
         if !(self.rho > 0.0 && self.rho <= 1.0) {
             bail!("rho: {} is not between 0 and 1", self.rho);
         }
-        for (key, value) in [("warmup_lr", self.warmup_lr), ("finetune_lr", self.finetune_lr)] {
+        let rates =
+            [("warmup_lr", self.warmup_lr), ("finetune_lr", self.finetune_lr), ("repair_lr", self.repair_lr)];
+        for (key, value) in rates {
             if !(value > 0.0 && value.is_finite()) {
                 bail!("{key}: {value} is not a learning rate");
             }
@@ -288,6 +294,9 @@ impl Config {
             resolve_data(&self.recipe).context("recipe")?;
         } else {
             choice("recipe", &self.recipe, &["q4", "q8", "f16"])?;
+        }
+        if self.repair_steps > 0 && self.recipe == "f16" {
+            bail!("repair_steps: recipe = \"f16\" rounds to 16 bits, which leaves nothing to repair; 0");
         }
         choice("bf16", &self.bf16, &["auto", "on", "off"])?;
         choice(
@@ -342,6 +351,9 @@ impl Config {
         }
         if self.rows.iter().any(|row| row == "sft") && !self.finetune_cold {
             bail!("rows: \"sft\" needs finetune_cold = true, which trains it");
+        }
+        if self.rows.iter().any(|row| row == "unrepaired_q4") && self.repair_steps == 0 {
+            bail!("rows: \"unrepaired_q4\" is slw_sft_q4 before its repair, and repair_steps is 0");
         }
         self.model_source()?;
         for text in &self.texts {

@@ -319,16 +319,24 @@ fn plan(run: &Run) -> Result<Step> {
     })
 }
 
-/// The part of a training command that both trainings share.
-fn training(run: &Run, command: &str, folder: &'static str) -> Result<(Line, Vec<Input>)> {
+/// What [`training`] reads of the configuration.
+const TRAINING_KEYS: [&str; 7] =
+    ["train_data", "sequence", "bf16", "device", "held_out", "seed", "train_seed"];
+
+/// What [`finetuning`] reads of it besides.
+const FINETUNING_KEYS: [&str; 5] =
+    ["finetune_batch_tokens", "finetune_distill", "finetune_norms", "finetune_mlps", "finetune_save_every"];
+
+/// The part of a training command that all trainings share; `seed` is that of its order.
+fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(Line, Vec<Input>)> {
     let config = &run.config;
     let mut inputs = vec![MODEL_FILES, PLAN_FILE];
     let mut line = Line::new(Program::SharpTrain, command)
         .flag("--model", run.path(IMPORT))
         .flag("--plan", run.path(PLAN).join("plan.toml"))
-        .flag("--out", run.path(folder))
-        .number("--seed", if config.train_seed > 0 { config.train_seed } else { config.seed })
-        .when(config.train_seed > 0, |line| line.number("--split-seed", config.seed))
+        .flag("--out", out)
+        .number("--seed", seed)
+        .when(seed != config.seed, |line| line.number("--split-seed", config.seed))
         .number("--held-out", config.held_out)
         .number("--seq-len", config.sequence)
         .flag("--bf16", config.bf16.as_str())
@@ -341,9 +349,29 @@ fn training(run: &Run, command: &str, folder: &'static str) -> Result<(Line, Vec
     Ok((threads(run, line), inputs))
 }
 
+/// The seed of the order of training and of first values.
+fn order_seed(run: &Run) -> u64 {
+    if run.config.train_seed > 0 { run.config.train_seed } else { run.config.seed }
+}
+
+/// A fine-tuning command but for where it begins.
+fn finetuning(run: &Run, out: PathBuf, seed: u64, (steps, lr): (usize, f64)) -> Result<(Line, Vec<Input>)> {
+    let config = &run.config;
+    let (line, inputs) = training(run, "finetune", out, seed)?;
+    let line = line
+        .number("--steps", steps)
+        .number("--batch-tokens", config.finetune_batch_tokens)
+        .number("--lr", lr)
+        .number("--distill", config.finetune_distill)
+        .number("--save-every", config.finetune_save_every)
+        .when(config.finetune_norms, |line| line.arg("--train-norms"))
+        .flag("--train-mlps", config.finetune_mlps.as_str());
+    Ok((line, inputs))
+}
+
 fn warmup(run: &Run) -> Result<Step> {
     let config = &run.config;
-    let (line, inputs) = training(run, "warmup", WARMUP)?;
+    let (line, inputs) = training(run, "warmup", run.path(WARMUP), order_seed(run))?;
     let line = line
         .flag("--start", config.warmup_start.as_str())
         .flag("--weighting", config.warmup_weighting.as_str())
@@ -361,20 +389,17 @@ fn warmup(run: &Run) -> Result<Step> {
             Stage::Warmup,
             WARMUP,
             &[
-                "train_data",
-                "sequence",
-                "bf16",
-                "device",
-                "held_out",
-                "seed",
-                "train_seed",
-                "warmup_start",
-                "warmup_weighting",
-                "warmup_tokens",
-                "warmup_steps",
-                "warmup_batch_tokens",
-                "warmup_lr",
-            ],
+                &TRAINING_KEYS[..],
+                &[
+                    "warmup_start",
+                    "warmup_weighting",
+                    "warmup_tokens",
+                    "warmup_steps",
+                    "warmup_batch_tokens",
+                    "warmup_lr",
+                ],
+            ]
+            .concat(),
         )?
     })
 }
@@ -382,18 +407,11 @@ fn warmup(run: &Run) -> Result<Step> {
 fn finetune(run: &Run, warm: bool) -> Result<Step> {
     let config = &run.config;
     let folder = if warm { FINETUNE } else { FINETUNE_COLD };
-    let (line, mut inputs) = training(run, "finetune", folder)?;
+    let how = (config.finetune_steps, config.finetune_lr);
+    let (line, mut inputs) = finetuning(run, run.path(folder), order_seed(run), how)?;
     // A dropped MLP has nothing that could be warmed up.
     let warm = warm && config.form != "drop";
-    let line = line
-        .number("--steps", config.finetune_steps)
-        .number("--batch-tokens", config.finetune_batch_tokens)
-        .number("--lr", config.finetune_lr)
-        .number("--distill", config.finetune_distill)
-        .number("--save-every", config.finetune_save_every)
-        .when(config.finetune_norms, |line| line.arg("--train-norms"))
-        .flag("--train-mlps", config.finetune_mlps.as_str())
-        .when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
+    let line = line.when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
     if warm {
         inputs.push(WARM_LAYERS);
     }
@@ -407,22 +425,7 @@ fn finetune(run: &Run, warm: bool) -> Result<Step> {
             run,
             Stage::Finetune,
             folder,
-            &[
-                "train_data",
-                "sequence",
-                "bf16",
-                "device",
-                "held_out",
-                "seed",
-                "train_seed",
-                "finetune_steps",
-                "finetune_batch_tokens",
-                "finetune_lr",
-                "finetune_distill",
-                "finetune_norms",
-                "finetune_mlps",
-                "finetune_save_every",
-            ],
+            &[&TRAINING_KEYS[..], &FINETUNING_KEYS[..], &["finetune_steps", "finetune_lr"]].concat(),
         )?
     })
 }
@@ -448,12 +451,14 @@ fn quantize(run: &Run) -> Result<Step> {
     let (recipe, recipe_file) = recipe(run)?;
     let (calibration, calibration_file) = data(&config.calibration)?;
     let calibrated = config.quantize_tokens > 0;
+    let repaired = config.repair_steps > 0;
+    let place = |name: &str| run.path(QUANTIZE).join(name);
     let line = |model: PathBuf, out: &str, report: &str| {
-        Line::new(Program::Sharp, "quantize")
+        let line = Line::new(Program::Sharp, "quantize")
             .flag("--model", model)
-            .flag("--out", run.path(QUANTIZE).join(out))
+            .flag("--out", place(out))
             .flag("--recipe", recipe.as_str())
-            .flag("--report", run.path(QUANTIZE).join(report))
+            .flag("--report", place(report))
             .when(calibrated, |line| {
                 line.flag("--calibrate", calibration.as_str())
                     .number("--calibration-tokens", config.quantize_tokens)
@@ -461,8 +466,14 @@ fn quantize(run: &Run) -> Result<Step> {
                     .flag("--split", "train")
                     .number("--held-out", config.held_out)
                     .number("--seed", config.seed)
-            })
+            });
+        threads(run, line).0
     };
+    let first = if repaired { UNREPAIRED } else { COMPRESSED };
+    let mut invocations = vec![
+        line(run.path(EXPORT).join("compact"), first, "quant_report.json"),
+        line(run.path(IMPORT), ORIGINAL_PACKED, "original_quant_report.json"),
+    ];
     let mut inputs = vec![MODEL_FILES, Input::From(EXPORT, &["compact/"])];
     inputs.extend(recipe_file);
     let mut keys = vec!["recipe", "quantize_tokens"];
@@ -470,16 +481,44 @@ fn quantize(run: &Run) -> Result<Step> {
         inputs.push(calibration_file);
         keys.extend(["calibration", "sequence", "held_out", "seed"]);
     }
+    if repaired {
+        let (lines, read) = repair(run)?;
+        invocations.extend(lines);
+        inputs.extend(read);
+        keys.extend(TRAINING_KEYS);
+        keys.extend(FINETUNING_KEYS);
+        keys.extend(["repair_steps", "repair_lr"]);
+    }
     Ok(Step {
         version: 2,
         inputs,
-        invocations: vec![
-            threads(run, line(run.path(EXPORT).join("compact"), COMPRESSED, "quant_report.json")).0,
-            threads(run, line(run.path(IMPORT), ORIGINAL_PACKED, "original_quant_report.json")).0,
-        ],
+        invocations,
         must_write: vec![COMPRESSED, ORIGINAL_PACKED, "quant_report.json"],
+        scratch: &["repair/step-"],
+        resumable: repaired,
         ..step(run, Stage::Quantize, QUANTIZE, &keys)?
     })
+}
+
+/// Trains what the plan trains once more, against the rounding of [`UNREPAIRED`], and puts the result into [`COMPRESSED`].
+fn repair(run: &Run) -> Result<(Vec<Invocation>, Vec<Input>)> {
+    let config = &run.config;
+    let folder = run.path(QUANTIZE).join("repair");
+    let unrepaired = run.path(QUANTIZE).join(UNREPAIRED);
+    // Another order than that of the fine-tuning it goes on from.
+    let seed = order_seed(run).wrapping_add(1);
+    let (line, mut inputs) = finetuning(run, folder.clone(), seed, (config.repair_steps, config.repair_lr))?;
+    let train = line
+        .flag("--recovery", run.path(FINETUNE).join("recovery.safetensors"))
+        .flag("--runtime", &unrepaired);
+    let onto = Line::new(Program::Sharp, "quantize")
+        .flag("--model", run.path(IMPORT))
+        .flag("--plan", run.path(PLAN).join("plan.toml"))
+        .flag("--recovery", folder.join("recovery.safetensors"))
+        .flag("--onto", &unrepaired)
+        .flag("--out", run.path(QUANTIZE).join(COMPRESSED));
+    inputs.push(Input::From(FINETUNE, &["recovery.safetensors"]));
+    Ok((vec![train.0, threads(run, onto).0], inputs))
 }
 
 /// The recipe as an argument, and its file where it is one.
@@ -491,6 +530,9 @@ fn recipe(run: &Run) -> Result<(String, Option<Input>)> {
         Ok((typed.clone(), None))
     }
 }
+
+/// The compressed model before the repair of its rounding, where there is one.
+const UNREPAIRED: &str = "unrepaired.sharp";
 
 /// The original at the precision of the compressed model: what it is compared with.
 const ORIGINAL_PACKED: &str = "original-q4.sharp";
@@ -522,6 +564,10 @@ fn evaluate(run: &Run) -> Result<Step> {
             "slw_sft_q4" => (
                 Row { model: run.path(QUANTIZE).join(COMPRESSED), ..base() },
                 Some(Input::From(QUANTIZE, &[COMPRESSED])),
+            ),
+            "unrepaired_q4" => (
+                Row { model: run.path(QUANTIZE).join(UNREPAIRED), ..base() },
+                Some(Input::From(QUANTIZE, &[UNREPAIRED])),
             ),
             "original_q4" => (
                 Row { model: run.path(QUANTIZE).join(ORIGINAL_PACKED), ..base() },
@@ -679,7 +725,7 @@ mod tests {
     fn run() -> Run {
         let text = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n\
                     texts = [\"boolq=pinned:boolq-train#passage\"]\ntasks = [\"pinned:sciq\"]\n";
-        let config = config::parse(text, &["train_seed=7".into()]).unwrap();
+        let config = config::parse(text, &["train_seed=7".into(), "repair_steps=5".into()]).unwrap();
         Run { config, config_file: "x.toml".into(), folder: "/run".into(), siblings: Vec::new() }
     }
 
@@ -758,13 +804,18 @@ mod tests {
             let word = |word: &OsString| word.to_string_lossy().into_owned();
             step.invocations.iter().map(|line| line.arguments.iter().map(word).collect()).collect()
         };
-        for line in arguments(&run) {
+        let rounding = |run: &Run| -> Vec<Vec<String>> {
+            let all = arguments(run).into_iter();
+            all.filter(|line| line[0] == "quantize" && !line.iter().any(|w| w == "--onto")).collect()
+        };
+        assert_eq!((rounding(&run).len(), arguments(&run).len()), (2, 4));
+        for line in rounding(&run) {
             let after = |flag: &str| line[line.iter().position(|w| w == flag).unwrap() + 1].clone();
             assert!(after("--calibrate").contains("boolq"), "{line:?}");
             assert_eq!([after("--split"), after("--held-out")], ["train", "0.05"]);
             assert_eq!([after("--calibration-tokens"), after("--seed")], ["4096", "1"]);
         }
-        run.config.quantize_tokens = 0;
+        (run.config.quantize_tokens, run.config.repair_steps) = (0, 0);
         for line in arguments(&run) {
             assert!(!line.iter().any(|w| w == "--calibrate"), "{line:?}");
         }

@@ -93,6 +93,12 @@ const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 31;
 
 impl ModelConfig {
+    /// Whether both are the same model: all that a computation depends on is equal. Other keys of the file may differ, as that of the
+    /// stored weights' type does between a checkpoint and what is exported of it.
+    pub fn same_model(&self, other: &Self) -> bool {
+        Self { raw: Map::new(), ..self.clone() } == Self { raw: Map::new(), ..other.clone() }
+    }
+
     /// A Llama of the given shape with the usual rest: RoPE base 10,000, epsilon 1e-5, head width
     /// `hidden_size / heads`, 2,048 positions, tied embeddings, no biases.
     ///

@@ -31,7 +31,7 @@ impl<'a> Weights<'a> {
         plan: &SharingPlan,
     ) -> Result<Self> {
         let path = runtime.path().display();
-        if runtime.config() != source.config() {
+        if !runtime.config().same_model(source.config()) {
             return Err(Error::invalid(format!("{path} is not of the model {}", source.path().display())));
         }
         if runtime.plan().map(SharingPlan::to_toml) != Some(plan.to_toml()) {

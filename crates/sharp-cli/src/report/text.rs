@@ -90,6 +90,8 @@ pub(super) fn row_name(name: &str) -> String {
         "sft" => "SFT only",
         "slw_sft" => "SLW + SFT",
         "slw_sft_q4" => "SLW + SFT, quantised (q4)",
+        "unrepaired_q4" => "SLW + SFT, quantised (q4), not repaired",
+        "unrepaired_q8" => "SLW + SFT, quantised (q8), not repaired",
         "slw_sft_q8" => "SLW + SFT, quantised (q8)",
         "original_q4" => "original, quantised (q4)",
         "original_q8" => "original, quantised (q8)",
