@@ -99,7 +99,8 @@ impl Staging {
     }
 }
 
-fn folder_of(path: &Path) -> Result<PathBuf> {
+/// The folder of a file to be written, made if missing.
+pub(crate) fn folder_of(path: &Path) -> Result<PathBuf> {
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
         _ => PathBuf::from("."),

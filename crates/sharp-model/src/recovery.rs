@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView;
+use sharp_quant::DType;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -12,7 +12,8 @@ use crate::family;
 use crate::hf::HfCheckpoint;
 use crate::names::{self, Projection};
 use crate::plan::{SharingPlan, Target};
-use crate::source::{TensorRef, TensorSource};
+use crate::source::{TensorInfo, TensorRef, TensorSource};
+use crate::writer::SafetensorsWriter;
 
 /// File with every layer's recovery parameters.
 pub const RECOVERY_FILE: &str = "recovery.safetensors";
@@ -249,12 +250,18 @@ impl Recovery {
     /// # Errors
     /// [`Error::Tensor`] if factors do not fit each other.
     pub fn tensors(&self) -> Result<Vec<TensorRef>> {
+        let parts = self.parts()?;
+        parts.into_iter().map(|(name, shape, values)| TensorRef::from_f32(name, &shape, values)).collect()
+    }
+
+    /// The same as (name, shape, values), nothing copied.
+    fn parts(&self) -> Result<Vec<Part<'_>>> {
         let mut all = Vec::new();
         for (&layer, recovery) in &self.layers {
-            all.extend(layer_tensors(layer, recovery)?);
+            all.extend(layer_parts(layer, recovery)?);
         }
         for (name, new) in &self.replacements {
-            all.push(TensorRef::from_f32(name, &new.shape, &new.values)?);
+            all.push((name.clone(), new.shape.clone(), &new.values[..]));
         }
         Ok(all)
     }
@@ -262,23 +269,21 @@ impl Recovery {
     /// Writes everything to one file, which appears whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if factors do not fit each other, [`Error::Io`].
+    /// [`Error::Tensor`] if factors do not fit each other, [`Error::NotFinite`] for a value that is no number, [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        write_tensors(path.as_ref(), &self.tensors()?)
+        let parts = self.parts()?;
+        let info = |(name, shape, _): &Part<'_>| TensorInfo {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape: shape.clone(),
+        };
+        let infos: Vec<TensorInfo> = parts.iter().map(info).collect();
+        let mut writer = SafetensorsWriter::create_file(path.as_ref(), &infos)?;
+        for (name, _, values) in parts {
+            writer.append_f32(&name, values)?;
+        }
+        writer.finish_file(path.as_ref())
     }
-}
-
-/// Writes small float32 tensors as one safetensors file, atomically.
-fn write_tensors(path: &Path, tensors: &[TensorRef]) -> Result<()> {
-    let fault = |e: safetensors::SafeTensorError| Error::malformed(path, e);
-    let mut views = Vec::with_capacity(tensors.len());
-    for tensor in tensors {
-        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape().to_vec(), &tensor.bytes)
-            .map_err(fault)?;
-        views.push((tensor.name(), view));
-    }
-    let bytes = safetensors::serialize(views, None).map_err(fault)?;
-    crate::atomic::write_atomic(path, |w| w.write_all(&bytes))
 }
 
 fn is_recovery(part: &str) -> bool {
@@ -303,21 +308,24 @@ fn check_factors(path: &Path, layer: usize, projection: Projection, p: &Projecti
     }
 }
 
-fn layer_tensors(layer: usize, recovery: &LayerRecovery) -> Result<Vec<TensorRef>> {
-    let mut all = Vec::new();
+/// A tensor of a recovery file: its name, shape and values.
+type Part<'a> = (String, Vec<usize>, &'a [f32]);
+
+fn layer_parts(layer: usize, recovery: &LayerRecovery) -> Result<Vec<Part<'_>>> {
+    let mut all: Vec<Part<'_>> = Vec::new();
     for projection in Projection::ALL {
         let Some(p) = recovery.get(projection) else { continue };
         check_factors(Path::new("(memory)"), layer, projection, p)?;
         if p.rank > 0 {
             let (a, b) = (names::lora_a(layer, projection), names::lora_b(layer, projection));
-            all.push(TensorRef::from_f32(a, &[p.rank, p.a.len() / p.rank], &p.a)?);
-            all.push(TensorRef::from_f32(b, &[p.b.len() / p.rank, p.rank], &p.b)?);
+            all.push((a, vec![p.rank, p.a.len() / p.rank], &p.a));
+            all.push((b, vec![p.b.len() / p.rank, p.rank], &p.b));
         }
         if let Some(scale) = &p.row_scale {
-            all.push(TensorRef::from_f32(names::row_scale(layer, projection), &[scale.len()], scale)?);
+            all.push((names::row_scale(layer, projection), vec![scale.len()], scale));
         }
         if let Some(scale) = &p.col_scale {
-            all.push(TensorRef::from_f32(names::col_scale(layer, projection), &[scale.len()], scale)?);
+            all.push((names::col_scale(layer, projection), vec![scale.len()], scale));
         }
     }
     Ok(all)

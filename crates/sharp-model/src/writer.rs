@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use sharp_quant::DType;
 use tempfile::NamedTempFile;
 
-use crate::atomic::Staging;
+use crate::atomic::{Staging, folder_of};
 use crate::error::{Error, Result};
 use crate::hf::{INDEX, SINGLE};
 use crate::source::{TensorInfo, TensorRef};
@@ -98,6 +98,14 @@ impl SafetensorsWriter {
             writer.begin_shard(group)?;
         }
         Ok(writer)
+    }
+
+    /// Begins a single file of these tensors, without the rest of a checkpoint: [`SafetensorsWriter::finish_file`] ends it.
+    ///
+    /// # Errors
+    /// As [`SafetensorsWriter::create`].
+    pub fn create_file(path: &Path, tensors: &[TensorInfo]) -> Result<Self> {
+        Self::create(folder_of(path)?, tensors, u64::MAX)
     }
 
     fn begin_shard(&mut self, mut group: Vec<&TensorInfo>) -> Result<()> {
@@ -258,9 +266,32 @@ impl SafetensorsWriter {
         self.finish_as(files, "config.json", config, &old)
     }
 
+    /// Checks that every tensor is complete and puts the file in its place, the `path` given to [`SafetensorsWriter::create_file`].
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a tensor with values missing, [`Error::Io`].
+    pub fn finish_file(mut self, path: &Path) -> Result<()> {
+        self.check_complete()?;
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        for file in std::mem::take(&mut self.shards) {
+            self.staging.add(file, name.clone())?;
+        }
+        self.staging.commit(&[])
+    }
+
     /// [`SafetensorsWriter::finish`] with the names of a PEFT adapter, whose weights are one file.
     pub(crate) fn finish_adapter(self, config: &Map<String, Value>) -> Result<WriteSummary> {
         self.finish_as(vec!["adapter_model.safetensors".to_owned()], "adapter_config.json", config, &[])
+    }
+
+    fn check_complete(&self) -> Result<()> {
+        match self.slots.iter().find(|(_, slot)| slot.done != slot.elements) {
+            None => Ok(()),
+            Some((name, slot)) => {
+                let what = format!("{} of {} values written", slot.done, slot.elements);
+                Err(Error::tensor(self.folder(), name, what))
+            }
+        }
     }
 
     fn finish_as(
@@ -270,11 +301,7 @@ impl SafetensorsWriter {
         config: &Map<String, Value>,
         old: &[String],
     ) -> Result<WriteSummary> {
-        let folder = self.staging.folder().to_path_buf();
-        if let Some((name, slot)) = self.slots.iter().find(|(_, s)| s.done != s.elements) {
-            let what = format!("{} of {} values written", slot.done, slot.elements);
-            return Err(Error::tensor(folder, name, what));
-        }
+        self.check_complete()?;
         let data_bytes: u64 = self.slots.values().map(|s| (s.elements * s.dtype.block_bytes()) as u64).sum();
         for (file, name) in std::mem::take(&mut self.shards).into_iter().zip(&files) {
             self.staging.add(file, name.clone())?;

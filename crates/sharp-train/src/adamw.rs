@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::params::Layout;
-use crate::tensors::{dim, from_f32, scalar, to_vec};
+use crate::tensors::{dim, from_f32, scalar};
 
 /// AdamW's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,12 +87,9 @@ impl AdamW {
         Ok(())
     }
 
-    /// The state as plain numbers: (steps, first moments, second moments).
-    ///
-    /// # Errors
-    /// From libtorch.
-    pub fn state(&self) -> Result<(u64, Vec<f32>, Vec<f32>)> {
-        Ok((self.step, to_vec(&self.first)?, to_vec(&self.second)?))
+    /// The first and second moments, `(n)` each, sharing memory.
+    pub fn moments(&self) -> [&Tensor; 2] {
+        [&self.first, &self.second]
     }
 
     /// Puts back a saved state.
@@ -150,6 +147,7 @@ pub fn clip(grad: &mut Tensor, limit: f64) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::params::{Group, Params};
+    use crate::tensors::to_vec;
 
     /// The textbook loop, in f64.
     fn reference(config: AdamWConfig, p: &mut [f64], decays: &[bool], grads: &[Vec<f64>], lr: f64) {
@@ -188,7 +186,8 @@ mod tests {
         let mut saved = None;
         for (t, g) in grads.iter().enumerate() {
             if t == 8 {
-                saved = Some((opt.state().unwrap(), to_vec(&params.flat).unwrap()));
+                let [m, v] = opt.moments().map(|t| to_vec(t).unwrap());
+                saved = Some(((opt.step_count(), m, v), to_vec(&params.flat).unwrap()));
             }
             opt.step(&mut params.flat, &tensor(g), 0.01).unwrap();
         }

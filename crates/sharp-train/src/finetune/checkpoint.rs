@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sharp_data::TokenBlocks;
 use sharp_model::packed::PackedFile;
-use sharp_model::recovery::{RECOVERY_FILE, Replacement};
-use sharp_model::{HfCheckpoint, Recovery, SharingPlan, TensorSource, write_atomic};
+use sharp_model::recovery::RECOVERY_FILE;
+use sharp_model::{
+    DType, HfCheckpoint, Recovery, SafetensorsWriter, SharingPlan, TensorInfo, TensorSource, write_atomic,
+};
+use tch::Tensor;
 
 use super::student::flat_from;
 use super::{FinetuneOptions, step_folder};
 use crate::adamw::AdamW;
 use crate::error::{Error, Result};
 use crate::params::{Layout, Params};
-use crate::tensors::to_vec;
+use crate::tensors::{dim, to_vec};
 
 /// The optimiser's file.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -129,17 +132,12 @@ pub(super) fn save(
     remove(&partial)?;
     fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
     recovery.save(partial.join(RECOVERY_FILE))?;
-    let (steps, first, second) = optimiser.state()?;
-    // Moments and values as flat vectors, in a file of the same kind.
-    let mut moments = Recovery::default();
-    for (name, values) in [("exp_avg", first), ("exp_avg_sq", second), ("values", to_vec(&params.flat)?)] {
-        let new = Replacement { shape: vec![values.len()], values };
-        moments.replacements.insert(format!("model.{name}"), new);
-    }
-    moments.save(partial.join(OPTIMIZER_FILE))?;
+    let [first, second] = optimiser.moments();
+    let vectors = [("model.exp_avg", first), ("model.exp_avg_sq", second), ("model.values", &params.flat)];
+    save_flat(&partial.join(OPTIMIZER_FILE), vectors)?;
     let state = State {
         version: VERSION,
-        step: steps,
+        step: optimiser.step_count(),
         parameters: params.layout.total(),
         fingerprint: print.to_owned(),
     };
@@ -152,6 +150,24 @@ pub(super) fn save(
     let mut old = all(out)?;
     old.truncate(old.len().saturating_sub(KEPT));
     old.iter().try_for_each(|path| remove(path))
+}
+
+/// Writes flat vectors as one file, a piece at a time: together they are several times the model.
+fn save_flat(path: &Path, vectors: [(&str, &Tensor); 3]) -> Result<()> {
+    const PIECE: usize = 1 << 20;
+    let infos = vectors.map(|(name, vector)| TensorInfo {
+        name: name.to_owned(),
+        dtype: DType::F32,
+        shape: vec![vector.numel()],
+    });
+    let mut writer = SafetensorsWriter::create_file(path, &infos)?;
+    for (name, vector) in vectors {
+        for start in (0..vector.numel()).step_by(PIECE) {
+            let len = PIECE.min(vector.numel() - start);
+            writer.append_f32(name, &to_vec(&vector.f_narrow(0, dim(start)?, dim(len)?)?)?)?;
+        }
+    }
+    Ok(writer.finish_file(path)?)
 }
 
 fn remove(folder: &Path) -> Result<()> {
