@@ -1,7 +1,7 @@
 //! Supervised Fine-Tuning: all targets' recovery parameters together, on completion loss or on the original's own
 //! distribution, with everything else frozen unless asked.
 //!
-//! A step's sequences go to worker threads one by one; gradients are added up in the sequences' order ([`Turn`]), so the result
+//! A step's sequences go to worker threads one by one; gradients are added up in the sequences' order (`turns.rs`), so the result
 //! does not depend on the number of threads, and a run resumed from a checkpoint is bit-equal to one never stopped.
 
 mod checkpoint;
