@@ -125,7 +125,7 @@ impl Default for Config {
             recipe: "q4".into(),
             quantize_tokens: 4096,
             repair_steps: 0,
-            repair_lr: 2e-4,
+            repair_lr: 6e-4,
             rows: ROWS.iter().filter(|row| **row != "unrepaired_q4").map(|row| (*row).to_owned()).collect(),
             texts: Vec::new(),
             text_tokens: 8192,
