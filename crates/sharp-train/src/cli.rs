@@ -184,6 +184,9 @@ struct FinetuneArgs {
     /// Train stored MLPs too: none (the paper's), shared or all.
     #[arg(long, default_value = "none")]
     train_mlps: TrainMlps,
+    /// Train the attention's matrices too, above the first layer replaced
+    #[arg(long)]
+    train_attention: bool,
     /// Steps between checkpoints; 0 writes none.
     #[arg(long, default_value_t = 50)]
     save_every: u64,
@@ -253,6 +256,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             options.clip = a.clip;
             options.train_norms = a.train_norms;
             options.train_mlps = a.train_mlps;
+            options.train_attention = a.train_attention;
             options.save_every = a.save_every;
             options.eval_every = a.eval_every;
             options.seed = a.shared.seed;

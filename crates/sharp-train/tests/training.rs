@@ -122,6 +122,7 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
         let mut run = Run::new("tied", RecoveryForm::ScaledLowRank);
         run.options.loss = loss;
         run.options.train_norms = extras;
+        run.options.train_attention = extras;
         run.options.train_mlps = if extras { TrainMlps::Shared } else { TrainMlps::None };
         let (_a, whole) = folder();
         let done = run.go(&whole).unwrap();

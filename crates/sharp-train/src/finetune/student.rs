@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::turns::{Turn, Turns, lowest_layers};
 use super::{COLD, FinetuneOptions, TrainMlps};
-use crate::attention::{Attention, Batch};
+use crate::attention::{Attention, AttentionTrain, Batch};
 use crate::block::BlockTrain;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -72,9 +72,11 @@ pub(super) struct Student {
     references: BTreeMap<usize, [Tensor; 3]>,
     /// The effective weights of the targets and, where shared MLPs are trained, of those, by layer.
     merged: BTreeMap<usize, Mlp>,
-    /// Trained tensors that take the place of the base's: norms, shared MLP weights, and what pruned MLPs keep.
+    /// Trained tensors that take the place of the base's: norms, attention's and shared MLPs' weights, and what pruned MLPs keep.
     replaced: Vec<ParamId>,
     owned: BTreeMap<usize, [ParamId; 3]>,
+    /// Attention in training, with its parameters.
+    attentions: Vec<(Attention, AttentionTrain)>,
     /// The lowest layer that each parameter is used in.
     lowest: Arc<Vec<usize>>,
     pool: Pool<Replica>,
@@ -127,7 +129,7 @@ impl Student {
         for layer in owned_layers(plan, layers, options.train_mlps) {
             let mut add = |p: Projection| -> Result<ParamId> {
                 let shape = shape_of(&blank(layer)?.weight(p)?);
-                layout.add(names::mlp_weight(layer, p), &shape, Group::Shared)
+                layout.add(names::mlp_weight(layer, p), &shape, Group::Stored)
             };
             owned.insert(layer, [add(Projection::Gate)?, add(Projection::Up)?, add(Projection::Down)?]);
         }
@@ -157,6 +159,17 @@ impl Student {
             }
             final_norm = Some(layout.add(names::FINAL_NORM, &d, Group::Norm)?);
         }
+        if options.train_attention {
+            for (layer, place) in train.iter_mut().enumerate().skip(first_mlp + 1) {
+                let mut add = |matrix| -> Result<ParamId> {
+                    let name = names::attention_weight(layer, matrix);
+                    let shape = source.tensor(&name)?.shape().to_vec();
+                    layout.add(name, &shape, Group::Stored)
+                };
+                let [q, k, v, o] = names::Attention::ALL;
+                place.attention = Some(AttentionTrain([add(q)?, add(k)?, add(v)?, add(o)?]));
+            }
+        }
         for target in &targets {
             let shared = target.reference.and_then(|r| owned.get(&r)).copied();
             if let Some(place) = train.get_mut(target.layer) {
@@ -174,10 +187,10 @@ impl Student {
         for spec in params.layout.specs().to_vec() {
             let Some(id) = params.layout.find(&spec.name) else { continue };
             // Base tensors in training begin as the base's.
-            if matches!(spec.group, Group::Shared | Group::Norm) {
+            if matches!(spec.group, Group::Stored | Group::Norm) {
                 params.set(id, &source.tensor(&spec.name)?.f32()?)?;
             }
-            if matches!(spec.group, Group::Shared | Group::Norm | Group::Pruned) {
+            if matches!(spec.group, Group::Stored | Group::Norm | Group::Pruned) {
                 replaced.push(id);
             }
         }
@@ -199,7 +212,7 @@ impl Student {
             for (name, new) in &recovery.replacements {
                 let id = params.layout.find(name).ok_or_else(|| {
                     Error::invalid(format!(
-                        "`{name}` was trained before; train norms and shared weights again"
+                        "`{name}` was trained before; train what was trained then: norms, shared MLPs or attention"
                     ))
                 })?;
                 params.set(id, &new.values)?;
@@ -256,7 +269,12 @@ impl Student {
                 block.mlp = Some(mlp.share());
             }
         }
-        for (block, train) in model.blocks.iter_mut().zip(&train) {
+        let mut attentions = Vec::new();
+        for (layer, (block, train)) in model.blocks.iter_mut().zip(&train).enumerate() {
+            if let Some(ids) = train.attention {
+                block.attention = Attention::load(weights, layer, compute)?;
+                attentions.push((block.attention.share(), ids));
+            }
             if let Some(id) = train.input_norm {
                 block.input_norm = effective.view(id)?;
             }
@@ -305,6 +323,7 @@ impl Student {
             merged,
             replaced,
             owned,
+            attentions,
             lowest,
             pool,
         })
@@ -333,6 +352,9 @@ impl Student {
             for (projection, id) in Projection::ALL.into_iter().zip(ids) {
                 mlp.weight(projection)?.f_copy_(&self.effective.view(*id)?)?;
             }
+        }
+        for (attention, ids) in &self.attentions {
+            attention.set(*ids, &self.layout, &self.effective.flat)?;
         }
         Ok(())
     }
