@@ -278,11 +278,9 @@ impl Recovery {
             shape: shape.clone(),
         };
         let infos: Vec<TensorInfo> = parts.iter().map(info).collect();
-        let mut writer = SafetensorsWriter::create_file(path.as_ref(), &infos)?;
-        for (name, _, values) in parts {
-            writer.append_f32(&name, values)?;
-        }
-        writer.finish_file(path.as_ref())
+        SafetensorsWriter::write_file(path.as_ref(), &infos, |writer| {
+            parts.iter().try_for_each(|(name, _, values)| writer.append_f32(name, values))
+        })
     }
 }
 

@@ -100,12 +100,24 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// Begins a single file of these tensors, without the rest of a checkpoint: [`SafetensorsWriter::finish_file`] ends it.
+    /// Writes a single file of these tensors, without the rest of a checkpoint, whose values `fill` appends. The file appears
+    /// whole or not at all.
     ///
     /// # Errors
-    /// As [`SafetensorsWriter::create`].
-    pub fn create_file(path: &Path, tensors: &[TensorInfo]) -> Result<Self> {
-        Self::create(folder_of(path)?, tensors, u64::MAX)
+    /// As [`SafetensorsWriter::create`]; what `fill` returns; [`Error::Tensor`] for a tensor with values missing.
+    pub fn write_file<E: From<Error>>(
+        path: &Path,
+        tensors: &[TensorInfo],
+        fill: impl FnOnce(&mut Self) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut writer = Self::create(folder_of(path)?, tensors, u64::MAX)?;
+        fill(&mut writer)?;
+        writer.check_complete()?;
+        for file in std::mem::take(&mut writer.shards) {
+            writer.staging.add(file, name.clone())?;
+        }
+        Ok(writer.staging.commit(&[])?)
     }
 
     fn begin_shard(&mut self, mut group: Vec<&TensorInfo>) -> Result<()> {
@@ -264,19 +276,6 @@ impl SafetensorsWriter {
         };
         let old = earlier_weights(self.staging.folder());
         self.finish_as(files, "config.json", config, &old)
-    }
-
-    /// Checks that every tensor is complete and puts the file in its place, the `path` given to [`SafetensorsWriter::create_file`].
-    ///
-    /// # Errors
-    /// [`Error::Tensor`] for a tensor with values missing, [`Error::Io`].
-    pub fn finish_file(mut self, path: &Path) -> Result<()> {
-        self.check_complete()?;
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        for file in std::mem::take(&mut self.shards) {
-            self.staging.add(file, name.clone())?;
-        }
-        self.staging.commit(&[])
     }
 
     /// [`SafetensorsWriter::finish`] with the names of a PEFT adapter, whose weights are one file.

@@ -160,14 +160,15 @@ fn save_flat(path: &Path, vectors: [(&str, &Tensor); 3]) -> Result<()> {
         dtype: DType::F32,
         shape: vec![vector.numel()],
     });
-    let mut writer = SafetensorsWriter::create_file(path, &infos)?;
-    for (name, vector) in vectors {
-        for start in (0..vector.numel()).step_by(PIECE) {
-            let len = PIECE.min(vector.numel() - start);
-            writer.append_f32(name, &to_vec(&vector.f_narrow(0, dim(start)?, dim(len)?)?)?)?;
+    SafetensorsWriter::write_file(path, &infos, |writer| {
+        for (name, vector) in vectors {
+            for start in (0..vector.numel()).step_by(PIECE) {
+                let len = PIECE.min(vector.numel() - start);
+                writer.append_f32(name, &to_vec(&vector.f_narrow(0, dim(start)?, dim(len)?)?)?)?;
+            }
         }
-    }
-    Ok(writer.finish_file(path)?)
+        Ok(())
+    })
 }
 
 fn remove(folder: &Path) -> Result<()> {
