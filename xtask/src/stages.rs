@@ -185,6 +185,17 @@ pub(crate) fn needed_for(last: &str, steps: Vec<Step>) -> Vec<Step> {
     steps.into_iter().zip(wanted).filter_map(|(step, wanted)| wanted.then_some(step)).collect()
 }
 
+/// Where there is fine-tuning to do, lets a machine that is too small for it say so before the warm-up, not after it.
+pub(crate) fn check_memory_first(run: &Run, steps: &mut [Step]) -> Result<()> {
+    let finetunes = steps.iter().any(|step| step.folder == FINETUNE);
+    if let Some(warmup) = steps.iter_mut().find(|step| step.folder == WARMUP && finetunes) {
+        let how = (run.config.finetune_steps, run.config.finetune_lr);
+        let line = finetuning(run, run.path(FINETUNE), order_seed(run), how)?.0;
+        warmup.invocations.insert(0, line.arg("--check").0);
+    }
+    Ok(())
+}
+
 /// A step with the parts that most have in common.
 fn step(run: &Run, stage: Stage, folder: &'static str, keys: &[&str]) -> Result<Step> {
     Ok(Step {

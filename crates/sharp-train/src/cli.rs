@@ -9,7 +9,7 @@ use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Recovery, SharingPlan};
 use sharp_progress::Terminal;
-use sharp_train::finetune::{FinetuneOptions, TrainMlps, finetune};
+use sharp_train::finetune::{FinetuneOptions, TrainMlps, check_memory, finetune, least_memory};
 use sharp_train::warmup::{WarmupOptions, Weighting, warmup};
 use sharp_train::{Compute, Loss, Start};
 
@@ -187,6 +187,12 @@ struct FinetuneArgs {
     /// Train the attention's matrices too, above the first layer replaced
     #[arg(long)]
     train_attention: bool,
+    /// Memory that may be taken, in MiB; what the machine has unless given
+    #[arg(long, value_name = "MIB")]
+    memory_mib: Option<u64>,
+    /// Only say whether there is memory enough, and train nothing
+    #[arg(long)]
+    check: bool,
     /// Steps between checkpoints; 0 writes none.
     #[arg(long, default_value_t = 50)]
     save_every: u64,
@@ -235,6 +241,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             })
         }
         Command::Finetune(a) => {
+            let options = finetune_options(a)?;
+            if a.check {
+                return check(args, a, &options);
+            }
             let rows = (a.batch_tokens / a.shared.seq_len.max(1)).max(1);
             let wanted = match a.tokens {
                 0 => usize::try_from(a.steps)?.saturating_mul(rows * a.shared.seq_len).max(a.shared.seq_len),
@@ -246,20 +256,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 None => None,
             };
             let runtime = a.runtime.as_ref().map(PackedFile::open).transpose()?;
-            let mut options = FinetuneOptions::default();
-            options.loss = loss(a)?;
-            options.steps = a.steps;
-            options.batch_tokens = a.batch_tokens;
-            options.lr = a.lr;
-            options.lr_warmup = a.lr_warmup;
-            options.weight_decay = a.weight_decay;
-            options.clip = a.clip;
-            options.train_norms = a.train_norms;
-            options.train_mlps = a.train_mlps;
-            options.train_attention = a.train_attention;
-            options.save_every = a.save_every;
-            options.eval_every = a.eval_every;
-            options.seed = a.shared.seed;
             let Prepared { source, plan, train, held_out, compute } = &ready;
             let summary = finetune(
                 source,
@@ -281,6 +277,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             })
         }
     }
+}
+
+fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
+    let mut options = FinetuneOptions::default();
+    options.loss = loss(a)?;
+    options.steps = a.steps;
+    options.batch_tokens = a.batch_tokens;
+    options.lr = a.lr;
+    options.lr_warmup = a.lr_warmup;
+    options.weight_decay = a.weight_decay;
+    options.clip = a.clip;
+    options.train_norms = a.train_norms;
+    options.train_mlps = a.train_mlps;
+    options.train_attention = a.train_attention;
+    options.memory_bytes = a.memory_mib.map(|mib| mib.saturating_mul(1 << 20));
+    options.save_every = a.save_every;
+    options.eval_every = a.eval_every;
+    options.seed = a.shared.seed;
+    Ok(options)
+}
+
+/// Says what memory it takes at least, or fails where there is less.
+fn check(args: &Args, a: &FinetuneArgs, options: &FinetuneOptions) -> Result<()> {
+    let source = ModelSource::open(&a.shared.model)?;
+    let plan = SharingPlan::load(&a.shared.plan)?;
+    plan.validate(source.config())?;
+    let compute = compute(&a.shared)?;
+    check_memory(&source, &plan, &compute, options)?;
+    let bytes = least_memory(&source, &plan, &compute, options)?;
+    report(args.json, &serde_json::json!({"least_memory_bytes": bytes}), || {
+        format!("fine-tuning takes at least {:.1} GiB of memory\n", bytes as f64 / (1u64 << 30) as f64)
+    })
 }
 
 fn loss(a: &FinetuneArgs) -> Result<Loss> {
@@ -327,6 +355,12 @@ fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
         .shuffled(split_seed)
         .padded();
     let held_out = pack(&sides.held_out, &tokenizer, &held).context("the held-out side of the data")?;
+    let compute = compute(shared)?;
+    tracing::info!(?compute, rows = train.rows(), held_out = held_out.rows(), "prepared");
+    Ok(Prepared { source, plan, train, held_out, compute })
+}
+
+fn compute(shared: &Shared) -> Result<Compute> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = if shared.threads == 0 { cores } else { shared.threads };
     let precision = match shared.bf16 {
@@ -334,9 +368,7 @@ fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
         Bf16::On => "bf16",
         Bf16::Off => "f32",
     };
-    let compute = Compute::from_names(&shared.device, precision, threads)?;
-    tracing::info!(?compute, rows = train.rows(), held_out = held_out.rows(), "prepared");
-    Ok(Prepared { source, plan, train, held_out, compute })
+    Ok(Compute::from_names(&shared.device, precision, threads)?)
 }
 
 #[allow(clippy::print_stdout)]

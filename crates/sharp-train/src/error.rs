@@ -3,6 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+fn gib(bytes: &u64) -> f64 {
+    *bytes as f64 / (1u64 << 30) as f64
+}
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -48,6 +52,18 @@ pub enum Error {
     /// A setting or a combination of settings that makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The machine is too small for what is to be trained.
+    #[error(
+        "fine-tuning needs at least {:.1} GiB of memory and there are {:.1}: train less (stored MLPs and attention can stay as they \
+         are; a larger saving or smaller ranks leave less to train), fine-tune on a larger machine, or stop after the warm-up",
+        gib(.needed), gib(.there)
+    )]
+    Memory {
+        /// Bytes it surely takes.
+        needed: u64,
+        /// Bytes there are.
+        there: u64,
+    },
     /// Training left the finite numbers.
     #[error("{what} is {value} at step {step}: lower the learning rate or look at the data")]
     NotFinite {

@@ -187,3 +187,25 @@ fn senseless_settings_are_refused() {
     refused(&|r| r.plan.targets[0].layer = 99);
     refused(&|r| r.plan.targets.clear());
 }
+
+#[test]
+fn a_machine_too_small_is_told_before_anything_is_read() {
+    let mut run = Run::new("tied", RecoveryForm::LowRank);
+    run.options.train_mlps = TrainMlps::All;
+    run.options.train_attention = true;
+    let needed =
+        sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options).unwrap();
+    // The weights in float32, and for each trained value itself, its gradient, two moments and its place among the weights.
+    let weights = 4 * run.source.config().total_parameters();
+    let (_dir, out) = folder();
+    let trained = run.go(&out).unwrap().parameters;
+    assert_eq!(needed, weights + 20 * trained);
+
+    run.options.memory_bytes = Some(needed - 1);
+    let (_dir, out) = folder();
+    let refused = run.go(&out).unwrap_err();
+    assert!(matches!(refused, Error::Memory { .. }), "{refused}");
+    assert!(std::fs::read_dir(&out).unwrap().next().is_none());
+    run.options.memory_bytes = Some(needed);
+    run.go(&out).unwrap();
+}

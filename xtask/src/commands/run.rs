@@ -92,7 +92,10 @@ pub(crate) fn stage(stage: Stage, args: &StageArgs) -> Result<()> {
 
 fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
     let run = args.resolve()?;
-    let steps = stages::steps(&run)?;
+    let mut steps = stages::steps(&run)?;
+    if span.until.is_none_or(|until| until >= Stage::Finetune) {
+        stages::check_memory_first(&run, &mut steps)?;
+    }
     let outcomes = if dry_run {
         engine::dry_run(&run, &steps, span)?
     } else {

@@ -156,7 +156,8 @@ impl Place<'_> {
             folder: self.folder.join(&cell.name),
             siblings: others.map(|other| self.folder.join(&other.name)).collect(),
         };
-        let steps = stages::needed_for(stages::EVALUATE, stages::steps(&run)?);
+        let mut steps = stages::needed_for(stages::EVALUATE, stages::steps(&run)?);
+        stages::check_memory_first(&run, &mut steps)?;
         Ok((run, steps))
     }
 

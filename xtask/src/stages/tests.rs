@@ -53,6 +53,21 @@ fn only_what_the_rows_read_is_needed() {
 }
 
 #[test]
+fn memory_is_checked_before_the_warm_up_where_fine_tuning_follows() {
+    let first = |rows: &[&str]| -> (usize, bool) {
+        let mut run = run();
+        run.config.rows = rows.iter().map(|row| (*row).to_owned()).collect();
+        let mut steps = needed_for(EVALUATE, steps(&run).unwrap());
+        check_memory_first(&run, &mut steps).unwrap();
+        let warmup = steps.iter().find(|step| step.folder == WARMUP).unwrap();
+        let checks = |line: &Invocation| line.arguments.iter().any(|word| word == "--check");
+        (warmup.invocations.len(), checks(&warmup.invocations[0]))
+    };
+    assert_eq!(first(&["original", "slw_sft"]), (2, true));
+    assert_eq!(first(&["original", "slw"]), (1, false));
+}
+
+#[test]
 fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
     let mut run = run();
     run.config.form = "drop".into();

@@ -5,6 +5,7 @@
 //! does not depend on the number of threads, and a run resumed from a checkpoint is bit-equal to one never stopped.
 
 mod checkpoint;
+mod memory;
 mod student;
 mod turns;
 
@@ -25,6 +26,7 @@ use crate::head::{Loss, LossSums};
 use crate::metrics;
 use crate::schedule::Schedule;
 use crate::start::Start;
+pub use memory::{check_memory, least_memory};
 use student::{Sequence, Student};
 pub(crate) use turns::Turn;
 
@@ -94,6 +96,8 @@ pub struct FinetuneOptions {
     pub eval_every: u64,
     /// Seed of the order of rows, and of the start where there is no warm-up.
     pub seed: u64,
+    /// Bytes of memory that may be taken; `None` is what the machine has.
+    pub memory_bytes: Option<u64>,
     /// Stop after this many steps of this call, as a kill would, leaving the last checkpoint behind.
     pub stop_after: Option<u64>,
 }
@@ -115,6 +119,7 @@ impl Default for FinetuneOptions {
             save_every: 50,
             eval_every: 25,
             seed: 0,
+            memory_bytes: None,
             stop_after: None,
         }
     }
@@ -146,7 +151,7 @@ pub struct FinetuneSummary {
 /// optimiser moves the exact values. What is written is rounded, so that a quantiser of the same format finds nothing to round.
 ///
 /// # Errors
-/// [`Error::Invalid`] for settings that make no sense, [`Error::State`] for a checkpoint made with other settings,
+/// [`Error::Invalid`] for settings that make no sense, [`Error::Memory`] for a machine that is too small, [`Error::State`] for a checkpoint made with other settings,
 /// [`Error::NotFinite`] if training diverges, [`Error::Model`] and [`Error::Io`] from files.
 #[allow(clippy::too_many_arguments)]
 pub fn finetune(
@@ -162,6 +167,7 @@ pub fn finetune(
     progress: &dyn Progress,
 ) -> Result<FinetuneSummary> {
     check(source, plan, train, held_out, options)?;
+    check_memory(source, plan, compute, options)?;
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     let rows_per_step = (options.batch_tokens / train.seq_len).max(1);
     let mut student = Student::new(source, plan, recovery, runtime, train.seq_len, compute, options)?;

@@ -439,7 +439,7 @@ fn round(format: PackedFormat, mut matrix: Tensor) -> Result<()> {
 }
 
 /// The layers whose own MLP is trained.
-fn owned_layers(plan: &SharingPlan, layers: usize, which: TrainMlps) -> BTreeSet<usize> {
+pub(super) fn owned_layers(plan: &SharingPlan, layers: usize, which: TrainMlps) -> BTreeSet<usize> {
     let shared: BTreeSet<usize> = plan.targets.iter().filter_map(|t| t.reference).collect();
     match which {
         TrainMlps::None => BTreeSet::new(),
