@@ -8,6 +8,7 @@ use crate::block::Block;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::head::Head;
+use crate::mlp::Mlp;
 use crate::rope::Rope;
 use crate::tensors::{dim, from_tokens, to_vec};
 use crate::weights::Weights;
@@ -72,6 +73,12 @@ impl Llama {
             rope: Rope::new(source.config(), positions, compute.device)?,
             positions,
         })
+    }
+
+    /// A layer's MLP.
+    pub(crate) fn mlp(&self, layer: usize) -> Result<&Mlp> {
+        let mlp = self.blocks.get(layer).and_then(|block| block.mlp.as_ref());
+        mlp.ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))
     }
 
     pub(crate) fn share(&self) -> Self {

@@ -3,7 +3,7 @@
 use sharp_model::{ModelSource, SharingPlan, names};
 
 use super::FinetuneOptions;
-use super::student::owned_layers;
+use super::trained::owned_layers;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 

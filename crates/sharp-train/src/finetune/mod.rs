@@ -6,7 +6,9 @@
 
 mod checkpoint;
 mod memory;
+mod replica;
 mod student;
+mod trained;
 mod turns;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +29,8 @@ use crate::metrics;
 use crate::schedule::Schedule;
 use crate::start::Start;
 pub use memory::{check_memory, least_memory};
-use student::{Sequence, Student};
+use replica::Sequence;
+use student::Student;
 pub(crate) use turns::Turn;
 
 /// Which stored MLPs are trained along with the recovery parameters. The compressed model is as large whichever it is.

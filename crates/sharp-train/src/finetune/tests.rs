@@ -7,7 +7,8 @@ use sharp_model::{ModelSource, Ranks, RecoveryForm, SharingPlan, Target};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
-use super::student::{Sequence, Student};
+use super::replica::Sequence;
+use super::student::Student;
 use super::{FinetuneOptions, TrainMlps};
 use crate::device::Compute;
 use crate::head::Loss;

@@ -1,0 +1,131 @@
+//! What a worker thread does with a sequence: the loss, and its gradient.
+
+use std::sync::Arc;
+
+use tch::Tensor;
+
+use super::turns::Turn;
+use crate::attention::Batch;
+use crate::block::{Block, BlockTrain};
+use crate::error::Result;
+use crate::head::{Head, Loss, LossSums, Targets};
+use crate::llama::{Embedding, Llama};
+use crate::mlp::Sink;
+use crate::params::{Layout, ParamId};
+use crate::tensors::dim;
+
+/// A row of tokens and what counts in it.
+#[derive(Debug, Clone)]
+pub(super) struct Sequence {
+    pub(super) tokens: Vec<u32>,
+    /// Where a token that counts comes next.
+    pub(super) positions: Vec<i64>,
+    /// That token.
+    pub(super) labels: Vec<i64>,
+}
+
+/// What a worker thread holds: handles on the same memory.
+pub(super) struct Replica {
+    pub(super) model: Llama,
+    /// The original's MLPs of the target layers, and its norms, where its predictions are needed.
+    pub(super) teacher: Option<Teacher>,
+    pub(super) train: Vec<BlockTrain>,
+    pub(super) final_norm: Option<ParamId>,
+    /// The first layer with something to train.
+    pub(super) first: usize,
+    pub(super) layout: Arc<Layout>,
+    pub(super) values: Tensor,
+    pub(super) loss: Loss,
+}
+
+/// The original where it differs from the student: from layer `from` on.
+pub(super) struct Teacher {
+    pub(super) from: usize,
+    /// Where the student's is another one.
+    pub(super) embedding: Option<Embedding>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) head: Head,
+}
+
+impl Replica {
+    fn targets(&self, sequence: &Sequence) -> Result<Targets> {
+        let device = self.values.device();
+        Ok(Targets {
+            positions: Tensor::f_from_slice(&sequence.positions)?.f_to_device(device)?,
+            labels: Tensor::f_from_slice(&sequence.labels)?.f_to_device(device)?,
+        })
+    }
+
+    /// The original's last hidden states from the residual stream at layer [`Teacher::from`].
+    fn taught(&self, tokens: &[u32], hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
+        let Some(teacher) = &self.teacher else { return Ok(None) };
+        let mut hidden = match &teacher.embedding {
+            Some(embedding) => embedding.forward(tokens)?,
+            None => hidden.shallow_clone(),
+        };
+        for block in &teacher.blocks {
+            hidden = block.forward(&hidden, &self.model.rope, batch)?;
+        }
+        Ok(Some(hidden))
+    }
+
+    pub(super) fn measure(&mut self, sequence: &Sequence) -> Result<LossSums> {
+        let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
+        let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
+        let from = self.teacher.as_ref().map(|t| t.from);
+        let mut taught = None;
+        for (layer, block) in self.model.blocks.iter().enumerate() {
+            if Some(layer) == from {
+                taught = self.taught(&sequence.tokens, &hidden, batch)?;
+            }
+            hidden = block.forward(&hidden, &self.model.rope, batch)?;
+        }
+        let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
+        self.model.head.measure(&hidden, &self.targets(sequence)?, self.loss, teacher)
+    }
+
+    /// Adds the gradient of `scale` times the sequence's loss to `grad (total)`, in turn.
+    pub(super) fn differentiate(
+        &mut self,
+        sequence: &Sequence,
+        scale: f64,
+        turn: &Turn,
+        grad: &Tensor,
+    ) -> Result<LossSums> {
+        let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
+        let sink = Sink { layout: &self.layout, values: &self.values, grad, turn: Some(turn) };
+        let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
+        let from = self.teacher.as_ref().map(|t| t.from);
+        let mut taught = None;
+        let mut kept = Vec::new();
+        for (layer, block) in self.model.blocks.iter().enumerate() {
+            if Some(layer) == from {
+                taught = self.taught(&sequence.tokens, &hidden, batch)?;
+            }
+            if layer < self.first {
+                hidden = block.forward(&hidden, &self.model.rope, batch)?;
+            } else {
+                let (output, saved) = block.forward_saving(hidden, &self.model.rope, batch)?;
+                hidden = output;
+                kept.push(saved);
+            }
+        }
+        let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
+        let trained_norm = self.final_norm.map(|id| (id, &sink));
+        let targets = self.targets(sequence)?;
+        let (sums, mut d) =
+            self.model.head.differentiate(&hidden, &targets, self.loss, teacher, scale, trained_norm)?;
+        drop((hidden, taught));
+        turn.pass(self.model.blocks.len());
+        for (layer, block) in self.model.blocks.iter().enumerate().skip(self.first).rev() {
+            let (Some(saved), Some(train)) = (kept.pop(), self.train.get(layer)) else { break };
+            let want = layer > self.first;
+            match block.backward(d, saved, &self.model.rope, batch, train, &sink, want)? {
+                Some(below) => d = below,
+                None => break,
+            }
+            turn.pass(layer);
+        }
+        Ok(sums)
+    }
+}
