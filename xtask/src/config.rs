@@ -54,7 +54,6 @@ pub(crate) struct Config {
     pub(crate) finetune_distill: f64,
     pub(crate) finetune_norms: bool,
     pub(crate) finetune_mlps: String,
-    pub(crate) finetune_attention: bool,
     pub(crate) finetune_save_every: usize,
     pub(crate) finetune_cold: bool,
 
@@ -119,7 +118,6 @@ impl Default for Config {
             finetune_distill: 0.0,
             finetune_norms: false,
             finetune_mlps: "none".into(),
-            finetune_attention: false,
             finetune_save_every: 50,
             finetune_cold: true,
             export_dtype: "f16".into(),

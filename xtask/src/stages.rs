@@ -335,14 +335,8 @@ const TRAINING_KEYS: [&str; 7] =
     ["train_data", "sequence", "bf16", "device", "held_out", "seed", "train_seed"];
 
 /// What [`finetuning`] reads of it besides.
-const FINETUNING_KEYS: [&str; 6] = [
-    "finetune_batch_tokens",
-    "finetune_distill",
-    "finetune_norms",
-    "finetune_mlps",
-    "finetune_attention",
-    "finetune_save_every",
-];
+const FINETUNING_KEYS: [&str; 5] =
+    ["finetune_batch_tokens", "finetune_distill", "finetune_norms", "finetune_mlps", "finetune_save_every"];
 
 /// The part of a training command that all trainings share; `seed` is that of its order.
 fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(Line, Vec<Input>)> {
@@ -382,7 +376,6 @@ fn finetuning(run: &Run, out: PathBuf, seed: u64, (steps, lr): (usize, f64)) -> 
         .number("--distill", config.finetune_distill)
         .number("--save-every", config.finetune_save_every)
         .when(config.finetune_norms, |line| line.arg("--train-norms"))
-        .when(config.finetune_attention, |line| line.arg("--train-attention"))
         .flag("--train-mlps", config.finetune_mlps.as_str());
     Ok((line, inputs))
 }

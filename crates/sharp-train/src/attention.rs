@@ -10,9 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::device::Compute;
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::mlp::Sink;
 use crate::norm;
-use crate::params::{Layout, ParamId};
 use crate::rope::{Rope, row_order};
 use crate::tensors::dim;
 use crate::weights::Weights;
@@ -41,10 +39,6 @@ pub(crate) struct Attention {
     head_dim: i64,
     eps: f64,
 }
-
-/// One layer's attention matrices in training: the parameters of [`names::Attention::ALL`], rows in the file's order.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AttentionTrain(pub(crate) [ParamId; 4]);
 
 /// What the way back needs. Of a query head only its group, the query heads that share one key and value head, is told
 /// apart: `g = heads / kv_heads`. All but the norms' are of the products' number type.
@@ -157,49 +151,26 @@ impl Attention {
         let k = self.by_key_head(&qk.f_narrow(2, heads, kv_heads)?.f_to_kind(kind)?, batch)?;
         let v = self.by_key_head(&qkv.f_narrow(2, turned, kv_heads)?, batch)?;
 
+        let o = Tensor::f_empty([sequences, time, heads, head_dim], (kind, x.device()))?;
         let mut probabilities = Vec::new();
         for block in blocks(time, x.device()) {
             let queries = self.rows_of(&q, block)?;
             let scores = queries.f_bmm(&k.f_narrow(1, 0, block.end)?.f_transpose(1, 2)?)?;
             self.hide_the_future(&scores, block)?;
             let p = scores.f_internal_softmax(-1, false)?;
+            let out = p.f_bmm(&v.f_narrow(1, 0, block.end)?)?;
+            self.by_token(&o, block)?.f_copy_(&self.heads_last(&out, batch, block)?)?;
             probabilities.push(p);
         }
-        let y = self.out.forward(&self.mix(&probabilities, &v, batch)?)?;
+        let y = self.out.forward(&o.f_view([sequences * time, heads * head_dim])?)?;
         Ok((y, Saved { before_norm, q, k, v, probabilities }))
     }
 
-    /// The heads' outputs side by side, `(sequences * time, heads * head_dim)`.
-    fn mix(&self, probabilities: &[Tensor], v: &Tensor, batch: Batch) -> Result<Tensor> {
-        let Batch { sequences, time } = batch;
-        let Self { heads, head_dim, .. } = *self;
-        let mixed = Tensor::f_empty([sequences, time, heads, head_dim], (v.f_kind()?, v.device()))?;
-        for (block, p) in blocks(time, v.device()).zip(probabilities) {
-            let out = p.f_bmm(&v.f_narrow(1, 0, block.end)?)?;
-            self.by_token(&mixed, block)?.f_copy_(&self.heads_last(&out, batch, block)?)?;
-        }
-        Ok(mixed.f_view([sequences * time, heads * head_dim])?)
-    }
-
-    /// The gradient with respect to `x`, from the output's `dy`, both `(sequences * time, d)`; those of the matrices go to the sink,
-    /// for which `x` is needed.
-    pub(crate) fn backward(
-        &self,
-        dy: &Tensor,
-        saved: &Saved,
-        rope: &Rope,
-        batch: Batch,
-        train: Option<(AttentionTrain, &Tensor, &Sink<'_>)>,
-    ) -> Result<Tensor> {
+    /// The gradient with respect to `x`, from the output's `dy`, both `(sequences * time, d)`.
+    pub(crate) fn backward(&self, dy: &Tensor, saved: &Saved, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
         let Self { heads, kv_heads, head_dim, .. } = *self;
         let Saved { before_norm, q, k, v, probabilities } = saved;
-        if let Some((AttentionTrain([.., out]), _, sink)) = train {
-            sink.add(
-                out,
-                &self.out.weight_grad(&self.mix(probabilities, v, batch)?, &dy.f_to_kind(v.f_kind()?)?)?,
-            )?;
-        }
         let d_out = self.out.input_grad(dy)?.f_view([sequences, time, heads, head_dim])?;
         let d_out = self.grouped(&d_out, batch)?;
 
@@ -229,59 +200,7 @@ impl Attention {
             norm::backward_onto(&mut d_before, &dqk, before, inv, weight)?;
             dqk = d_before;
         }
-        let d_qkv = Tensor::f_cat(&[dqk, by_token(&dv)?], 2)?.f_view([sequences * time, -1])?;
-        let d_qkv = d_qkv.f_to_kind(v.f_kind()?)?;
-        if let Some((AttentionTrain([query, key, value, _]), x, sink)) = train {
-            let grad = self.qkv.weight_grad(x, &d_qkv)?;
-            let [q, k, v] = self.apart(&grad)?;
-            sink.add(query, &self.in_file_order(&q)?)?;
-            sink.add(key, &self.in_file_order(&k)?)?;
-            sink.add(value, &v)?;
-        }
-        self.qkv.input_grad(&d_qkv)
-    }
-
-    /// Takes trained matrices' values over.
-    pub(crate) fn set(
-        &self,
-        AttentionTrain(ids): AttentionTrain,
-        layout: &Layout,
-        values: &Tensor,
-    ) -> Result<()> {
-        let [query, key, value, out] = ids.map(|id| layout.view(values, id));
-        let [q, k, v] = self.apart(&self.qkv.weight)?;
-        q.shallow_clone().f_copy_(&self.in_pairs(&query?)?)?;
-        k.shallow_clone().f_copy_(&self.in_pairs(&key?)?)?;
-        v.shallow_clone().f_copy_(&value?)?;
-        self.out.weight.shallow_clone().f_copy_(&out?)?;
-        Ok(())
-    }
-
-    /// Queries', keys' and values' rows of what is shaped as [`Self::qkv`], sharing memory.
-    fn apart(&self, qkv: &Tensor) -> Result<[Tensor; 3]> {
-        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        Ok([
-            qkv.f_narrow(0, 0, queries)?,
-            qkv.f_narrow(0, queries, keys)?,
-            qkv.f_narrow(0, queries + keys, keys)?,
-        ])
-    }
-
-    /// Rows of query or key heads from the file's order, halves one after the other, to [`row_order`]'s.
-    fn in_pairs(&self, rows: &Tensor) -> Result<Tensor> {
-        self.turn_rows(rows, [2, self.head_dim / 2])
-    }
-
-    /// Back from [`Self::in_pairs`].
-    fn in_file_order(&self, rows: &Tensor) -> Result<Tensor> {
-        self.turn_rows(rows, [self.head_dim / 2, 2])
-    }
-
-    /// Each head's rows, as many as `table` has places, read down the columns of `table` instead of along its rows.
-    fn turn_rows(&self, rows: &Tensor, table: [i64; 2]) -> Result<Tensor> {
-        let shape = rows.size();
-        let table = [-1, table[0], table[1], shape.last().copied().unwrap_or(1)];
-        Ok(rows.f_view(table)?.f_transpose(1, 2)?.f_reshape(&shape[..])?)
+        self.qkv.input_grad(&Tensor::f_cat(&[dqk, by_token(&dv)?], 2)?.f_view([sequences * time, -1])?)
     }
 
     /// What scores are multiplied by.
@@ -364,8 +283,7 @@ mod tests {
 
     use super::*;
     use crate::device::Precision;
-    use crate::params::Group;
-    use crate::tensors::{from_ref, scalar};
+    use crate::tensors::scalar;
 
     fn apart(found: &Tensor, wanted: &Tensor) -> f64 {
         let off = found.to_kind(Kind::Double) - wanted.to_kind(Kind::Double);
@@ -390,31 +308,11 @@ mod tests {
             let x = Tensor::randn(rows, (Kind::Float, compute.device)) * 1.5;
             let dy = Tensor::randn(rows, (Kind::Float, compute.device));
             let (y, saved) = attention.forward(&x, &rope, batch).unwrap();
-            let mut layout = Layout::default();
-            let ids = names::Attention::ALL.map(|matrix| {
-                let name = names::attention_weight(0, matrix);
-                let shape = source.tensor(&name).unwrap().shape().to_vec();
-                layout.add(name, &shape, Group::Stored).unwrap()
-            });
-            let values = layout.zeros(compute.device).unwrap();
-            let grad = layout.zeros(compute.device).unwrap();
-            let sink = Sink { layout: &layout, values: &values, grad: &grad, turn: None };
-            let trained = Some((AttentionTrain(ids), &x, &sink));
-            let dx = attention.backward(&dy, &saved, &rope, batch, trained).unwrap();
+            let dx = attention.backward(&dy, &saved, &rope, batch).unwrap();
 
             let leaf = x.set_requires_grad(true);
-            // In the file's order, as trained parameters are.
-            let matrices = names::Attention::ALL.map(|matrix| {
-                let tensor = source.tensor(&names::attention_weight(0, matrix)).unwrap();
-                from_ref(&tensor, compute.device).unwrap().set_requires_grad(true)
-            });
-            let ordered = |t: &Tensor, heads: i64| {
-                let order = row_order(heads as usize, attention.head_dim as usize);
-                t.index_select(0, &Tensor::from_slice(&order))
-            };
-            let [query, key, value, output] = &matrices;
-            let (query, key) = (ordered(query, attention.heads), ordered(key, attention.kv_heads));
-            let qkv = leaf.matmul(&Tensor::cat(&[&query, &key, value], 0).tr());
+            let float = |linear: &Linear| linear.weight.to_kind(Kind::Float);
+            let qkv = leaf.matmul(&float(&attention.qkv).tr());
             let qkv = qkv.view([batch.sequences, batch.time, -1, attention.head_dim]);
             let turned = attention.heads + attention.kv_heads;
             let qk = rope.forward(&qkv.narrow(2, 0, turned)).unwrap();
@@ -429,22 +327,11 @@ mod tests {
                 None,
                 true,
             );
-            let expected = o.transpose(1, 2).reshape([rows[0], -1]).matmul(&output.tr());
+            let expected = o.transpose(1, 2).reshape([rows[0], -1]).matmul(&float(&attention.out).tr());
             let along = (&expected * &dy).sum(Kind::Float);
-            let leaves: Vec<&Tensor> = [&leaf].into_iter().chain(&matrices).collect();
-            let mut gradients = Tensor::run_backward(&[along], &leaves, false, false);
-            let gradient = gradients.remove(0);
+            let gradient = Tensor::run_backward(&[along], &[&leaf], false, false).remove(0);
             assert!(apart(&y, &expected.detach()) < tolerance, "{precision:?}: {}", apart(&y, &expected));
             assert!(apart(&dx, &gradient) < tolerance, "{precision:?}: {}", apart(&dx, &gradient));
-            for ((id, gradient), matrix) in ids.iter().zip(&gradients).zip(&matrices) {
-                let found = layout.view(&grad, *id).unwrap();
-                let off = apart(&found, gradient);
-                assert!(off < tolerance, "{precision:?} {}: {off}", layout.spec(*id).unwrap().name);
-                layout.view(&values, *id).unwrap().copy_(&matrix.detach());
-            }
-            attention.set(AttentionTrain(ids), &layout, &values).unwrap();
-            let (again, _) = attention.forward(&x.detach(), &rope, batch).unwrap();
-            assert!(apart(&again, &y) == 0.0, "{precision:?}: the same values are another attention");
         }
     }
 }

@@ -4,7 +4,7 @@
 use sharp_model::{ModelSource, names};
 use tch::Tensor;
 
-use crate::attention::{self, Attention, AttentionTrain, Batch};
+use crate::attention::{self, Attention, Batch};
 use crate::device::Compute;
 use crate::error::Result;
 use crate::mlp::{self, Mlp, MlpTrain, Sink};
@@ -31,7 +31,6 @@ pub(crate) struct Block {
 #[derive(Debug, Default)]
 pub(crate) struct BlockTrain {
     pub(crate) mlp: Option<MlpTrain>,
-    pub(crate) attention: Option<AttentionTrain>,
     pub(crate) input_norm: Option<ParamId>,
     pub(crate) mlp_norm: Option<ParamId>,
 }
@@ -40,7 +39,6 @@ impl BlockTrain {
     pub(crate) fn share(&self) -> Self {
         Self {
             mlp: self.mlp.as_ref().map(MlpTrain::share),
-            attention: self.attention,
             input_norm: self.input_norm,
             mlp_norm: self.mlp_norm,
         }
@@ -143,7 +141,7 @@ impl Block {
         sink: &Sink<'_>,
         want_input: bool,
     ) -> Result<Option<Tensor>> {
-        let below_mlp = want_input || train.input_norm.is_some() || train.attention.is_some();
+        let below_mlp = want_input || train.input_norm.is_some();
         if let (Some(mlp), Some(kept)) = (&self.mlp, &saved.mlp) {
             let x = norm::apply(&saved.middle, &saved.middle_inv, &self.mlp_norm)?;
             let trained = train.mlp.as_ref().map(|t| (t, sink));
@@ -160,12 +158,7 @@ impl Block {
         if !below_mlp {
             return Ok(None);
         }
-        let x = match train.attention {
-            Some(_) => Some(norm::apply(&saved.input, &saved.input_inv, &self.input_norm)?),
-            None => None,
-        };
-        let trained = train.attention.zip(x.as_ref()).map(|(ids, x)| (ids, x, sink));
-        let dx = self.attention.backward(&d, &saved.attention, rope, batch, trained)?;
+        let dx = self.attention.backward(&d, &saved.attention, rope, batch)?;
         if let Some(id) = train.input_norm {
             sink.add(id, &norm::weight_grad(&dx, &saved.input, &saved.input_inv)?)?;
         }

@@ -54,8 +54,8 @@ pub enum Error {
     Invalid(String),
     /// The machine is too small for what is to be trained.
     #[error(
-        "fine-tuning needs at least {:.1} GiB of memory and there are {:.1}: train less (stored MLPs and attention can stay as they \
-         are; a larger saving or smaller ranks leave less to train), fine-tune on a larger machine, or stop after the warm-up",
+        "fine-tuning needs at least {:.1} GiB of memory and there are {:.1}: train less (stored MLPs can stay as they are; a larger \
+         saving or smaller ranks leave less to train), fine-tune on a larger machine, or stop after the warm-up",
         gib(.needed), gib(.there)
     )]
     Memory {

@@ -14,8 +14,8 @@ use crate::tensors::{dim, from_f32, shape_of, to_vec};
 pub enum Group {
     /// Low-rank factors `A (r, in)` and `B (out, r)`.
     Factor,
-    /// A matrix that the base stores: a shared MLP's, attention's `(out, in)`.
-    Stored,
+    /// A shared MLP's own weights `(out, in)`.
+    Shared,
     /// What a pruned MLP keeps of a weight of its own `(out, in)`.
     Pruned,
     /// Row and column scales.
@@ -27,7 +27,7 @@ pub enum Group {
 impl Group {
     /// Whether weight decay applies: to matrices, not to scales and norms.
     pub fn decays(self) -> bool {
-        matches!(self, Self::Factor | Self::Stored | Self::Pruned)
+        matches!(self, Self::Factor | Self::Shared | Self::Pruned)
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
     fn views_share_memory_and_segments_join_neighbours() {
         let mut layout = Layout::default();
         let a = layout.add("a", &[2, 3], Group::Factor).unwrap();
-        let b = layout.add("b", &[4], Group::Stored).unwrap();
+        let b = layout.add("b", &[4], Group::Shared).unwrap();
         let c = layout.add("c", &[5], Group::Norm).unwrap();
         assert!(layout.add("a", &[1], Group::Norm).is_err());
         assert_eq!(layout.segments(), vec![(0..10, true), (10..15, false)]);

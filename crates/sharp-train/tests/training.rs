@@ -122,7 +122,6 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
         let mut run = Run::new("tied", RecoveryForm::ScaledLowRank);
         run.options.loss = loss;
         run.options.train_norms = extras;
-        run.options.train_attention = extras;
         run.options.train_mlps = if extras { TrainMlps::Shared } else { TrainMlps::None };
         let (_a, whole) = folder();
         let done = run.go(&whole).unwrap();
@@ -192,9 +191,7 @@ fn senseless_settings_are_refused() {
 fn a_machine_too_small_is_told_before_anything_is_read() {
     let mut run = Run::new("tied", RecoveryForm::LowRank);
     run.options.train_mlps = TrainMlps::All;
-    run.options.train_attention = true;
-    let needed =
-        sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options).unwrap();
+    let needed = sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options);
     // The weights in float32, and for each trained value itself, its gradient, two moments and its place among the weights.
     let weights = 4 * run.source.config().total_parameters();
     let (_dir, out) = folder();

@@ -1,6 +1,6 @@
 //! What fine-tuning needs at least, so that a machine too small for it is told at once and not by being killed hours later.
 
-use sharp_model::{ModelSource, SharingPlan, names};
+use sharp_model::{ModelSource, SharingPlan};
 
 use super::FinetuneOptions;
 use super::trained::owned_layers;
@@ -12,38 +12,27 @@ const TRAINED: u64 = 16;
 
 /// Bytes that fine-tuning surely takes: the original's weights, and what is trained with its gradient and moments. Activations,
 /// norms and the rest come on top.
-///
-/// # Errors
-/// [`Error::Model`] for a model without the attention that is to be trained.
 pub fn least_memory(
     source: &ModelSource,
     plan: &SharingPlan,
     compute: &Compute,
     options: &FinetuneOptions,
-) -> Result<u64> {
+) -> u64 {
     let config = source.config();
     let layers = config.num_hidden_layers;
     let owned = owned_layers(plan, layers, options.train_mlps);
-    let mut trained =
-        plan.recovery_parameters(config) + owned.len() as u64 * config.mlp_parameters_per_layer();
-    let first = plan.targets.iter().map(|t| t.layer).chain(owned).min();
-    if let (true, Some(first)) = (options.train_attention, first) {
-        for matrix in names::Attention::ALL {
-            let matrix = source.tensor_info(&names::attention_weight(first, matrix))?;
-            trained += layers.saturating_sub(first + 1) as u64 * matrix.elements()? as u64;
-        }
-    }
+    let trained = plan.recovery_parameters(config) + owned.len() as u64 * config.mlp_parameters_per_layer();
     let product = compute.precision.kind().elt_size_in_bytes() as u64;
-    Ok((config.total_parameters() + trained)
+    (config.total_parameters() + trained)
         .saturating_mul(product)
-        .saturating_add(trained.saturating_mul(TRAINED)))
+        .saturating_add(trained.saturating_mul(TRAINED))
 }
 
 /// Refuses what cannot fit, before anything is read; [`super::finetune`] asks the same. On a CPU only: a GPU's memory is its driver's to
 /// speak of.
 ///
 /// # Errors
-/// [`Error::Memory`], and as [`least_memory`].
+/// [`Error::Memory`].
 pub fn check_memory(
     source: &ModelSource,
     plan: &SharingPlan,
@@ -52,7 +41,7 @@ pub fn check_memory(
 ) -> Result<()> {
     let machine = if compute.device.is_cuda() { None } else { machine() };
     let Some(there) = options.memory_bytes.or(machine) else { return Ok(()) };
-    let needed = least_memory(source, plan, compute, options)?;
+    let needed = least_memory(source, plan, compute, options);
     if needed > there {
         return Err(Error::Memory { needed, there });
     }

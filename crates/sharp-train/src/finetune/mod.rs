@@ -91,8 +91,6 @@ pub struct FinetuneOptions {
     pub train_norms: bool,
     /// Which MLPs' own weights are trained as well.
     pub train_mlps: TrainMlps,
-    /// Also train the attention's matrices of every layer above the first target. The compressed model is as large either way.
-    pub train_attention: bool,
     /// Write a checkpoint every so many steps; 0 writes none.
     pub save_every: u64,
     /// Measure the held-out loss every so many steps; 0 only at the beginning and the end.
@@ -118,7 +116,6 @@ impl Default for FinetuneOptions {
             clip: 1.0,
             train_norms: false,
             train_mlps: TrainMlps::None,
-            train_attention: false,
             save_every: 50,
             eval_every: 25,
             seed: 0,

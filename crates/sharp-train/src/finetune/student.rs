@@ -13,7 +13,7 @@ use super::FinetuneOptions;
 use super::replica::{Replica, Sequence, Teacher};
 use super::trained::Trained;
 use super::turns::{Turns, lowest_layers};
-use crate::attention::{Attention, AttentionTrain};
+use crate::attention::Attention;
 use crate::block::{Block, BlockTrain};
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -40,11 +40,9 @@ pub(super) struct Student {
     references: BTreeMap<usize, [Tensor; 3]>,
     /// The effective weights of the targets and, where shared MLPs are trained, of those, by layer.
     merged: BTreeMap<usize, Mlp>,
-    /// Trained tensors that take the place of the base's: norms, attention's and shared MLPs' weights, and what pruned MLPs keep.
+    /// Trained tensors that take the place of the base's: norms, shared MLP weights, and what pruned MLPs keep.
     replaced: Vec<ParamId>,
     owned: BTreeMap<usize, [ParamId; 3]>,
-    /// Attention in training, with its parameters.
-    attentions: Vec<(Attention, AttentionTrain)>,
     /// The lowest layer that each parameter is used in.
     lowest: Arc<Vec<usize>>,
     pool: Pool<Replica>,
@@ -79,7 +77,7 @@ impl Student {
         let trained = Trained::new(source, plan, &original, options)?;
         let params = trained.begin(source, plan, recovery, &original, options.seed, compute)?;
         let Trained { layout, targets, owned, places, final_norm, first } = trained;
-        let stored = |group| matches!(group, Group::Stored | Group::Norm | Group::Pruned);
+        let stored = |group| matches!(group, Group::Shared | Group::Norm | Group::Pruned);
         let replaced = layout.specs().iter().filter(|spec| stored(spec.group));
         let replaced = replaced.filter_map(|spec| layout.find(&spec.name)).collect();
 
@@ -126,12 +124,7 @@ impl Student {
                 block.mlp = Some(mlp.share());
             }
         }
-        let mut attentions = Vec::new();
-        for (layer, (block, train)) in model.blocks.iter_mut().zip(&places).enumerate() {
-            if let Some(ids) = train.attention {
-                block.attention = Attention::load(weights, layer, compute)?;
-                attentions.push((block.attention.share(), ids));
-            }
+        for (block, train) in model.blocks.iter_mut().zip(&places) {
             if let Some(id) = train.input_norm {
                 block.input_norm = effective.view(id)?;
             }
@@ -180,7 +173,6 @@ impl Student {
             merged,
             replaced,
             owned,
-            attentions,
             lowest,
             pool,
         })
@@ -209,9 +201,6 @@ impl Student {
             for (projection, id) in Projection::ALL.into_iter().zip(ids) {
                 mlp.weight(projection)?.f_copy_(&self.effective.view(*id)?)?;
             }
-        }
-        for (attention, ids) in &self.attentions {
-            attention.set(*ids, &self.layout, &self.effective.flat)?;
         }
         Ok(())
     }

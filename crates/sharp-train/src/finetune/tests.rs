@@ -28,7 +28,6 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
     let options = FinetuneOptions {
         loss,
         train_norms: extras,
-        train_attention: extras,
         train_mlps: if extras { TrainMlps::All } else { TrainMlps::None },
         ..FinetuneOptions::default()
     };

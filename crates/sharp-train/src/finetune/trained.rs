@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use sharp_model::{ModelSource, Projection, Recovery, SharingPlan, names};
 
 use super::{COLD, FinetuneOptions, TrainMlps};
-use crate::attention::AttentionTrain;
 use crate::block::BlockTrain;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -51,7 +50,7 @@ impl Trained {
         for layer in owned_layers(plan, layers, options.train_mlps) {
             let mut add = |p: Projection| -> Result<ParamId> {
                 let shape = shape_of(&original.mlp(layer)?.weight(p)?);
-                layout.add(names::mlp_weight(layer, p), &shape, Group::Stored)
+                layout.add(names::mlp_weight(layer, p), &shape, Group::Shared)
             };
             owned.insert(layer, [add(Projection::Gate)?, add(Projection::Up)?, add(Projection::Down)?]);
         }
@@ -81,17 +80,6 @@ impl Trained {
             }
             final_norm = Some(layout.add(names::FINAL_NORM, &d, Group::Norm)?);
         }
-        if options.train_attention {
-            for (layer, place) in places.iter_mut().enumerate().skip(first + 1) {
-                let mut add = |matrix| -> Result<ParamId> {
-                    let name = names::attention_weight(layer, matrix);
-                    let shape = source.tensor(&name)?.shape().to_vec();
-                    layout.add(name, &shape, Group::Stored)
-                };
-                let [q, k, v, o] = names::Attention::ALL;
-                place.attention = Some(AttentionTrain([add(q)?, add(k)?, add(v)?, add(o)?]));
-            }
-        }
         for target in &targets {
             let shared = target.reference.and_then(|r| owned.get(&r)).copied();
             if let Some(place) = places.get_mut(target.layer) {
@@ -120,7 +108,7 @@ impl Trained {
         for spec in self.layout.specs() {
             let Some(id) = self.layout.find(&spec.name) else { continue };
             // Base tensors in training begin as the base's.
-            if matches!(spec.group, Group::Stored | Group::Norm) {
+            if matches!(spec.group, Group::Shared | Group::Norm) {
                 params.set(id, &source.tensor(&spec.name)?.f32()?)?;
             }
         }
@@ -142,7 +130,7 @@ impl Trained {
             for (name, new) in &recovery.replacements {
                 let id = self.layout.find(name).ok_or_else(|| {
                     Error::invalid(format!(
-                        "`{name}` was trained before; train what was trained then: norms, shared MLPs or attention"
+                        "`{name}` was trained before; train norms and shared weights again"
                     ))
                 })?;
                 params.set(id, &new.values)?;

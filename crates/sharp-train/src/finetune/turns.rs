@@ -30,7 +30,6 @@ pub(super) fn lowest_layers(train: &[BlockTrain], layout: &Layout) -> Vec<usize>
     let mut lowest = vec![train.len(); layout.specs().len()];
     for (layer, train) in train.iter().enumerate().rev() {
         let mut used: Vec<ParamId> = [train.input_norm, train.mlp_norm].into_iter().flatten().collect();
-        used.extend(train.attention.iter().flat_map(|attention| attention.0));
         match &train.mlp {
             None => {}
             Some(MlpTrain::Own(ids)) => used.extend(ids),
