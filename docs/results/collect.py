@@ -1,6 +1,6 @@
 """Puts the tables that `cargo xtask study configs/studies/size_sweep.toml` left into one: later ones replace earlier cells.
 
-    python3 docs/results/collect.py runs/size_sweep/table.json [another/table.json ...]
+    python3 docs/results/collect.py runs/size_sweep/table.json [another/table.json | a folder of basis_sharing.py ...]
 
 Reads docs/results/size_sweep_cells.json first and writes it again with the new cells; writes docs/results/size_sweep.json (mean loss in nats a
 token on held-out text of the fine-tuning distribution, by size and method) and prints the table of docs/results.md.
@@ -20,14 +20,32 @@ TEXT = "boolq_held_out"
 NAMES = {
     ("paper", "slw_sft"): "paper_slw_sft", ("paper", "slw"): "paper_slw", ("paper", "sft"): "paper_sft", ("paper", "direct"): "direct",
     ("low-rank-alone", "slw_sft"): "low_rank", ("low-rank-everywhere", "slw_sft"): "low_rank_everywhere",
-    ("default", "slw"): "default_slw", ("sharing", "slw"): "sharing_slw",
+    ("basis-sharing", "slw_sft"): "basis", ("default", "slw"): "default_slw", ("sharing", "slw"): "sharing_slw",
 }
+
+
+def basis_sharing(folder):
+    """What basis_sharing.py and `sharp evaluate` left in a folder, as a cell of the study. Its rows are of dense products in 32 bits; the bytes are
+    those of what is stored."""
+    stored = json.loads((folder / "stored.json").read_text())
+    rows = []
+    for row in json.loads((folder / "result.json").read_text())["rows"]:
+        name = {"original": "original", "start": "slw", "tuned": "slw_sft"}[row["name"]]
+        bytes_, parameters, saved = row["bytes"], row["mlp_parameters"], 0.0
+        if name != "original":
+            bytes_ -= 4 * (parameters - stored["mlp_parameters"])
+            parameters, saved = stored["mlp_parameters"], stored["saved"]
+        if name == "slw_sft":
+            bytes_ //= 2
+        rows.append({"name": name, "mlp_parameters": parameters, "saved": saved, "bytes": bytes_, "perplexity": row["perplexity"], "kl": row["kl"], "accuracy": {}})
+    return {"cell": f"{stored['size']}-basis-sharing-s1", "values": [stored["size"], "basis-sharing"], "seed": 1, "state": "done", "rows": rows}
 
 
 def main():
     cells = {cell["cell"]: cell for cell in json.loads(CELLS.read_text())}
-    for path in sys.argv[1:]:
-        for cell in json.loads(pathlib.Path(path).read_text())["cells"]:
+    for path in map(pathlib.Path, sys.argv[1:]):
+        found = [basis_sharing(path)] if path.is_dir() else json.loads(path.read_text())["cells"]
+        for cell in found:
             if cell["state"] == "done":
                 cells[cell["cell"]] = cell
     CELLS.write_text(json.dumps(list(cells.values()), indent=1) + "\n")
