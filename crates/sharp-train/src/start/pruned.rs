@@ -2,8 +2,8 @@
 //!
 //! With `H` the second moment of the hidden activations and `W` the down projection's rows (one for each neuron), the least squares
 //! solution on a set of neurons is `W = H⁻¹ E[h yᵀ]`, and without neuron `j` too the error grows by `|W_j|² / (H⁻¹)_jj`: the optimal
-//! brain surgeon (Hassibi and Stork, 1992) for whole neurons. The cheapest sixteenth goes at a time, the rest is solved anew, until
-//! as many are left as are wanted; those that stay keep their gate and up rows, and the down projection repairs what it can.
+//! brain surgeon (Hassibi and Stork, 1992) for whole neurons. The cheapest sixteenth goes at a time, `H⁻¹` and `W` follow, until as many are
+//! left as are wanted; those that stay keep their gate and up rows, and the down projection repairs what it can.
 
 use sharp_model::{Projection, Target};
 use tch::{Kind, Tensor};
@@ -19,7 +19,7 @@ use crate::tensors::{dim, to_vec};
 /// Added to the second moment's diagonal, as a fraction of its mean.
 const RIDGE: f64 = 1e-3;
 
-/// Of the neurons left, the fraction that goes between two solutions is one over this.
+/// Of the neurons left, the fraction that goes at a time is one over this.
 const STEPS: i64 = 16;
 
 /// The neurons that stay by their weights alone ([`sharp_model::pruned::largest`]), as they are.
@@ -63,19 +63,48 @@ pub(crate) fn select(second: &Second, keep: i64) -> Result<Tensor> {
         return Err(Error::invalid(format!("{keep} of {neurons} neurons cannot be kept")));
     }
     let mut kept = Tensor::f_arange(neurons, (Kind::Int64, second.xx.device()))?;
+    let (weights, factor) = solve(second, &kept)?;
+    let mut explained = Explained { inverse: factor.f_cholesky_inverse(false)?, weights };
     let mut left = neurons;
     while left > keep {
-        let (weights, factor) = solve(second, &kept)?;
-        let inverse = factor.f_cholesky_inverse(false)?;
-        let size = weights.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
-        let harm = size.f_div(&inverse.f_diagonal(0, 0, 1)?)?;
-        let gone = (left / STEPS).max(1).min(left - keep);
-        let order = harm.f_argsort_stable(true, 0, true)?; // the dearest first
-        let stay = order.f_narrow(0, 0, left - gone)?.f_sort(0, false)?.0;
+        let going = (left / STEPS).max(1).min(left - keep);
+        let order = explained.harm()?.f_argsort_stable(true, 0, true)?; // the dearest first
+        let stay = order.f_narrow(0, 0, left - going)?.f_sort(0, false)?.0;
+        let gone = order.f_narrow(0, left - going, going)?;
+        explained = explained.without(&stay, &gone)?;
         kept = kept.f_index_select(0, &stay)?;
-        left -= gone;
+        left -= going;
     }
     Ok(kept)
+}
+
+/// What a set of `k` neurons explains of the outputs.
+pub(crate) struct Explained {
+    /// The inverse of their second moment, `(k, k)`.
+    pub(crate) inverse: Tensor,
+    /// The least squares down projection, transposed, `(k, d)`.
+    pub(crate) weights: Tensor,
+}
+
+impl Explained {
+    /// By how much the squared error grows without each neuron, `(k)`.
+    fn harm(&self) -> Result<Tensor> {
+        let size = self.weights.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+        Ok(size.f_div(&self.inverse.f_diagonal(0, 0, 1)?)?)
+    }
+
+    /// The same for the neurons `stay` alone, of which `gone` are the others: block elimination, which is exact.
+    pub(crate) fn without(&self, stay: &Tensor, gone: &Tensor) -> Result<Self> {
+        let inverse = self.inverse.f_index_select(0, stay)?;
+        let across = inverse.f_index_select(1, gone)?;
+        let among = self.inverse.f_index_select(0, gone)?.f_index_select(1, gone)?;
+        let share = across.f_tr()?.f_cholesky_solve(&among.f_linalg_cholesky(false)?, false)?.f_tr()?; // (stay, gone)
+        let lost = self.weights.f_index_select(0, gone)?;
+        Ok(Self {
+            inverse: inverse.f_index_select(1, stay)?.f_sub(&share.f_mm(&across.f_tr()?)?)?,
+            weights: self.weights.f_index_select(0, stay)?.f_sub(&share.f_mm(&lost)?)?,
+        })
+    }
 }
 
 /// The least squares down projection, transposed `(k, d)`, on the neurons `kept (k)`, and the Cholesky factor it comes from.

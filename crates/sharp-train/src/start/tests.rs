@@ -3,7 +3,7 @@
 use sharp_model::{Projection, Ranks, RecoveryForm, Target};
 use tch::{Device, Kind, Tensor};
 
-use super::pruned::{fitted, largest, select};
+use super::pruned::{Explained, fitted, largest, select};
 use super::whitened::{Second, regression, truncated};
 use super::{Activations, permuted, whitened::whitened};
 use crate::device::Compute;
@@ -171,6 +171,27 @@ fn neurons_are_chosen_nearly_as_well_as_by_trying_every_set() {
         // Taking one away has a best answer; taking several away one after another comes near it.
         let bound = if keep + 1 == neurons { harms[0] * 1.01 } else { harms[harms.len() / 4] };
         assert!(ours <= bound + 1e-9, "{keep} of {neurons}: {ours}, best {}, bound {bound}", harms[0]);
+    }
+}
+
+#[test]
+fn what_neurons_explain_without_some_of_them_is_what_least_squares_says_of_the_others() {
+    tch::manual_seed(10);
+    for (neurons, gone) in [(7i64, 1i64), (12, 5), (40, 39)] {
+        let h = random(&[300, neurons]).matmul(&random(&[neurons, neurons]));
+        let y = random(&[300, 4]);
+        let (xx, xy) = (h.tr().matmul(&h) / 300.0, h.tr().matmul(&y) / 300.0);
+        let order = Tensor::randperm(neurons, (Kind::Int64, Device::Cpu));
+        let out = order.narrow(0, 0, gone);
+        let stay = order.narrow(0, gone, neurons - gone).sort(0, false).0;
+        let all = Explained { inverse: xx.inverse(), weights: xx.inverse().matmul(&xy) };
+        let found = all.without(&stay, &out).unwrap();
+        let inverse = xx.index_select(0, &stay).index_select(1, &stay).inverse();
+        assert!(error(&found.inverse, &inverse) < 1e-12, "{gone} of {neurons}");
+        assert!(
+            error(&found.weights, &inverse.matmul(&xy.index_select(0, &stay))) < 1e-12,
+            "{gone} of {neurons}"
+        );
     }
 }
 
