@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::fixture::{fail, files, finished, pipeline, step, steps, succeed, xtask};
+use crate::fixture::{copy_of_finished, fail, files, finished, pipeline, step, steps, succeed, xtask};
 
 #[test]
 fn the_tiny_pipeline_leaves_a_report_and_honest_rows() {
@@ -169,4 +169,49 @@ fn layers_of_fewer_neurons_go_the_whole_way() {
         serde_json::from_slice(&fs::read(run.join("06-export/compact/config.json")).unwrap()).unwrap();
     assert_eq!(config["sharp_config"]["targets"][0]["form"], "pruned");
     assert!(fs::read_to_string(run.join("report.html")).unwrap().contains("neurons"));
+}
+
+#[test]
+fn the_report_sets_other_runs_beside_this_one_where_they_compare() {
+    let Some(run) = copy_of_finished() else { return };
+    let run = run.path();
+    let other = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let beside = format!("beside=[\"the other way={}\"]", other.path().display());
+    let reported = || {
+        let output = succeed(&mut pipeline(run, &["--json", "--set", &beside]).unwrap());
+        let made: Vec<_> = steps(&output).into_iter().filter(|(_, status, _)| status == "ran").collect();
+        assert!(made.iter().all(|(folder, ..)| folder == "10-report"), "{made:?}");
+        (made.len(), fs::read_to_string(run.join("report.md")).unwrap())
+    };
+    let (made, page) = reported();
+    assert_eq!(made, 1);
+    assert!(page.contains("the other way: no results yet"), "{page}");
+
+    // The same measurements, but that every row is twice as far from the original, on the other side: this run is better than it.
+    let mut results: Value =
+        serde_json::from_slice(&fs::read(run.join("08-evaluate/results.json")).unwrap()).unwrap();
+    let original = results["rows"][0]["mean_loss"].clone();
+    for row in results["rows"].as_array_mut().unwrap() {
+        for (text, loss) in row["mean_loss"].as_object_mut().unwrap() {
+            let least = original[text].as_f64().unwrap();
+            *loss = (least + 2.0 * (least - loss.as_f64().unwrap())).into();
+        }
+    }
+    let place = other.path().join("08-evaluate/results.json");
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    fs::write(&place, results.to_string()).unwrap();
+    let (made, page) = reported();
+    assert_eq!(made, 1, "new results of the other run make a new report");
+    let line = page
+        .lines()
+        .find(|line| line.starts_with("| the other way | SLW + SFT |"))
+        .unwrap_or_else(|| panic!("{page}"));
+    assert!(line.contains("| -50.0 % |"), "{line}");
+    assert_eq!(reported().0, 0, "and nothing new none");
+
+    results["rows"][0]["tokens"]["tiny"] = 17.into();
+    fs::write(&place, results.to_string()).unwrap();
+    let (_, page) = reported();
+    assert!(page.contains("or tiny is another text or another number of tokens"), "{page}");
+    assert!(!page.contains("| the other way |"), "{page}");
 }

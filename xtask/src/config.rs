@@ -78,6 +78,7 @@ pub(crate) struct Config {
 
     pub(crate) prompts: Vec<String>,
     pub(crate) sample_tokens: usize,
+    pub(crate) beside: Vec<String>,
 }
 
 impl Default for Config {
@@ -138,6 +139,7 @@ impl Default for Config {
             bench_repeats: 3,
             prompts: Vec::new(),
             sample_tokens: 64,
+            beside: Vec::new(),
         }
     }
 }
@@ -272,6 +274,7 @@ impl Config {
         if !(self.remove > 0.0 && self.remove < 1.0) && self.targets == 0 {
             bail!("remove: {} is not a fraction between 0 and 1 of the MLP parameters", self.remove);
         }
+        self.beside()?;
         if !(self.held_out > 0.0 && self.held_out < 1.0) {
             bail!("held_out: {} is not a fraction between 0 and 1", self.held_out);
         }
@@ -376,6 +379,20 @@ impl Config {
             return Ok(ModelSource::Synth(preset.to_owned()));
         }
         Ok(ModelSource::File(resolve_data(&self.model).context("model")?))
+    }
+
+    /// Names and folders of the runs that the report sets beside this one; they need not be there.
+    pub(crate) fn beside(&self) -> Result<Vec<(&str, PathBuf)>> {
+        let root = paths::repository()?;
+        self.beside
+            .iter()
+            .map(|run| match run.split_once('=') {
+                Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+                    Ok((name, root.join(folder)))
+                }
+                _ => bail!("beside: {run:?} is not name=folder of a run"),
+            })
+            .collect()
     }
 
     /// Every data specification but the tasks.
@@ -520,6 +537,7 @@ mod tests {
             ("rows = [\"slw\"]", "rows"),
             ("finetune_cold = false", "rows"),
             ("strategy = \"explicit\"", "explicit"),
+            ("beside = [\"runs/paper\"]", "beside"),
             ("form = \"drop\"", "rows"),
             ("form = \"drop\"\nrows = [\"original\"]\nfinetune_mlps = \"shared\"", "form"),
         ] {

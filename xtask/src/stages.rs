@@ -720,11 +720,18 @@ fn report(run: &Run) -> Result<Step> {
     if config.finetune_cold {
         inputs.push(Input::From(FINETUNE_COLD, &["metrics.jsonl"]));
     }
+    for (name, folder) in config.beside()? {
+        line = line.flag("--beside", format!("{name}={}", folder.display()));
+        let results = folder.join(EVALUATE).join("results.json");
+        if results.exists() {
+            inputs.push(Input::Outside(results));
+        }
+    }
     Ok(Step {
         inputs,
         invocations: vec![threads(run, line).0],
         beside: vec!["report.html", "report.md"],
-        ..step(run, Stage::Report, REPORT, &["prompts", "sample_tokens"])?
+        ..step(run, Stage::Report, REPORT, &["prompts", "sample_tokens", "beside"])?
     })
 }
 

@@ -3,6 +3,7 @@
 //! [`write_report`] reads what the stages of a run left in its folder and writes `report.html` (one self-contained
 //! page) and `report.md` (the same in Markdown). Stages that have not run are said to be missing; nothing is made up.
 
+mod beside;
 mod charts;
 mod collect;
 mod content;
@@ -41,13 +42,21 @@ pub(crate) struct Written {
 }
 
 /// Writes the report of the run in folder `run`: to `out` (`report.html` in the run folder where `None`), and its
-/// Markdown twin beside it with the ending `.md`. Both replace an older report at once or not at all.
+/// Markdown twin beside it with the ending `.md`. Both replace an older report at once or not at all. `beside` are other runs'
+/// folders by name, whose rows are set beside this run's.
 ///
 /// # Errors
 /// When the run folder does not exist or the files cannot be written. Files of the run that are missing or damaged
 /// are no error: the report says so.
-pub(crate) fn write_report(run: &Path, out: Option<&Path>, samples: &[Sample]) -> Result<Written> {
-    let found = collect::Run::read(run, samples)?;
+pub(crate) fn write_report(
+    run: &Path,
+    out: Option<&Path>,
+    samples: &[Sample],
+    beside: &[(String, PathBuf)],
+) -> Result<Written> {
+    let mut found = collect::Run::read(run, samples)?;
+    found.beside =
+        beside.iter().map(|(name, folder)| (name.clone(), collect::Run::read_beside(folder))).collect();
     let html = out.map_or_else(|| run.join("report.html"), Path::to_path_buf);
     let markdown = html.with_extension("md");
     let document = content::document(&found);

@@ -61,7 +61,7 @@ pub(crate) struct Args {
 /// `NAME=VALUE`, or a value that gives its own name.
 #[derive(Debug, Clone)]
 pub(crate) struct Named<T> {
-    name: Option<String>,
+    pub(crate) name: Option<String>,
     pub(crate) value: T,
 }
 

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::Global;
+use crate::commands::evaluate::Named;
 use crate::commands::generate;
+use crate::hub;
 use crate::output::Output;
 use crate::report::{Sample, write_report};
 
@@ -19,6 +21,9 @@ pub(crate) struct Args {
     /// The page to write; its Markdown twin lies beside it. report.html in the run folder by default.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Another run to set beside this one, NAME=DIR or DIR; may be given more than once.
+    #[arg(long, value_name = "RUN")]
+    beside: Vec<Named<PathBuf>>,
     /// Text for the models to go on from, shown in the report; may be given more than once.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -39,7 +44,12 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
             samples.extend(write_samples(row, &path, &args, global)?);
         }
     }
-    let written = write_report(&args.run, args.out.as_deref(), &samples)?;
+    let beside: Vec<(String, PathBuf)> = args
+        .beside
+        .iter()
+        .map(|run| (run.name.clone().unwrap_or_else(|| hub::name(&run.value)), run.value.clone()))
+        .collect();
+    let written = write_report(&args.run, args.out.as_deref(), &samples, &beside)?;
     output.result(&written, || {
         let mut text = format!("{}\n{}\n", written.html.display(), written.markdown.display());
         for stage in &written.missing {

@@ -61,6 +61,8 @@ pub(super) struct Run {
     /// Bytes of what can be shipped, by a name for the reader.
     pub(super) sizes: Vec<(String, u64)>,
     pub(super) samples: Vec<Sample>,
+    /// Other runs that this one is set beside, by name.
+    pub(super) beside: Vec<(String, Run)>,
     /// What is not there, as lines for the reader.
     pub(super) missing: Vec<String>,
 }
@@ -111,6 +113,11 @@ impl Run {
             }
         }
         Ok(run)
+    }
+
+    /// Reads what another run came to; where there is nothing, there are no rows.
+    pub(super) fn read_beside(folder: &Path) -> Self {
+        Run { results: json(&folder.join("08-evaluate/results.json")).ok(), ..Run::default() }
     }
 
     fn part<T, E: std::fmt::Display>(&mut self, name: &str, found: Result<T, E>) -> Option<T> {

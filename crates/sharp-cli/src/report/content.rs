@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 use sharp_model::{DType, Estimate, ModelConfig, SharingPlan, Target};
 
+use super::beside::beside;
 use super::charts::{self, Curve, Mark};
 use super::collect::{Run, number, series};
 use super::speed::speed;
@@ -43,20 +44,20 @@ pub(super) struct Document {
 }
 
 /// One row of the results.
-struct Row<'a> {
-    name: &'a str,
+pub(super) struct Row<'a> {
+    pub(super) name: &'a str,
     /// The name in words.
     title: String,
-    values: &'a Map<String, Value>,
+    pub(super) values: &'a Map<String, Value>,
 }
 
 impl Row<'_> {
-    fn number(&self, key: &str) -> Option<f64> {
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
         number(self.values, &[key])
     }
 
     /// A measurement by text: `{"perplexity": {"boolq": 21.5}}`.
-    fn of(&self, key: &str, text: &str) -> Option<f64> {
+    pub(super) fn of(&self, key: &str, text: &str) -> Option<f64> {
         self.values.get(key)?.get(text)?.as_f64().filter(|v| v.is_finite())
     }
 }
@@ -75,6 +76,7 @@ pub(super) fn document(run: &Run) -> Document {
     sharing(run, &mut blocks);
     sizes(run, &mut blocks);
     quality(run, &rows, &mut blocks);
+    beside(run, &rows, &mut blocks);
     training(run, &mut blocks);
     speed(run, &mut blocks);
     samples(run, &mut blocks);
@@ -91,7 +93,7 @@ fn table(head: &[&str], rows: Vec<Vec<String>>) -> Block {
     Block::Table { head: strings(head), rows, wide: None }
 }
 
-fn rows(run: &Run) -> Vec<Row<'_>> {
+pub(super) fn rows(run: &Run) -> Vec<Row<'_>> {
     let listed = run.results.as_ref().and_then(|r| r.get("rows")).and_then(Value::as_array);
     listed
         .into_iter()
@@ -118,7 +120,7 @@ fn pruned(run: &Run) -> bool {
 }
 
 /// The names under `key` in any row, in the order they are met: texts or tasks.
-fn names<'a>(rows: &[Row<'a>], key: &str) -> Vec<&'a str> {
+pub(super) fn names<'a>(rows: &[Row<'a>], key: &str) -> Vec<&'a str> {
     let mut names: Vec<&str> = Vec::new();
     for row in rows {
         for name in row.values.get(key).and_then(Value::as_object).into_iter().flat_map(|m| m.keys()) {
@@ -130,7 +132,7 @@ fn names<'a>(rows: &[Row<'a>], key: &str) -> Vec<&'a str> {
     names
 }
 
-fn find<'a, 'b>(rows: &'b [Row<'a>], name: &str) -> Option<&'b Row<'a>> {
+pub(super) fn find<'a, 'b>(rows: &'b [Row<'a>], name: &str) -> Option<&'b Row<'a>> {
     rows.iter().find(|r| r.name == name)
 }
 

@@ -1,0 +1,97 @@
+//! Other runs beside this one: what another recipe came to on the same texts.
+
+use serde_json::Value;
+
+use super::collect::Run;
+use super::content::{Block, Row, find, names, rows};
+use super::text::{count, percent, perplexity, row_name};
+
+/// The rows of another run that are shown: its method after each kind of training.
+const SHOWN: [&str; 2] = ["slw", "slw_sft"];
+
+pub(super) fn beside(run: &Run, own: &[Row], blocks: &mut Vec<Block>) {
+    if run.beside.is_empty() {
+        return;
+    }
+    blocks.push(Block::Heading("Beside other runs".into()));
+    let Some(original) = find(own, "original") else {
+        blocks.push(Block::Missing(
+            "This run did not evaluate the original, so nothing can be set beside it.".into(),
+        ));
+        return;
+    };
+    let texts = names(own, "perplexity");
+    let mut lines = line("this run", own, original, &texts, None);
+    for (name, other) in &run.beside {
+        let theirs = rows(other);
+        match incomparable(run, own, other, &theirs, &texts) {
+            Some(why) => blocks.push(Block::Missing(format!("{name}: {why}."))),
+            None => lines.extend(line(name, &theirs, original, &texts, find(own, "slw_sft"))),
+        }
+    }
+    let mut head = vec!["run".to_owned(), "row".into(), "MLP parameters".into(), "saved".into()];
+    for text in &texts {
+        head.push(format!("perplexity, {text}"));
+        head.push(format!("excess loss, {text}"));
+        head.push(format!("this run's over it, {text}"));
+    }
+    blocks.push(Block::Table { head, rows: lines, wide: None });
+    blocks.push(Block::Note(
+        "Excess loss: nats a token above the original. This run's over it: the excess of SLW + SFT here as a part of the row's; less \
+         than 100 % is better here."
+            .into(),
+    ));
+}
+
+/// A run's rows as lines of the table.
+fn line(run: &str, rows: &[Row], original: &Row, texts: &[&str], ours: Option<&Row>) -> Vec<Vec<String>> {
+    let whole = original.number("mlp_parameters");
+    let excess = |row: &Row, text: &str| Some(row.of("mean_loss", text)? - original.of("mean_loss", text)?);
+    SHOWN
+        .iter()
+        .filter_map(|name| find(rows, name))
+        .map(|row| {
+            let stored = row.number("mlp_parameters");
+            let mut cells = vec![
+                run.to_owned(),
+                row_name(row.name),
+                stored.map_or("-".into(), |v| count(v.max(0.0) as u64)),
+                stored
+                    .zip(whole)
+                    .map_or("-".into(), |(stored, whole)| percent(1.0 - stored / whole.max(1.0))),
+            ];
+            for text in texts {
+                let theirs = excess(row, text);
+                let share =
+                    ours.and_then(|ours| excess(ours, text)).zip(theirs).filter(|(_, theirs)| *theirs > 0.0);
+                cells.push(row.of("perplexity", text).map_or("-".into(), perplexity));
+                cells.push(theirs.map_or("-".into(), |v| format!("{v:.3}")));
+                cells.push(share.map_or("-".into(), |(ours, theirs)| percent(ours / theirs)));
+            }
+            cells
+        })
+        .collect()
+}
+
+/// Why another run's rows cannot stand in one table with these.
+fn incomparable(run: &Run, own: &[Row], other: &Run, theirs: &[Row], texts: &[&str]) -> Option<String> {
+    if !SHOWN.iter().any(|name| find(theirs, name).is_some()) {
+        return Some("no results yet".into());
+    }
+    let settings = |run: &Run| {
+        let all = run.results.as_ref()?.get("settings")?;
+        Some([all.get("window")?.clone(), all.get("stride")?.clone()])
+    };
+    if settings(run) != settings(other) {
+        return Some("measured in other windows".into());
+    }
+    let Some((ours, original)) = find(own, "original").zip(find(theirs, "original")) else {
+        return Some("the original was not measured there".into());
+    };
+    let measured = |row: &Row, text: &str| {
+        let tokens = row.values.get("tokens").and_then(|t| t.get(text)).and_then(Value::as_u64);
+        (tokens, row.of("mean_loss", text).map(|v| (v * 1e4).round()))
+    };
+    let off = texts.iter().find(|text| measured(ours, text) != measured(original, text))?;
+    Some(format!("the original is another there, or {off} is another text or another number of tokens"))
+}
