@@ -85,16 +85,16 @@ def main():
     }
     (HERE / "size_sweep.json").write_text(json.dumps(document, indent=1) + "\n")
 
-    print("| size | method | seed | row | MLP parameters | saved | bytes | passages | KL | HellaSwag | KL |")
-    print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| size | method | seed | row | MLP parameters | saved | bytes | passages | KL | HellaSwag | KL | WikiText-2 | KL |")
+    print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for cell in sorted(cells.values(), key=lambda cell: (cell["values"][0], list(cells).index(cell["cell"]))):
         for row in cell["rows"]:
             if row["name"] == "original":
                 continue
             columns = []
-            for text in (TEXT, "hellaswag"):
-                kl = row["kl"].get(text)
-                columns += [f"{row['perplexity'][text]:.2f}", "-" if kl is None else f"{kl:.3f}"]
+            for text in (TEXT, "hellaswag", "wikitext"):
+                perplexity, kl = row["perplexity"].get(text), row["kl"].get(text)
+                columns += ["-" if perplexity is None else f"{perplexity:.2f}", "-" if kl is None else f"{kl:.3f}"]
             size, method = cell["values"]
             print(f"| {size} | {method} | {cell['seed']} | {row['name']} | {row['mlp_parameters'] / 1e6:.2f} M | {100 * row['saved']:.1f} % |"
                   f" {row['bytes'] / 1e6:.1f} MB | {' | '.join(columns)} |")
