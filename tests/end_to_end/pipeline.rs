@@ -185,7 +185,7 @@ fn the_report_sets_other_runs_beside_this_one_where_they_compare() {
     };
     let (made, page) = reported();
     assert_eq!(made, 1);
-    assert!(page.contains("the other way: no results yet"), "{page}");
+    assert!(page.contains("not there; this stage has not run"), "{page}");
 
     // The same measurements, but that every row is twice as far from the original, on the other side: this run is better than it.
     let mut results: Value =

@@ -387,10 +387,12 @@ impl Config {
         self.beside
             .iter()
             .map(|run| match run.split_once('=') {
-                Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+                Some((name, folder))
+                    if !name.is_empty() && !name.contains(['/', '\\', '.']) && !folder.is_empty() =>
+                {
                     Ok((name, root.join(folder)))
                 }
-                _ => bail!("beside: {run:?} is not name=folder of a run"),
+                _ => bail!("beside: {run:?} is not name=folder of a run, the name without . / and \\"),
             })
             .collect()
     }
@@ -538,6 +540,7 @@ mod tests {
             ("finetune_cold = false", "rows"),
             ("strategy = \"explicit\"", "explicit"),
             ("beside = [\"runs/paper\"]", "beside"),
+            ("beside = [\"v1.0=runs/paper\"]", "beside"),
             ("form = \"drop\"", "rows"),
             ("form = \"drop\"\nrows = [\"original\"]\nfinetune_mlps = \"shared\"", "form"),
         ] {

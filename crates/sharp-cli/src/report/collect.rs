@@ -115,9 +115,12 @@ impl Run {
         Ok(run)
     }
 
-    /// Reads what another run came to; where there is nothing, there are no rows.
+    /// Reads what another run came to; where that cannot be read, `missing` says why.
     pub(super) fn read_beside(folder: &Path) -> Self {
-        Run { results: json(&folder.join("08-evaluate/results.json")).ok(), ..Run::default() }
+        let mut run = Run::default();
+        let results = json(&folder.join("08-evaluate/results.json"));
+        run.results = run.part("08-evaluate/results.json", results);
+        run
     }
 
     fn part<T, E: std::fmt::Display>(&mut self, name: &str, found: Result<T, E>) -> Option<T> {
