@@ -1,10 +1,12 @@
 //! Rows of a Parquet file as JSON values, so that they go the way of JSON lines.
 //!
 //! Records are put together by the `parquet` crate. What it would take on trust is checked here first: the form of nested columns,
-//! the length of a page once decompressed, the number of entries in a dictionary.
+//! the length of a page once decompressed, the number of entries in a dictionary. Where it still stops on levels that do not fit each
+//! other (its record reader indexes by them unchecked), that is an error of the file's here.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,14 +109,17 @@ impl Rows {
     /// If the file is damaged there.
     pub(crate) fn next_row(&mut self) -> Result<Option<Value>> {
         loop {
-            if let Some(row) = self.rows.as_mut().and_then(Iterator::next) {
+            if let Some(rows) = &mut self.rows
+                && let Some(row) = unwound(|| rows.next().transpose()).transpose()
+            {
                 self.number += 1;
                 let row = row.map_err(|e| self.error(format!("the file is damaged: {e}")))?;
                 return object(row).map(Some).map_err(|what| self.error(what));
             }
             let Some(meta) = self.meta.row_groups().get(self.group) else { return Ok(None) };
             let group = Group { file: Arc::clone(&self.file), meta };
-            let rows = TreeBuilder::new().with_batch_size(BATCH).as_iter(Arc::clone(&self.schema), &group);
+            let tree = TreeBuilder::new().with_batch_size(BATCH);
+            let rows = unwound(|| tree.as_iter(Arc::clone(&self.schema), &group));
             self.rows =
                 Some(rows.map_err(|e| {
                     Error::file(&self.path, format!("row group {} is damaged: {e}", self.group))
@@ -122,6 +127,11 @@ impl Rows {
             self.group += 1;
         }
     }
+}
+
+/// What the `parquet` crate's record reader gives, its panics as errors.
+fn unwound<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(general("its levels do not fit each other")))
 }
 
 /// The metadata at the file's end, or nothing where the crate will say what is wrong with it.
