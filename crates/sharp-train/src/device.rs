@@ -94,6 +94,12 @@ impl Compute {
         Ok(Self { device, precision, threads }.applied())
     }
 
+    /// How many sequences of `time` tokens a worker takes through the model together: one on a CPU, where workers share a step and what
+    /// is kept for the way back is to stay small; on a GPU as many as keep it busy.
+    pub(crate) fn sequences_at_once(&self, time: usize) -> usize {
+        if self.device.is_cuda() { (16_384 / time.max(1)).max(1) } else { 1 }
+    }
+
     /// Workers each use one libtorch thread: matrix products of a few hundred rows gain more from independent
     /// sequences than from splitting one, and the results do not depend on how many workers there are.
     fn applied(self) -> Self {

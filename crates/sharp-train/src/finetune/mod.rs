@@ -2,7 +2,8 @@
 //! distribution, with everything else frozen unless asked.
 //!
 //! A step's sequences go to worker threads one by one; gradients are added up in the sequences' order (`turns.rs`), so the result
-//! does not depend on the number of threads, and a run resumed from a checkpoint is bit-equal to one never stopped.
+//! does not depend on the number of threads, and a run resumed from a checkpoint is bit-equal to one never stopped. On a GPU, a
+//! single worker takes many sequences through the model together.
 
 mod checkpoint;
 mod memory;
@@ -29,7 +30,7 @@ use crate::metrics;
 use crate::schedule::Schedule;
 use crate::start::Start;
 pub use memory::{check_memory, least_memory};
-use replica::Sequence;
+use replica::Sequences;
 use student::Student;
 pub(crate) use turns::Turn;
 
@@ -187,7 +188,7 @@ pub fn finetune(
     }
     let first = resumed_from.unwrap_or(0);
     student.merge()?;
-    let held: Vec<Sequence> = sequences(held_out, 0..held_out.rows())?;
+    let held: Vec<Sequences> = sequences(held_out, 0..held_out.rows())?;
     let seconds_before = lines.last().and_then(|l| l.get("seconds")).and_then(Value::as_f64).unwrap_or(0.0);
     let begun = Instant::now();
     let task = progress.task("fine-tune", options.steps, "steps");
@@ -315,13 +316,13 @@ fn kl_of(loss: Loss, sums: &LossSums) -> Option<f64> {
     loss.needs_teacher().then(|| sums.kl / sums.tokens.max(1) as f64)
 }
 
-/// Rows as sequences with the positions that count.
-fn sequences(blocks: &TokenBlocks, rows: impl IntoIterator<Item = usize>) -> Result<Vec<Sequence>> {
+/// Rows, each by itself, with the positions that count.
+fn sequences(blocks: &TokenBlocks, rows: impl IntoIterator<Item = usize>) -> Result<Vec<Sequences>> {
     rows.into_iter()
         .map(|row| {
             let (tokens, mask) = blocks.row(row);
             let mut sequence =
-                Sequence { tokens: tokens.to_vec(), positions: Vec::new(), labels: Vec::new() };
+                Sequences { rows: 1, tokens: tokens.to_vec(), positions: Vec::new(), labels: Vec::new() };
             for (i, (&token, &counted)) in tokens.iter().zip(mask).enumerate().skip(1) {
                 if counted {
                     sequence.positions.push(i as i64 - 1);

@@ -1,4 +1,4 @@
-//! What a worker thread does with a sequence: the loss, and its gradient.
+//! What a worker thread does with sequences: the loss, and its gradient.
 
 use std::sync::Arc;
 
@@ -14,14 +14,40 @@ use crate::mlp::Sink;
 use crate::params::{Layout, ParamId};
 use crate::tensors::dim;
 
-/// A row of tokens and what counts in it.
+/// Rows of tokens, all of one length, one after another, and what counts in them.
 #[derive(Debug, Clone)]
-pub(super) struct Sequence {
+pub(super) struct Sequences {
+    /// How many.
+    pub(super) rows: usize,
     pub(super) tokens: Vec<u32>,
-    /// Where a token that counts comes next.
+    /// Where a token that counts comes next, as a place in `tokens`.
     pub(super) positions: Vec<i64>,
     /// That token.
     pub(super) labels: Vec<i64>,
+}
+
+impl Sequences {
+    /// The same with as many as `at_once` together.
+    pub(super) fn stacked(all: impl IntoIterator<Item = Self>, at_once: usize) -> Result<Vec<Self>> {
+        let mut stacks: Vec<Self> = Vec::new();
+        for next in all {
+            match stacks.last_mut() {
+                Some(last) if last.rows + next.rows <= at_once => {
+                    let below = dim(last.tokens.len())?;
+                    last.rows += next.rows;
+                    last.tokens.extend(next.tokens);
+                    last.positions.extend(next.positions.iter().map(|p| p + below));
+                    last.labels.extend(next.labels);
+                }
+                _ => stacks.push(next),
+            }
+        }
+        Ok(stacks)
+    }
+
+    fn batch(&self) -> Result<Batch> {
+        Ok(Batch { sequences: dim(self.rows)?, time: dim(self.tokens.len() / self.rows.max(1))? })
+    }
 }
 
 /// What a worker thread holds: handles on the same memory.
@@ -48,11 +74,11 @@ pub(super) struct Teacher {
 }
 
 impl Replica {
-    fn targets(&self, sequence: &Sequence) -> Result<Targets> {
+    fn targets(&self, sequences: &Sequences) -> Result<Targets> {
         let device = self.values.device();
         Ok(Targets {
-            positions: Tensor::f_from_slice(&sequence.positions)?.f_to_device(device)?,
-            labels: Tensor::f_from_slice(&sequence.labels)?.f_to_device(device)?,
+            positions: Tensor::f_from_slice(&sequences.positions)?.f_to_device(device)?,
+            labels: Tensor::f_from_slice(&sequences.labels)?.f_to_device(device)?,
         })
     }
 
@@ -69,38 +95,38 @@ impl Replica {
         Ok(Some(hidden))
     }
 
-    pub(super) fn measure(&mut self, sequence: &Sequence) -> Result<LossSums> {
-        let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
-        let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
+    pub(super) fn measure(&mut self, sequences: &Sequences) -> Result<LossSums> {
+        let batch = sequences.batch()?;
+        let mut hidden = self.model.embedding.forward(&sequences.tokens)?;
         let from = self.teacher.as_ref().map(|t| t.from);
         let mut taught = None;
         for (layer, block) in self.model.blocks.iter().enumerate() {
             if Some(layer) == from {
-                taught = self.taught(&sequence.tokens, &hidden, batch)?;
+                taught = self.taught(&sequences.tokens, &hidden, batch)?;
             }
             hidden = block.forward(&hidden, &self.model.rope, batch)?;
         }
         let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
-        self.model.head.measure(&hidden, &self.targets(sequence)?, self.loss, teacher)
+        self.model.head.measure(&hidden, &self.targets(sequences)?, self.loss, teacher)
     }
 
-    /// Adds the gradient of `scale` times the sequence's loss to `grad (total)`, in turn.
+    /// Adds the gradient of `scale` times the sequences' loss to `grad (total)`, in turn.
     pub(super) fn differentiate(
         &mut self,
-        sequence: &Sequence,
+        sequences: &Sequences,
         scale: f64,
         turn: &Turn,
         grad: &Tensor,
     ) -> Result<LossSums> {
-        let batch = Batch { sequences: 1, time: dim(sequence.tokens.len())? };
+        let batch = sequences.batch()?;
         let sink = Sink { layout: &self.layout, values: &self.values, grad, turn: Some(turn) };
-        let mut hidden = self.model.embedding.forward(&sequence.tokens)?;
+        let mut hidden = self.model.embedding.forward(&sequences.tokens)?;
         let from = self.teacher.as_ref().map(|t| t.from);
         let mut taught = None;
         let mut kept = Vec::new();
         for (layer, block) in self.model.blocks.iter().enumerate() {
             if Some(layer) == from {
-                taught = self.taught(&sequence.tokens, &hidden, batch)?;
+                taught = self.taught(&sequences.tokens, &hidden, batch)?;
             }
             if layer < self.first {
                 hidden = block.forward(&hidden, &self.model.rope, batch)?;
@@ -112,7 +138,7 @@ impl Replica {
         }
         let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
         let trained_norm = self.final_norm.map(|id| (id, &sink));
-        let targets = self.targets(sequence)?;
+        let targets = self.targets(sequences)?;
         let (sums, mut d) =
             self.model.head.differentiate(&hidden, &targets, self.loss, teacher, scale, trained_norm)?;
         drop((hidden, taught));

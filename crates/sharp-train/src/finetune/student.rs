@@ -10,7 +10,7 @@ use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
 use super::FinetuneOptions;
-use super::replica::{Replica, Sequence, Teacher};
+use super::replica::{Replica, Sequences, Teacher};
 use super::trained::Trained;
 use super::turns::{Turns, lowest_layers};
 use crate::attention::Attention;
@@ -45,6 +45,8 @@ pub(super) struct Student {
     owned: BTreeMap<usize, [ParamId; 3]>,
     /// The lowest layer that each parameter is used in.
     lowest: Arc<Vec<usize>>,
+    /// Sequences that go through the model together.
+    pub(super) at_once: usize,
     pool: Pool<Replica>,
 }
 
@@ -174,6 +176,7 @@ impl Student {
             replaced,
             owned,
             lowest,
+            at_once: compute.sequences_at_once(positions),
             pool,
         })
     }
@@ -220,22 +223,23 @@ impl Student {
     }
 
     /// The gradient `(total)` of the mean loss over the counted tokens of a batch, and the loss's sums.
-    pub(super) fn gradient(&self, batch: Vec<Sequence>) -> Result<(Tensor, LossSums)> {
+    pub(super) fn gradient(&self, batch: Vec<Sequences>) -> Result<(Tensor, LossSums)> {
         let counted: usize = batch.iter().map(|s| s.positions.len()).sum();
         let scale = 1.0 / counted.max(1) as f64;
         let total = self.layout.zeros(self.params.flat.device())?;
-        let batch: Vec<Sequence> = batch.into_iter().filter(|s| !s.positions.is_empty()).collect();
+        let counting = batch.into_iter().filter(|s| !s.positions.is_empty());
+        let batch = Sequences::stacked(counting, self.at_once)?;
         let turns = Turns::new(Arc::clone(&self.lowest), batch.len());
         let items = batch
             .into_iter()
             .enumerate()
-            .map(|(i, sequence)| (sequence, turns.of(i), total.shallow_clone()))
+            .map(|(i, sequences)| (sequences, turns.of(i), total.shallow_clone()))
             .collect();
         let mut sums = LossSums::default();
         self.pool.run(
             "training",
             items,
-            move |replica, (sequence, turn, total)| replica.differentiate(&sequence, scale, &turn, &total),
+            move |replica, (sequences, turn, total)| replica.differentiate(&sequences, scale, &turn, &total),
             |part| {
                 sums.add(&part);
                 Ok(())
@@ -245,13 +249,14 @@ impl Student {
     }
 
     /// The loss's sums over held-out sequences.
-    pub(super) fn measure(&self, sequences: &[Sequence]) -> Result<LossSums> {
+    pub(super) fn measure(&self, held_out: &[Sequences]) -> Result<LossSums> {
         let mut sums = LossSums::default();
-        let items: Vec<Sequence> = sequences.iter().filter(|s| !s.positions.is_empty()).cloned().collect();
+        let counting = held_out.iter().filter(|s| !s.positions.is_empty()).cloned();
+        let items = Sequences::stacked(counting, self.at_once)?;
         self.pool.run(
             "measuring",
             items,
-            |replica, sequence| replica.measure(&sequence),
+            |replica, sequences| replica.measure(&sequences),
             |part| {
                 sums.add(&part);
                 Ok(())

@@ -7,7 +7,7 @@ use sharp_model::{ModelSource, Ranks, RecoveryForm, SharingPlan, Target};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
-use super::replica::Sequence;
+use super::replica::Sequences;
 use super::student::Student;
 use super::{FinetuneOptions, TrainMlps};
 use crate::device::Compute;
@@ -39,12 +39,12 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
     let _ = student.params.flat.f_add_(&noise).unwrap();
     student.merge().unwrap();
     let vocab = source.config().vocab_size as u32;
-    let batch: Vec<Sequence> = (0..3u32)
+    let batch: Vec<Sequences> = (0..3u32)
         .map(|s| {
             let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + s * 5 + i * i) % vocab).collect();
             let positions: Vec<i64> = (0..11).filter(|i| i % 3 != 1).collect();
             let labels = positions.iter().map(|&p| i64::from(tokens[p as usize + 1])).collect();
-            Sequence { tokens, positions, labels }
+            Sequences { rows: 1, tokens, positions, labels }
         })
         .collect();
     let (grad, sums) = student.gradient(batch.clone()).unwrap();
@@ -96,6 +96,39 @@ fn gradients_are_slopes_of_the_loss() {
     check("gqa_untied", RecoveryForm::Pruned, Loss::Completion, true);
     check("tied", RecoveryForm::None, mixed, true);
     check("biases", RecoveryForm::ScaledLowRank, mixed, true);
+}
+
+/// As on a GPU: several sequences through the model together give the sums of each by itself. What counts differs from one to
+/// another, and the last stack is not full.
+#[test]
+fn sequences_taken_together_give_what_each_gives_alone() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
+    let source = ModelSource::open(folder).unwrap();
+    let plan = SharingPlan::new("explicit", vec![Target::pruned(1, 7)]);
+    let loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
+    let options = FinetuneOptions { loss, train_norms: true, ..FinetuneOptions::default() };
+    let mut student = Student::new(&source, &plan, None, None, 12, &Compute::cpu(2), &options).unwrap();
+    student.merge().unwrap();
+    let vocab = source.config().vocab_size as u32;
+    let batch: Vec<Sequences> = (0..5u32)
+        .map(|s| {
+            let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + s * 5 + i * i) % vocab).collect();
+            let positions: Vec<i64> = (i64::from(s)..11).collect();
+            let labels = positions.iter().map(|&p| i64::from(tokens[p as usize + 1])).collect();
+            Sequences { rows: 1, tokens, positions, labels }
+        })
+        .collect();
+    let (alone, sums) = student.gradient(batch.clone()).unwrap();
+    let measured = student.measure(&batch).unwrap();
+    student.at_once = 2;
+    let (together, same) = student.gradient(batch.clone()).unwrap();
+    let again = student.measure(&batch).unwrap();
+    let apart = scalar(&(&together - &alone).norm()).unwrap() / scalar(&alone.norm()).unwrap();
+    assert!(apart > 0.0 && apart < 1e-5, "{apart}");
+    for (a, b) in [(sums, same), (measured, again)] {
+        assert_eq!(a.tokens, b.tokens);
+        assert!((a.nll - b.nll).abs() < 1e-4 * a.nll && (a.kl - b.kl).abs() < 1e-4 * a.kl, "{a:?} {b:?}");
+    }
 }
 
 /// 4 bits' own numbers for a matrix, by the quantiser itself.
@@ -155,7 +188,7 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
     let vocab = source.config().vocab_size as u32;
     let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + i * i) % vocab).collect();
     let labels = tokens[1..].iter().map(|&t| i64::from(t)).collect();
-    let batch = vec![Sequence { tokens: tokens.clone(), positions: (0..11).collect(), labels }];
+    let batch = vec![Sequences { rows: 1, tokens: tokens.clone(), positions: (0..11).collect(), labels }];
     let (gradient, sums) = repairing.gradient(batch.clone()).unwrap();
     // Again from the rounded values: rounding finds nothing more, and nothing differs.
     let again = new(Some(&saved), Some(&runtime));
@@ -188,12 +221,12 @@ fn gradients_do_not_depend_on_the_threads() {
         ..FinetuneOptions::default()
     };
     let vocab = source.config().vocab_size as u32;
-    let batch: Vec<Sequence> = (0..24u32)
+    let batch: Vec<Sequences> = (0..24u32)
         .map(|s| {
             let length = if s % 3 == 0 { 64 } else { 5 + s };
             let tokens: Vec<u32> = (0..length).map(|i| (i * 7 + s * 5 + i * i) % vocab).collect();
             let labels = tokens[1..].iter().map(|&t| i64::from(t)).collect();
-            Sequence { positions: (0..i64::from(length) - 1).collect(), tokens, labels }
+            Sequences { rows: 1, positions: (0..i64::from(length) - 1).collect(), tokens, labels }
         })
         .collect();
     let gradient = |threads| {
