@@ -83,7 +83,7 @@ impl Row {
         }
     }
 
-    /// The question with its right answer, zero-shot; questions about one passage, or with one and the same prompt,
+    /// The question with its right answer, zero-shot; questions about one subject, or with one and the same prompt,
     /// are one group.
     pub(crate) fn completion(&self) -> Result<Document, String> {
         if let Some((before, after, options)) = self.cloze() {
@@ -108,7 +108,7 @@ impl Row {
             None => return Err("there are no \"doc.choices\" to take the right answer from".into()),
         };
         let prompt = self.zero_shot_context().into_owned();
-        let group = text_key([passage_of(&prompt).unwrap_or(&prompt)].into_iter());
+        let group = text_key([passage_of(&prompt).map_or(prompt.as_str(), subject)].into_iter());
         Ok(Document { group: Some(group), ..Document::pair(prompt, completion) })
     }
 
@@ -123,6 +123,16 @@ fn passage_of(query: &str) -> Option<&str> {
     let (passage, _) = query.rsplit_once("\nQuestion:")?;
     let passage = passage.trim();
     (!passage.is_empty()).then_some(passage)
+}
+
+/// What passages share that a split keeps together: the title where one begins `Title -- `, as BoolQ's do, since passages of one article
+/// overlap; else the passage itself.
+pub(crate) fn subject(passage: &str) -> &str {
+    let first = passage.lines().next().unwrap_or_default();
+    match first.split_once(" -- ") {
+        Some((title, _)) if !title.trim().is_empty() => title.trim(),
+        _ => passage.trim(),
+    }
 }
 
 /// The number of a choice, however it is written: `2`, `"2"` or `"C"`.
@@ -141,6 +151,15 @@ fn choice_index(label: &Value) -> Option<usize> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn passages_of_one_article_share_a_subject() {
+        assert_eq!(subject("Persian language -- Persian is spoken in Iran."), "Persian language");
+        assert_eq!(subject(" Persian language --  Farsi -- is its name.\n"), "Persian language");
+        for whole in ["Persian is spoken.", "Persian -is- spoken.\nIran -- Persia", " -- no title"] {
+            assert_eq!(subject(whole), whole.trim());
+        }
+    }
 
     #[test]
     fn labels_of_all_kinds() {

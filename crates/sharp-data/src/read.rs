@@ -246,7 +246,7 @@ impl<'a> Documents<'a> {
                 let passage = row.passage().ok_or("the query has no passage before a \"\\nQuestion:\"")?;
                 // Passages and document numbers share the set: a clash of a hash with a small number is as good as
                 // impossible, and would only lose one document.
-                Ok(self.seen.insert(text_key([passage].into_iter())).then(|| Document::text(passage)))
+                Ok(self.seen.insert(text_key([passage].into_iter())).then(|| passage_document(passage)))
             }
             View::Messages => Err("an evaluation request holds no messages".into()),
         }
@@ -291,9 +291,10 @@ impl<'a> Documents<'a> {
                 }
             }
             View::Passage => match value.get("passage") {
-                Some(Value::String(p)) => {
-                    Ok(self.seen.insert(text_key([p.as_str()].into_iter())).then(|| Document::text(p.trim())))
-                }
+                Some(Value::String(p)) => Ok(self
+                    .seen
+                    .insert(text_key([p.as_str()].into_iter()))
+                    .then(|| passage_document(p.trim()))),
                 Some(other) => Err(format!("\"passage\" is {}, not a string", kind(other))),
                 None => Err(missing("passage", value)),
             },
@@ -413,6 +414,11 @@ fn keys(value: &Value) -> String {
     let names: Vec<String> =
         value.as_object().into_iter().flat_map(|o| o.keys()).take(8).map(|k| format!("{k:?}")).collect();
     if names.is_empty() { "an empty object".to_owned() } else { names.join(", ") }
+}
+
+/// A passage as a text, in one group with the others of its subject.
+fn passage_document(passage: &str) -> Document {
+    Document { group: Some(text_key([olmo::subject(passage)].into_iter())), ..Document::text(passage) }
 }
 
 fn missing(name: &str, value: &Value) -> String {

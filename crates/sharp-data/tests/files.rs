@@ -88,6 +88,30 @@ fn rows_of_json() {
     assert_eq!(texts(&path, View::Passage), ["p", "q"]);
 }
 
+/// Passages of one article overlap, so that a split may not part them; nor a question from its passage's article.
+#[test]
+fn passages_of_one_article_are_one_group() {
+    let dir = Dir::new();
+    let rows = ["Persian language -- Old.", "Persian language -- New.", "Iran -- Old."]
+        .map(|passage| format!("{{\"passage\": \"{passage}\"}}\n"));
+    let path = dir.file("d.jsonl", rows.concat());
+    let docs = read(&DataSpec::new(&path).with_view(View::Passage), None).unwrap();
+    let [old, new, iran] = &docs[..] else { panic!("{docs:?}") };
+    assert!(old.group.is_some() && old.group == new.group && old.group != iran.group);
+
+    let query = "Persian language -- Older.\nQuestion: is it old?\nAnswer:";
+    let request = serde_json::json!({
+        "request_type": "loglikelihood", "idx": 0, "doc_id": 0, "label": 0,
+        "doc": {"query": query, "choices": ["yes", "no"], "gold": 0},
+        "request": {"context": query, "continuation": " yes"},
+    });
+    let path = dir.file("e.jsonl", format!("{request}\n"));
+    for view in [View::Auto, View::Text, View::Passage] {
+        let docs = read(&DataSpec::new(&path).with_view(view), None).unwrap();
+        assert_eq!(docs.first().and_then(|d| d.group), old.group, "{view:?}");
+    }
+}
+
 #[test]
 fn conversations_need_a_template() {
     let dir = Dir::new();
