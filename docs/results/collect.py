@@ -20,6 +20,7 @@ TEXT = "boolq_held_out"
 NAMES = {
     ("paper", "slw_sft"): "paper_slw_sft", ("paper", "slw"): "paper_slw", ("paper", "sft"): "paper_sft", ("paper", "direct"): "direct",
     ("low-rank-alone", "slw_sft"): "low_rank", ("low-rank-everywhere", "slw_sft"): "low_rank_everywhere",
+    ("default-8-bits", "slw_sft_q8"): "default_8_bits", ("default-4-bits", "slw_sft_q4"): "default_4_bits", ("default-4-bits", "slw_sft"): None,
     ("basis-sharing", "slw_sft"): "basis", ("default", "slw"): "default_slw", ("sharing", "slw"): "sharing_slw",
 }
 
@@ -57,7 +58,8 @@ def main():
             if row["name"] == "original":
                 original = math.log(row["perplexity"][TEXT])
                 continue
-            name = NAMES.get((method, row["name"]), method.replace("-", "_") if row["name"] == "slw_sft" else None)
+            other = method.replace("-", "_") if row["name"] == "slw_sft" else None
+            name = NAMES.get((method, row["name"]), other)
             if name:
                 sizes[size][name].append(row)
     removed = {}
