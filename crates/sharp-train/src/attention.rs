@@ -284,6 +284,7 @@ mod tests {
     use super::*;
     use crate::device::Precision;
     use crate::tensors::scalar;
+    use crate::testing::seeded;
 
     fn apart(found: &Tensor, wanted: &Tensor) -> f64 {
         let off = found.to_kind(Kind::Double) - wanted.to_kind(Kind::Double);
@@ -297,7 +298,7 @@ mod tests {
         let source = ModelSource::open(folder).unwrap();
         let batch = Batch { sequences: 2, time: 2 * BLOCK + 37 };
         let d = source.config().hidden_size as i64;
-        tch::manual_seed(3);
+        let _generator = seeded(3);
         for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 0.05)] {
             let compute = Compute { precision, ..Compute::cpu(1) };
             let attention = Attention::load(Weights::of(&source), 0, &compute).unwrap();

@@ -21,6 +21,8 @@ mod schedule;
 mod start;
 mod target;
 mod tensors;
+#[cfg(test)]
+mod testing;
 pub mod warmup;
 mod weights;
 

@@ -13,6 +13,7 @@ use super::{FinetuneOptions, TrainMlps};
 use crate::device::Compute;
 use crate::head::Loss;
 use crate::tensors::scalar;
+use crate::testing::seeded;
 
 /// Along a random direction and along every parameter's own: the slope of the loss between two points near each other.
 fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
@@ -34,7 +35,7 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
     let compute = Compute::cpu(2);
     let mut student = Student::new(&source, &plan, None, None, 12, &compute, &options).unwrap();
     // Away from B = 0, where half of the gradients vanish.
-    tch::manual_seed(5);
+    let _generator = seeded(5);
     let noise = Tensor::randn(student.params.flat.size(), (Kind::Float, tch::Device::Cpu)) * 0.05;
     let _ = student.params.flat.f_add_(&noise).unwrap();
     student.merge().unwrap();

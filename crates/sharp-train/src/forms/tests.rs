@@ -4,6 +4,7 @@ use sharp_model::RecoveryForm;
 use tch::{Device, Kind, Tensor};
 
 use super::{Flow, Pieces, form};
+use crate::testing::seeded;
 
 fn random(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
@@ -20,7 +21,7 @@ fn close(what: &str, found: &Tensor, expected: &Tensor) {
 }
 
 fn with_rank(kind: RecoveryForm, rank: i64) {
-    tch::manual_seed(7);
+    let _generator = seeded(7);
     let (n, input, output) = (19, 11, 13);
     let (shares, pruned) = (kind.shares(), kind == RecoveryForm::Pruned);
     let reference = leaf(random(&[output, input]));
@@ -100,6 +101,7 @@ fn effective_weights_and_gradients_agree_with_autograd() {
 
 #[test]
 fn a_missing_piece_is_an_error_not_a_panic() {
+    let _generator = seeded(8);
     let mut out = random(&[2, 2]);
     let w = random(&[2, 2]);
     let none = Pieces::default();

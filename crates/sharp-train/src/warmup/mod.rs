@@ -169,7 +169,6 @@ pub fn warmup(
     let metrics_path = out.join(metrics::FILE);
     metrics::touch(&metrics_path)?;
     let Some(&last) = todo.keys().next_back() else { return Ok(summary) };
-    tch::manual_seed(i64::from_ne_bytes(options.seed.to_ne_bytes()));
     let pool = Pool::new(vec![(); compute.threads])?;
     let mut walk = walk::Walk::new(source, train, held_out, out, compute, options)?;
     // One unit for each layer walked through, and as many again for each fit as steps make worth.

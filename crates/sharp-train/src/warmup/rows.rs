@@ -70,9 +70,11 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::seeded;
 
     #[test]
     fn files_and_memory_give_back_the_same() {
+        let _generator = seeded(1);
         let folder = tempfile::tempdir().unwrap();
         let mut memory = Rows::memory(3);
         let mut file = Rows::file(folder.path(), 2, 5, Device::Cpu).unwrap();
