@@ -31,7 +31,8 @@ pub fn split(docs: Vec<Document>, held_out: f64, seed: u64) -> Result<Split> {
     }
     // The seed goes through the mix first, so that neighbouring seeds give unrelated draws.
     let draw = |key: u64| mix(key ^ mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)));
-    let drawn: HashSet<u64> = docs.iter().map(|doc| draw(doc.split_key())).collect();
+    let draws: Vec<u64> = docs.iter().map(|doc| draw(doc.split_key())).collect();
+    let drawn: HashSet<u64> = draws.iter().copied().collect();
     let below = |n: u64| (n as f64) < held_out * TWO_TO_64;
     let mut chosen: HashSet<u64> = drawn.iter().copied().filter(|&n| below(n)).collect();
     if held_out > 0.0 && held_out < 1.0 {
@@ -48,8 +49,8 @@ pub fn split(docs: Vec<Document>, held_out: f64, seed: u64) -> Result<Split> {
         chosen = drawn;
     }
     let mut out = Split::default();
-    for doc in docs {
-        if chosen.contains(&draw(doc.split_key())) { out.held_out.push(doc) } else { out.train.push(doc) }
+    for (doc, n) in docs.into_iter().zip(draws) {
+        if chosen.contains(&n) { out.held_out.push(doc) } else { out.train.push(doc) }
     }
     Ok(out)
 }
