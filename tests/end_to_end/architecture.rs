@@ -76,7 +76,8 @@ fn arrows_run_one_way() {
         ("sharp-eval", &["sharp-data", "sharp-infer", "sharp-model", "sharp-progress", "sharp-quant"]),
         ("sharp-serve", &["sharp-data", "sharp-infer", "sharp-model", "sharp-quant"]),
         ("sharp-train", &["sharp-data", "sharp-model", "sharp-progress", "sharp-quant"]),
-        ("xtask", &[]),
+        ("sharp-pipeline", &[]),
+        ("xtask", &["sharp-pipeline"]),
         ("sharp-tests", &[]),
     ]);
     for member in &members {

@@ -6,61 +6,52 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
+use sharp_pipeline::{Error, Program, ProgramPaths, Programs};
 
-use crate::paths;
-use crate::provision::libtorch;
-use crate::stages::Program;
+use crate::{libtorch, paths};
 
-/// Where the programs are.
-#[derive(Debug, Default)]
-pub(crate) struct Programs(BTreeMap<Program, PathBuf>);
+/// Builds the programs with cargo; or, where `SHARP_BIN_DIR` is set, finds them in that folder.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cargo;
 
-impl Programs {
-    /// Builds the programs with cargo; or, where `SHARP_BIN_DIR` is set, finds them in that folder.
-    pub(crate) fn provide(programs: &[Program]) -> Result<Self> {
-        if let Some(folder) = std::env::var_os("SHARP_BIN_DIR").filter(|value| !value.is_empty()) {
-            return Self::in_folder(Path::new(&folder), programs);
-        }
-        if programs.is_empty() {
-            return Ok(Self::default());
-        }
-        // Always the same set where that is possible: with another set some dependencies have other features, and
-        // would be compiled again.
-        let mut together = programs.to_vec();
-        if !together.contains(&Program::SharpTrain) && libtorch::found().is_ok_and(|found| found.is_some()) {
-            together.push(Program::SharpTrain);
-        }
-        let packages = together.iter().flat_map(|program| ["--package", program.names().1]);
-        let found: BTreeMap<Program, PathBuf> = build(packages)?
-            .into_iter()
-            .filter_map(|(name, path)| {
-                programs.iter().find(|program| program.names().0 == name).map(|program| (*program, path))
-            })
-            .collect();
-        match programs.iter().find(|program| !found.contains_key(program)) {
-            Some(missing) => bail!("cargo built no program named {}", missing.names().0),
-            None => Ok(Self(found)),
-        }
+impl Programs for Cargo {
+    fn provide(&self, wanted: &[Program]) -> sharp_pipeline::Result<ProgramPaths> {
+        provide(wanted).map_err(Error::programs)
     }
+}
 
-    fn in_folder(folder: &Path, programs: &[Program]) -> Result<Self> {
-        let mut found = BTreeMap::new();
-        for program in programs {
-            let path = folder.join(program.names().0);
-            if !path.is_file() {
-                bail!("SHARP_BIN_DIR: {} is not there", path.display());
-            }
-            found.insert(*program, path);
-        }
-        Ok(Self(found))
+/// The same for the driver's own use.
+pub(crate) fn provide(wanted: &[Program]) -> Result<ProgramPaths> {
+    if wanted.contains(&Program::SharpTrain) {
+        libtorch::provide()?;
     }
+    if let Some(folder) = std::env::var_os("SHARP_BIN_DIR").filter(|value| !value.is_empty()) {
+        return ProgramPaths::in_folder(Path::new(&folder), wanted).context("SHARP_BIN_DIR");
+    }
+    if wanted.is_empty() {
+        return Ok(ProgramPaths::default());
+    }
+    // Always the same set where that is possible: with another set some dependencies have other features, and
+    // would be compiled again.
+    let mut together = wanted.to_vec();
+    if !together.contains(&Program::SharpTrain) && libtorch::found().is_ok_and(|found| found.is_some()) {
+        together.push(Program::SharpTrain);
+    }
+    let built = build(together.iter().flat_map(|program| ["--package", package(*program)]))?;
+    let path = |program: &Program| {
+        let path = built
+            .get(program.name())
+            .with_context(|| format!("cargo built no program named {}", program.name()))?;
+        Ok((*program, path.clone()))
+    };
+    wanted.iter().map(path).collect()
+}
 
-    /// The path of a program.
-    pub(crate) fn path(&self, program: Program) -> Result<&Path> {
-        self.0
-            .get(&program)
-            .map(PathBuf::as_path)
-            .with_context(|| format!("{} was not built", program.names().0))
+/// The package that builds a program.
+fn package(program: Program) -> &'static str {
+    match program {
+        Program::Sharp => "sharp-cli",
+        Program::SharpTrain => "sharp-train",
     }
 }
 
@@ -68,7 +59,7 @@ impl Programs {
 /// that only tests ask for would otherwise have libtorch's bindings and others compiled a second time.
 pub(crate) fn everything() -> Result<PathBuf> {
     let found = build(["--workspace", "--bins", "--tests"])?;
-    let program = found.get(Program::Sharp.names().0).context("cargo built no program named sharp")?;
+    let program = found.get(Program::Sharp.name()).context("cargo built no program named sharp")?;
     Ok(program.parent().context("a program lies in a folder")?.to_path_buf())
 }
 

@@ -1,20 +1,13 @@
 //! The driver: `cargo xtask pipeline` runs the whole way from a checkpoint to a report. It provisions, orders
-//! the stages, skips what is done and starts programs; it computes nothing and links nothing of the project.
+//! the stages, skips what is done and starts programs. The pipeline itself is the crate sharp-pipeline.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
 
 mod build;
-mod child;
 mod commands;
-mod config;
-mod engine;
-mod manifest;
+mod libtorch;
+mod observer;
 mod paths;
-mod provision;
-mod run_folder;
-mod stages;
-mod study;
-mod suggest;
 
 use std::process::ExitCode;
 
@@ -22,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use commands::run::{PipelineArgs, StageArgs};
 use commands::{benchmark, doctor, generate, interop, run, setup, test};
-use stages::Stage;
+use sharp_pipeline::{Error, Stage};
 
 /// Provision, compress, measure, report: the whole way of SHARP.
 #[derive(Debug, Parser)]
@@ -98,7 +91,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<child::Stopped>() { 130 } else { 1 })
+            ExitCode::from(if matches!(error.downcast_ref(), Some(Error::Stopped)) { 130 } else { 1 })
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Where things lie: the repository, the cache folder, the runs.
+//! Where the repository is.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use sharp_pipeline::Workspace;
 
 /// The root of the repository: where `cargo run` says this package lies, or where it was compiled.
 pub(crate) fn repository() -> Result<PathBuf> {
@@ -16,24 +17,12 @@ pub(crate) fn repository() -> Result<PathBuf> {
     }
 }
 
-/// The folder for downloads that outlive `target/` and are shared by clones: `SHARP_CACHE`, or `sharp` in
-/// the user's cache folder.
-pub(crate) fn cache() -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let path = if let Some(path) = set("SHARP_CACHE") {
-        path
-    } else if let Some(path) = set("XDG_CACHE_HOME") {
-        path.join("sharp")
-    } else if let Some(home) = set("HOME") {
-        home.join(".cache/sharp")
-    } else {
-        bail!("no place for the cache: set SHARP_CACHE to a folder with 1.5 GB free");
-    };
-    std::path::absolute(&path).with_context(|| format!("cache folder {}", path.display()))
+/// The repository as the folder that the pipeline works in.
+pub(crate) fn workspace() -> Result<Workspace> {
+    Ok(Workspace::new(repository()?)?)
 }
 
 /// A path as a person wants to read it: relative to the repository where it lies inside.
 pub(crate) fn shown(path: &Path) -> String {
-    let inside = repository().ok().and_then(|root| path.strip_prefix(root).ok().map(Path::to_path_buf));
-    inside.unwrap_or_else(|| path.to_path_buf()).display().to_string()
+    workspace().map_or_else(|_| path.display().to_string(), |workspace| workspace.shown(path))
 }

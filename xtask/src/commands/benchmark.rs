@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
+use sharp_pipeline::stages::IMPORT;
+use sharp_pipeline::{Program, Stage};
 
 use super::goals::{Goals, Group};
 use super::run::{StageArgs, stage};
-use crate::build::Programs;
+use crate::build;
 use crate::paths;
-use crate::stages::{IMPORT, Program, Stage};
 
 /// Options of `benchmark`.
 #[derive(Debug, clap::Args)]
@@ -108,7 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !model.join("config.json").is_file() {
         bail!("{} is no checkpoint: give one with --model", paths::shown(&model));
     }
-    let programs = Programs::provide(&[Program::Sharp])?;
+    let programs = build::provide(&[Program::Sharp])?;
     let sharp = programs.path(Program::Sharp)?;
     let folder = std::env::temp_dir().join(format!("sharp-peer-{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -131,7 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn goals(args: &Args, peer: &Path) -> Result<()> {
     fs::create_dir_all(&args.models).with_context(|| format!("making {}", args.models.display()))?;
-    let programs = Programs::provide(&[Program::Sharp])?;
+    let programs = build::provide(&[Program::Sharp])?;
     let goals = Goals {
         sharp: programs.path(Program::Sharp)?,
         peer,

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use sharp_pipeline::{Error, stop_requested};
 
 use crate::build::cargo;
-use crate::child;
+use crate::observer::catch_signals;
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "aarch64-linux-gnu-gcc";
@@ -27,7 +28,7 @@ pub(crate) struct Args {
 
 /// Builds the tests for 64-bit ARM and runs them once for each processor.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    child::catch_signals()?;
+    catch_signals()?;
     let tools = Tools::find(!args.no_run, &on_path, &has_target)?;
     for cpu in &args.cpu {
         eprintln!("\n== {} as {cpu}", args.package.join(", "));
@@ -40,8 +41,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         tools.lend(&mut command, cpu);
         let status = command.stdin(Stdio::null()).status().context("starting cargo")?;
-        if child::stop_requested() {
-            return Err(child::Stopped.into());
+        if stop_requested() {
+            return Err(Error::Stopped.into());
         }
         if !status.success() {
             bail!("the tests for {TARGET} failed as {cpu} ({status})");

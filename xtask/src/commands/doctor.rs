@@ -3,10 +3,10 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
+use sharp_pipeline::provision::pins::{self, Wheel};
+use sharp_pipeline::{Host, cache, provision};
 
-use crate::provision::pins::{self, Wheel};
-use crate::provision::{self, libtorch};
-use crate::{manifest::Host, paths};
+use crate::libtorch;
 
 /// Options of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -64,14 +64,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         pip.as_deref()
             .unwrap_or("fetches libtorch, the model and the data (Debian: apt-get install python3-pip)"),
     );
-    let cache = paths::cache()?;
+    let cache = cache()?;
     line(true, "cache", &cache.display().to_string());
     match libtorch::found() {
         Ok(Some(origin)) => line(true, "libtorch", &origin.to_string()),
         Ok(None) => line(
             true,
             "libtorch",
-            &format!("not yet: cargo xtask setup fetches it ({} MB)", pins::TORCH.megabytes),
+            &format!("not yet: cargo xtask setup fetches it ({} MB)", libtorch::TORCH.megabytes),
         ),
         Err(error) => line(false, "libtorch", &format!("{error:#}")),
     }

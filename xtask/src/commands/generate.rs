@@ -4,11 +4,11 @@ use std::ffi::OsString;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use sharp_pipeline::Program;
+use sharp_pipeline::stages::{COMPRESSED, QUANTIZE};
 
 use super::run::RunArgs;
-use crate::build::Programs;
-use crate::paths;
-use crate::stages::{COMPRESSED, Program, QUANTIZE};
+use crate::{build, paths};
 
 /// Options of `generate`; what follows `--` goes to `sharp generate` as it is.
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.run.config.display()
         );
     }
-    let programs = Programs::provide(&[Program::Sharp])?;
+    let programs = build::provide(&[Program::Sharp])?;
     let status = Command::new(programs.path(Program::Sharp)?)
         .args(["generate", "--model"])
         .arg(&model)

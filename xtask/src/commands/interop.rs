@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use sharp_pipeline::{Error, Program, cache, stop_requested};
 
-use crate::build::{self, Programs};
-use crate::stages::Program;
-use crate::{child, paths};
+use crate::observer::catch_signals;
+use crate::{build, paths};
 
 /// Options of `interop`.
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ enum Outcome {
 
 /// Runs the scripts one after another, all of them whatever happens, and fails if one did.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    child::catch_signals()?;
+    catch_signals()?;
     let scripts = scripts(&folder()?, &args.only, args.quick)?;
     if args.list {
         for script in &scripts {
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     }
-    let programs = Programs::provide(&[Program::Sharp])?;
+    let programs = build::provide(&[Program::Sharp])?;
     all(&args.python, &scripts, programs.path(Program::Sharp)?)?;
     Ok(())
 }
@@ -132,14 +132,14 @@ fn one(python: &Path, script: &Path, sharp: &Path) -> Result<Outcome> {
     let status = command
         .arg(script)
         .env("SHARP_BIN", sharp)
-        .env("SHARP_CACHE", paths::cache()?)
+        .env("SHARP_CACHE", cache()?)
         .current_dir(paths::repository()?)
         .stdin(Stdio::null())
         .stdout(Stdio::from(std::io::stderr()))
         .status()
         .with_context(|| format!("starting {} (--python names another Python)", python.display()))?;
-    if child::stop_requested() {
-        return Err(child::Stopped.into());
+    if stop_requested() {
+        return Err(Error::Stopped.into());
     }
     Ok(match status.code() {
         Some(0) => Outcome::Passed,

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
+use sharp_pipeline::{Outcome, Run, Span, Stage, StepStatus, stages};
 
-use crate::engine::{self, Outcome, Span};
-use crate::run_folder::Run;
-use crate::stages::{self, Stage};
-use crate::{child, paths};
+use crate::build::Cargo;
+use crate::observer::{catch_signals, stderr};
+use crate::paths;
 
 /// The run that is meant.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,8 +27,13 @@ pub(crate) struct RunArgs {
 
 impl RunArgs {
     pub(crate) fn resolve(&self) -> Result<Run> {
-        Run::resolve(&self.config, &self.overrides, self.out.as_deref())
+        Ok(Run::resolve(&paths::workspace()?, &self.config, &self.overrides, self.out.as_deref())?)
     }
+}
+
+/// Takes the name of a stage.
+fn stage_name() -> impl TypedValueParser<Value = Stage> {
+    PossibleValuesParser::new(Stage::ALL.map(Stage::name)).try_map(|name| name.parse::<Stage>())
 }
 
 /// Options of `pipeline`.
@@ -36,10 +42,10 @@ pub(crate) struct PipelineArgs {
     #[command(flatten)]
     run: RunArgs,
     /// Make this stage and all after it again
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", value_parser = stage_name())]
     from: Option<Stage>,
     /// Stop after this stage
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", value_parser = stage_name())]
     until: Option<Stage>,
     /// Say what would run and why, and do nothing
     #[arg(long)]
@@ -97,28 +103,30 @@ fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
         stages::check_memory_first(&run, &mut steps)?;
     }
     let outcomes = if dry_run {
-        engine::dry_run(&run, &steps, span)?
+        sharp_pipeline::dry_run(&run, &steps, span, &stderr)?
     } else {
-        child::catch_signals()?;
-        engine::execute(&run, &steps, span)?
+        catch_signals()?;
+        sharp_pipeline::execute(&run, &steps, span, &Cargo, &stderr)?
     };
     if dry_run && !json {
         for outcome in &outcomes {
-            println!("{:<18} {:<10} {}", outcome.folder, outcome.status.replace('_', " "), outcome.reason);
+            println!("{:<18} {:<10} {}", outcome.folder, outcome.status, outcome.reason);
             let step = steps.iter().find(|step| step.folder == outcome.folder);
-            for invocation in
-                step.filter(|_| outcome.status == "would_run").iter().flat_map(|step| &step.invocations)
+            for invocation in step
+                .filter(|_| outcome.status == StepStatus::WouldRun)
+                .iter()
+                .flat_map(|step| &step.invocations)
             {
-                println!("{:18} $ {}", "", engine::shown_command(&run, invocation).join(" "));
+                println!("{:18} $ {}", "", sharp_pipeline::shown_command(&run, invocation).join(" "));
             }
         }
     }
     let page = run.path("report.html");
     let report = page.is_file().then(|| paths::shown(&page));
-    if !dry_run && outcomes.iter().any(|outcome| outcome.status == "ran") {
+    if !dry_run && outcomes.iter().any(|outcome| outcome.status == StepStatus::Ran) {
         let total: f64 = outcomes
             .iter()
-            .filter(|outcome| outcome.status == "ran")
+            .filter(|outcome| outcome.status == StepStatus::Ran)
             .filter_map(|outcome| outcome.wall_s)
             .sum();
         eprintln!("\n{}: {total:.0} s in all", paths::shown(&run.folder));

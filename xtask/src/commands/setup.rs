@@ -1,9 +1,11 @@
 //! `cargo xtask setup`: everything from outside, fetched once and checked.
 
 use anyhow::Result;
+use sharp_pipeline::provision;
+use sharp_pipeline::provision::pins::{self, Kind, PinnedFile};
 
-use crate::provision::pins::{self, Kind, PinnedFile};
-use crate::provision::{self, libtorch};
+use crate::libtorch;
+use crate::observer::stderr;
 
 /// Options of `setup`.
 #[derive(Debug, Default, clap::Args)]
@@ -23,7 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if !args.libtorch {
         let all: Vec<&PinnedFile> = pins::FILES.iter().collect();
-        provision::files(&all, true)?;
+        provision::files(&all, true, &stderr)?;
         let count = |kind| all.iter().filter(|file| file.kind == kind).count();
         eprintln!(
             "{} model, {} training splits, {} evaluation splits, hashes right",

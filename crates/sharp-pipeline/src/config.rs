@@ -3,17 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Context as _, Result, bail};
 use crate::provision::pins::{self, Kind, PinnedFile};
-use crate::{paths, suggest};
+use crate::suggest;
+use crate::workspace::Workspace;
 
 /// Every key, with the values a file may leave out. `configs/smollm2-135m.toml` says what each one means; a
 /// test holds that it names them all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Config {
+pub struct Config {
     pub(crate) model: String,
     pub(crate) dtype: String,
     pub(crate) seed: u64,
@@ -152,39 +153,26 @@ pub(crate) const ROWS: &[&str] =
 const PRESETS: &[&str] = &["tiny"];
 
 /// Reads a configuration file, lays `--set` values over it and checks the result.
-pub(crate) fn load(file: &Path, overrides: &[String]) -> Result<Config> {
+pub(crate) fn load(workspace: &Workspace, file: &Path, overrides: &[String]) -> Result<Config> {
     let text = std::fs::read_to_string(file).with_context(|| {
-        let near: Vec<String> = listed();
+        let near: Vec<String> = workspace.listed("configs");
         format!("reading the configuration {} (there are: {})", file.display(), near.join(", "))
     })?;
-    parse(&text, overrides).with_context(|| format!("in the configuration {}", file.display()))
-}
-
-/// The configurations that the repository has.
-fn listed() -> Vec<String> {
-    let Ok(root) = paths::repository() else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(root.join("configs")) else { return Vec::new() };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter(|entry| entry.path().extension().is_some_and(|ending| ending == "toml"))
-        .map(|entry| format!("configs/{}", entry.file_name().to_string_lossy()))
-        .collect();
-    names.sort();
-    names
+    parse(workspace, &text, overrides).with_context(|| format!("in the configuration {}", file.display()))
 }
 
 /// The same from text.
-pub(crate) fn parse(text: &str, overrides: &[String]) -> Result<Config> {
-    let mut table: toml::Table = text.parse().context("this is not TOML")?;
+pub(crate) fn parse(workspace: &Workspace, text: &str, overrides: &[String]) -> Result<Config> {
+    let mut table = text.parse::<toml::Table>().context("this is not TOML")?;
     table.extend(assignments(overrides)?);
-    from_table(table)
+    from_table(workspace, table)
 }
 
 /// A checked configuration from its keys.
-pub(crate) fn from_table(table: toml::Table) -> Result<Config> {
+pub(crate) fn from_table(workspace: &Workspace, table: toml::Table) -> Result<Config> {
     check_keys(&table)?;
     let config: Config = table.try_into().context("a value has the wrong type")?;
-    config.check()?;
+    config.check(workspace)?;
     Ok(config)
 }
 
@@ -232,7 +220,7 @@ fn value_of(text: &str) -> toml::Value {
 
 impl Config {
     /// Refuses what cannot be meant, naming the key.
-    fn check(&self) -> Result<()> {
+    fn check(&self, workspace: &Workspace) -> Result<()> {
         if self.model.is_empty() {
             bail!("model: missing; a Hugging Face directory, a GGUF file, pinned:NAME or synth:tiny");
         }
@@ -274,7 +262,7 @@ impl Config {
         if !(self.remove > 0.0 && self.remove < 1.0) && self.targets == 0 {
             bail!("remove: {} is not a fraction between 0 and 1 of the MLP parameters", self.remove);
         }
-        self.beside()?;
+        self.beside(workspace)?;
         if !(self.held_out > 0.0 && self.held_out < 1.0) {
             bail!("held_out: {} is not a fraction between 0 and 1", self.held_out);
         }
@@ -294,7 +282,7 @@ impl Config {
         choice("dtype", &self.dtype, &["f32", "f16", "bf16"])?;
         choice("export_dtype", &self.export_dtype, &["f32", "f16", "bf16"])?;
         if self.recipe.ends_with(".toml") {
-            resolve_data(&self.recipe).context("recipe")?;
+            resolve_data(workspace, &self.recipe).context("recipe")?;
         } else {
             choice("recipe", &self.recipe, &["q4", "q8", "f16"])?;
         }
@@ -358,39 +346,38 @@ impl Config {
         if self.rows.iter().any(|row| row == "unrepaired_q4") && self.repair_steps == 0 {
             bail!("rows: \"unrepaired_q4\" is slw_sft_q4 before its repair, and repair_steps is 0");
         }
-        self.model_source()?;
+        self.model_source(workspace)?;
         for text in &self.texts {
             Text::parse(text)?;
         }
         for data in self.all_data() {
-            resolve_data(data)?;
+            resolve_data(workspace, data)?;
         }
         for task in &self.tasks {
             let (_, source) = self.task_parts(task);
-            resolve_data(source)?;
+            resolve_data(workspace, source)?;
         }
         Ok(())
     }
 
     /// Where the model comes from.
-    pub(crate) fn model_source(&self) -> Result<ModelSource> {
+    pub(crate) fn model_source(&self, workspace: &Workspace) -> Result<ModelSource> {
         if let Some(preset) = self.model.strip_prefix("synth:") {
             choice("model", preset, PRESETS)?;
             return Ok(ModelSource::Synth(preset.to_owned()));
         }
-        Ok(ModelSource::File(resolve_data(&self.model).context("model")?))
+        Ok(ModelSource::File(resolve_data(workspace, &self.model).context("model")?))
     }
 
     /// Names and folders of the runs that the report sets beside this one; they need not be there.
-    pub(crate) fn beside(&self) -> Result<Vec<(&str, PathBuf)>> {
-        let root = paths::repository()?;
+    pub(crate) fn beside(&self, workspace: &Workspace) -> Result<Vec<(&str, PathBuf)>> {
         self.beside
             .iter()
             .map(|run| match run.split_once('=') {
                 Some((name, folder))
                     if !name.is_empty() && !name.contains(['/', '\\', '.']) && !folder.is_empty() =>
                 {
-                    Ok((name, root.join(folder)))
+                    Ok((name, workspace.root().join(folder)))
                 }
                 _ => bail!("beside: {run:?} is not name=folder of a run, the name without . / and \\"),
             })
@@ -474,7 +461,7 @@ impl Data {
 }
 
 /// Resolves `path`, `path#view`, `pinned:NAME` or `pinned:NAME#view`. Relative paths start at the repository.
-pub(crate) fn resolve_data(typed: &str) -> Result<Data> {
+pub(crate) fn resolve_data(workspace: &Workspace, typed: &str) -> Result<Data> {
     let (place, view) = match typed.rsplit_once('#') {
         Some((place, view)) => (place, Some(view.to_owned())),
         None => (typed, None),
@@ -494,7 +481,7 @@ pub(crate) fn resolve_data(typed: &str) -> Result<Data> {
         let path = crate::provision::cached_path(pinned)?;
         return Ok(Data { path, view, pinned: Some(pinned) });
     }
-    let path = paths::repository()?.join(place);
+    let path = workspace.root().join(place);
     if !path.exists() {
         bail!("{place}: no such file or folder (relative paths start at the repository: {})", path.display());
     }
@@ -511,11 +498,13 @@ fn choice(key: &str, value: &str, allowed: &[&str]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::chain;
+    use crate::workspace::tests::workspace;
 
     const SMALLEST: &str = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n";
 
     fn refused(text: &str) -> String {
-        format!("{:#}", parse(&format!("{SMALLEST}{text}"), &[]).unwrap_err())
+        chain(&parse(&workspace(), &format!("{SMALLEST}{text}"), &[]).unwrap_err())
     }
 
     #[test]
@@ -523,7 +512,7 @@ mod tests {
         assert!(refused("stratgey = \"pairs\"").contains("did you mean \"strategy\"?"));
         assert!(refused("strategy = \"optimale\"").contains("did you mean \"optimal\"?"));
         assert!(refused("tasks = [\"pinned:sciqq\"]").contains("did you mean \"sciq\"?"));
-        let error = format!("{:#}", parse(SMALLEST, &["windw=3".into()]).unwrap_err());
+        let error = chain(&parse(&workspace(), SMALLEST, &["windw=3".into()]).unwrap_err());
         assert!(error.contains("did you mean \"window\"?"), "{error}");
     }
 
@@ -555,18 +544,18 @@ mod tests {
         let overrides =
             ["remove=0.4", "strategy=pairs", "keep=[0, 1]", "export_dense=true", "form = \"low_rank\""];
         let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
-        let config = parse(SMALLEST, &overrides).unwrap();
+        let config = parse(&workspace(), SMALLEST, &overrides).unwrap();
         assert_eq!((config.remove, config.strategy.as_str(), config.export_dense), (0.4, "pairs", true));
         assert_eq!(config.keep, [0, 1]);
     }
 
     #[test]
     fn the_shipped_configurations_load_and_explain_every_key() {
-        let folder = paths::repository().unwrap().join("configs");
+        let folder = workspace().root().join("configs");
         for name in ["smollm2-135m", "smollm2-135m-full", "smollm2-135m-paper", "tiny"] {
             let path = folder.join(format!("{name}.toml"));
             let text = std::fs::read_to_string(&path).unwrap();
-            load(&path, &[]).unwrap();
+            load(&workspace(), &path, &[]).unwrap();
             let first = text.lines().next().unwrap();
             assert!(first.starts_with("# cargo xtask pipeline"), "{name}: {first}");
             let mut explained = false;

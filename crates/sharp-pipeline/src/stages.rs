@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::{self, ModelSource, resolve_data};
+use crate::error::{Context as _, Error, Result};
+use crate::programs::Program;
 use crate::provision::pins::PinnedFile;
 use crate::run_folder::Run;
+use crate::suggest;
 
 /// A stage by its name on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub(crate) enum Stage {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
     /// Bring the checkpoint into one form.
     Import,
     /// Measure how alike the layers are.
@@ -37,28 +39,9 @@ pub(crate) enum Stage {
     Report,
 }
 
-/// A program of this repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Program {
-    /// `sharp`: everything but training.
-    Sharp,
-    /// `sharp-train`: needs libtorch.
-    SharpTrain,
-}
-
-impl Program {
-    /// File name of the binary, and the package that builds it.
-    pub(crate) fn names(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Sharp => ("sharp", "sharp-cli"),
-            Self::SharpTrain => ("sharp-train", "sharp-train"),
-        }
-    }
-}
-
 /// A file or folder that a step reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Input {
+pub enum Input {
     /// Outputs of an earlier step's folder: those whose path begins with one of the prefixes.
     From(&'static str, &'static [&'static str]),
     /// A file known by its published hash.
@@ -69,47 +52,82 @@ pub(crate) enum Input {
 
 /// One command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Invocation {
+pub struct Invocation {
     /// Which program.
-    pub(crate) program: Program,
+    pub program: Program,
     /// Its arguments.
-    pub(crate) arguments: Vec<OsString>,
+    pub arguments: Vec<OsString>,
 }
 
 /// One folder of a run: a stage, or one of the parts of a stage.
 #[derive(Debug)]
-pub(crate) struct Step {
+pub struct Step {
     /// The stage it belongs to.
-    pub(crate) stage: Stage,
+    pub stage: Stage,
     /// Its folder in the run.
-    pub(crate) folder: &'static str,
+    pub folder: &'static str,
     /// Raised where the meaning of the outputs changes.
-    pub(crate) version: u32,
+    pub version: u32,
     /// The part of the configuration that decides the outputs.
-    pub(crate) config: BTreeMap<String, Value>,
+    pub config: BTreeMap<String, Value>,
     /// What it reads.
-    pub(crate) inputs: Vec<Input>,
+    pub inputs: Vec<Input>,
     /// What to run, in order.
-    pub(crate) invocations: Vec<Invocation>,
+    pub invocations: Vec<Invocation>,
     /// Outputs that must be there afterwards, relative to the folder.
-    pub(crate) must_write: Vec<&'static str>,
+    pub must_write: Vec<&'static str>,
     /// Outputs outside the folder, relative to the run.
-    pub(crate) beside: Vec<&'static str>,
+    pub beside: Vec<&'static str>,
     /// Beginnings of paths that are not outputs: steps kept for resuming.
-    pub(crate) scratch: &'static [&'static str],
+    pub scratch: &'static [&'static str],
     /// True where a person may edit the outputs: the edit then counts as the output.
-    pub(crate) editable: bool,
+    pub editable: bool,
     /// True where the program goes on from what an interrupted run left in the folder.
-    pub(crate) resumable: bool,
+    pub resumable: bool,
     /// Small files that the driver writes before the programs start: name and contents.
-    pub(crate) prepared: Vec<(&'static str, String)>,
+    pub prepared: Vec<(&'static str, String)>,
 }
 
 impl Stage {
+    /// All stages, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Import,
+        Self::Analyze,
+        Self::Plan,
+        Self::Warmup,
+        Self::Finetune,
+        Self::Export,
+        Self::Quantize,
+        Self::Evaluate,
+        Self::Benchmark,
+        Self::Report,
+    ];
+
     /// Its name on the command line.
-    pub(crate) fn name(self) -> String {
-        use clap::ValueEnum as _;
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Import => "import",
+            Self::Analyze => "analyze",
+            Self::Plan => "plan",
+            Self::Warmup => "warmup",
+            Self::Finetune => "finetune",
+            Self::Export => "export",
+            Self::Quantize => "quantize",
+            Self::Evaluate => "evaluate",
+            Self::Benchmark => "benchmark",
+            Self::Report => "report",
+        }
+    }
+}
+
+impl std::str::FromStr for Stage {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| {
+            let hint = suggest::hint(name, &Self::ALL.map(Self::name));
+            Error::Invalid(format!("there is no stage {name:?}{hint}"))
+        })
     }
 }
 
@@ -139,7 +157,8 @@ impl Line {
     }
 }
 
-pub(crate) const IMPORT: &str = "01-import";
+/// The folder of the original as the stages read it.
+pub const IMPORT: &str = "01-import";
 const ANALYZE: &str = "02-analyze";
 pub(crate) const PLAN: &str = "03-plan";
 pub(crate) const WARMUP: &str = "04-warmup";
@@ -147,13 +166,14 @@ pub(crate) const FINETUNE: &str = "05-finetune";
 pub(crate) const FINETUNE_COLD: &str = "05-finetune-cold";
 const EXPORT: &str = "06-export";
 /// The folder of the runtime files, for `cargo xtask generate`.
-pub(crate) const QUANTIZE: &str = "07-quantize";
-pub(crate) const EVALUATE: &str = "08-evaluate";
+pub const QUANTIZE: &str = "07-quantize";
+/// The folder of the results.
+pub const EVALUATE: &str = "08-evaluate";
 const BENCHMARK: &str = "09-benchmark";
 const REPORT: &str = "10-report";
 
 /// The compressed model as the engine runs it.
-pub(crate) const COMPRESSED: &str = "model.sharp";
+pub const COMPRESSED: &str = "model.sharp";
 
 /// Everything of the imported model, the plan, the warmed-up layers, the trained recovery parameters.
 const MODEL_FILES: Input = Input::From(IMPORT, &[]);
@@ -161,7 +181,10 @@ const PLAN_FILE: Input = Input::From(PLAN, &["plan.toml"]);
 const WARM_LAYERS: Input = Input::From(WARMUP, &["layer-"]);
 
 /// All steps of a run, in order.
-pub(crate) fn steps(run: &Run) -> Result<Vec<Step>> {
+///
+/// # Errors
+/// Where a file that the configuration names is not there.
+pub fn steps(run: &Run) -> Result<Vec<Step>> {
     let mut steps = vec![import(run)?, analyze(run)?, plan(run)?, warmup(run)?, finetune(run, true)?];
     if run.config.finetune_cold {
         steps.push(finetune(run, false)?);
@@ -171,7 +194,7 @@ pub(crate) fn steps(run: &Run) -> Result<Vec<Step>> {
 }
 
 /// The steps without which the step in `last` could not be made, and itself.
-pub(crate) fn needed_for(last: &str, steps: Vec<Step>) -> Vec<Step> {
+pub fn needed_for(last: &str, steps: Vec<Step>) -> Vec<Step> {
     let mut wanted = vec![last];
     for step in steps.iter().rev() {
         if wanted.contains(&step.folder) {
@@ -186,7 +209,10 @@ pub(crate) fn needed_for(last: &str, steps: Vec<Step>) -> Vec<Step> {
 }
 
 /// Where there is fine-tuning to do, lets a machine that is too small for it say so before the warm-up, not after it.
-pub(crate) fn check_memory_first(run: &Run, steps: &mut [Step]) -> Result<()> {
+///
+/// # Errors
+/// Where a file that the configuration names is not there.
+pub fn check_memory_first(run: &Run, steps: &mut [Step]) -> Result<()> {
     let finetunes = steps.iter().any(|step| step.folder == FINETUNE);
     if let Some(warmup) = steps.iter_mut().find(|step| step.folder == WARMUP && finetunes) {
         let how = (run.config.finetune_steps, run.config.finetune_lr);
@@ -228,8 +254,8 @@ fn slice(run: &Run, keys: &[&str]) -> Result<BTreeMap<String, Value>> {
 }
 
 /// A data specification as an argument and as an input.
-fn data(typed: &str) -> Result<(String, Input)> {
-    let data = resolve_data(typed)?;
+fn data(run: &Run, typed: &str) -> Result<(String, Input)> {
+    let data = resolve_data(&run.workspace, typed)?;
     let argument = data.argument();
     Ok((argument, data.pinned.map_or(Input::Outside(data.path), Input::Pinned)))
 }
@@ -240,7 +266,7 @@ fn threads(run: &Run, line: Line) -> Line {
 
 fn import(run: &Run) -> Result<Step> {
     let config = &run.config;
-    let (line, inputs, keys): (Line, Vec<Input>, &[&str]) = match config.model_source()? {
+    let (line, inputs, keys): (Line, Vec<Input>, &[&str]) = match config.model_source(&run.workspace)? {
         ModelSource::Synth(preset) => {
             let line =
                 Line::new(Program::Sharp, "synth").flag("--preset", preset).number("--seed", config.seed);
@@ -263,7 +289,7 @@ fn import(run: &Run) -> Result<Step> {
 
 fn analyze(run: &Run) -> Result<Step> {
     let config = &run.config;
-    let (calibration, input) = data(&config.calibration)?;
+    let (calibration, input) = data(run, &config.calibration)?;
     let line = Line::new(Program::Sharp, "analyze")
         .flag("--model", run.path(IMPORT))
         .flag("--data", calibration)
@@ -353,7 +379,7 @@ fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(Line, 
         .flag("--bf16", config.bf16.as_str())
         .flag("--device", config.device.as_str());
     for typed in &config.train_data {
-        let (argument, input) = data(typed)?;
+        let (argument, input) = data(run, typed)?;
         line = line.flag("--data", argument);
         inputs.push(input);
     }
@@ -460,7 +486,7 @@ fn export(run: &Run) -> Result<Step> {
 fn quantize(run: &Run) -> Result<Step> {
     let config = &run.config;
     let (recipe, recipe_file) = recipe(run)?;
-    let (calibration, calibration_file) = data(&config.calibration)?;
+    let (calibration, calibration_file) = data(run, &config.calibration)?;
     let calibrated = config.quantize_tokens > 0;
     let repaired = config.repair_steps > 0;
     let place = |name: &str| run.path(QUANTIZE).join(name);
@@ -536,7 +562,7 @@ fn repair(run: &Run) -> Result<(Vec<Invocation>, Vec<Input>)> {
 fn recipe(run: &Run) -> Result<(String, Option<Input>)> {
     let typed = &run.config.recipe;
     if typed.ends_with(".toml") {
-        data(typed).map(|(path, file)| (path, Some(file)))
+        data(run, typed).map(|(path, file)| (path, Some(file)))
     } else {
         Ok((typed.clone(), None))
     }
@@ -593,7 +619,7 @@ fn evaluate(run: &Run) -> Result<Step> {
     }
     for text in &config.texts {
         let text = config::Text::parse(text)?;
-        let (argument, input) = data(text.data)?;
+        let (argument, input) = data(run, text.data)?;
         file.texts.push(Text {
             name: text.name.to_owned(),
             data: argument,
@@ -604,7 +630,7 @@ fn evaluate(run: &Run) -> Result<Step> {
     }
     for task in &config.tasks {
         let (name, typed) = config.task_parts(task);
-        let (argument, input) = data(typed)?;
+        let (argument, input) = data(run, typed)?;
         let limit = (config.task_limit > 0).then_some(config.task_limit);
         file.tasks.push(Task { name: name.to_owned(), path: argument, limit });
         inputs.push(input);
@@ -720,7 +746,7 @@ fn report(run: &Run) -> Result<Step> {
     if config.finetune_cold {
         inputs.push(Input::From(FINETUNE_COLD, &["metrics.jsonl"]));
     }
-    for (name, folder) in config.beside()? {
+    for (name, folder) in config.beside(&run.workspace)? {
         line = line.flag("--beside", format!("{name}={}", folder.display()));
         let results = folder.join(EVALUATE).join("results.json");
         if results.exists() {

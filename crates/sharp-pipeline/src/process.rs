@@ -5,28 +5,16 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use crate::error::{Context as _, Error, Result};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// How long a program may take to end by itself after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// The person stopped the run.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stopped;
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stopped; the same command goes on from here")
-    }
-}
-
-impl std::error::Error for Stopped {}
-
-/// Makes Ctrl-C and SIGTERM stop between steps instead of killing this process under its child.
-pub(crate) fn catch_signals() -> Result<()> {
-    ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)).context("installing the Ctrl-C handler")
+/// Stops every run of this process as soon as its program has ended: for a handler of Ctrl-C and SIGTERM.
+pub fn request_stop() {
+    STOP.store(true, Ordering::SeqCst);
 }
 
 /// What a program used.
@@ -58,7 +46,7 @@ pub(crate) fn run(command: &mut Command, lock: &File) -> Result<(ExitStatus, Usa
         peak = peak_of(&status_file).or(peak);
         if let Some(status) = child.try_wait().with_context(|| format!("waiting for {program}"))? {
             if STOP.load(Ordering::SeqCst) {
-                return Err(Stopped.into());
+                return Err(Error::Stopped);
             }
             let usage = Usage { wall_s: started.elapsed().as_secs_f64(), peak_memory_bytes: peak };
             return Ok((status, usage));
@@ -75,8 +63,8 @@ pub(crate) fn run(command: &mut Command, lock: &File) -> Result<(ExitStatus, Usa
     }
 }
 
-/// True where the person asked to stop.
-pub(crate) fn stop_requested() -> bool {
+/// True where [`request_stop`] was called.
+pub fn stop_requested() -> bool {
     STOP.load(Ordering::SeqCst)
 }
 

@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::provision::write_atomic;
+use crate::atomic::write_atomic;
+use crate::error::{Context as _, Result};
 
 /// Name of the file in the stage's folder.
 pub(crate) const FILE: &str = "manifest.json";
@@ -19,37 +19,37 @@ pub(crate) const ALWAYS_HASHED: u64 = 4 << 20;
 
 /// A stage's record of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
+pub struct Manifest {
     /// The stage's folder name.
-    pub(crate) stage: String,
+    pub stage: String,
     /// Version of the stage: raised where its meaning changes.
-    pub(crate) version: u32,
+    pub version: u32,
     /// How far it came.
-    pub(crate) status: Status,
+    pub status: Status,
     /// blake3 of the stage version, the configuration slice and the digests of the inputs.
-    pub(crate) fingerprint: String,
+    pub fingerprint: String,
     /// The part of the configuration that matters to this stage.
-    pub(crate) config: BTreeMap<String, serde_json::Value>,
+    pub config: BTreeMap<String, serde_json::Value>,
     /// The seed of the run.
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// The command lines, with the run's folder shortened.
-    pub(crate) commands: Vec<Vec<String>>,
+    pub commands: Vec<Vec<String>>,
     /// What it read.
-    pub(crate) inputs: Vec<Recorded>,
+    pub inputs: Vec<Recorded>,
     /// What it wrote; empty while it runs.
-    pub(crate) outputs: Vec<Recorded>,
+    pub outputs: Vec<Recorded>,
     /// The machine.
-    pub(crate) host: Host,
+    pub host: Host,
     /// Wall time in seconds, of the attempt that ended it.
-    pub(crate) wall_s: f64,
+    pub wall_s: f64,
     /// Largest resident memory of its programs, in bytes, where the system tells (Linux).
-    pub(crate) peak_memory_bytes: Option<u64>,
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// How far a stage came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Status {
+pub enum Status {
     /// Started; if no program runs any more, it was stopped.
     Running,
     /// All outputs are there.
@@ -58,31 +58,31 @@ pub(crate) enum Status {
 
 /// A file as it was when it was read or written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recorded {
+pub struct Recorded {
     /// Path: relative to the run's folder for what lies inside it.
-    pub(crate) path: String,
+    pub path: String,
     /// Size in bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Time of change, in nanoseconds since 1970; saves hashing a large file again.
-    pub(crate) modified_ns: u64,
+    pub modified_ns: u64,
     /// Digest of the contents.
-    pub(crate) blake3: String,
+    pub blake3: String,
 }
 
 /// The machine a stage ran on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Host {
+pub struct Host {
     /// Operating system and architecture.
-    pub(crate) system: String,
+    pub system: String,
     /// Name of the processor.
-    pub(crate) cpu: String,
+    pub cpu: String,
     /// Threads that the process may use.
-    pub(crate) threads: usize,
+    pub threads: usize,
 }
 
 impl Host {
     /// This machine.
-    pub(crate) fn here() -> Self {
+    pub fn here() -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = info
             .lines()
@@ -100,7 +100,7 @@ impl Host {
 
 impl Manifest {
     /// The manifest of a stage's folder; `None` where there is none that can be read.
-    pub(crate) fn read(folder: &Path) -> Option<Self> {
+    pub fn read(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
     }
 
@@ -160,9 +160,9 @@ fn size_and_time(path: &Path) -> Result<(u64, u64)> {
     Ok((found.len(), modified_ns))
 }
 
-/// What became of a recorded file.
+/// How a recorded file compares with the file that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum OutputState {
     /// As it was.
     Intact,
     /// Not there any more.
@@ -172,12 +172,12 @@ pub(crate) enum Fate {
 }
 
 /// Looks at a recorded file again.
-pub(crate) fn fate(recorded: &Recorded, path: &Path) -> Result<Fate> {
+pub(crate) fn output_state(recorded: &Recorded, path: &Path) -> Result<OutputState> {
     if !path.is_file() {
-        return Ok(Fate::Missing);
+        return Ok(OutputState::Missing);
     }
     let now = record(path, recorded.path.clone(), std::slice::from_ref(recorded))?;
-    Ok(if now.blake3 == recorded.blake3 { Fate::Intact } else { Fate::Changed(now) })
+    Ok(if now.blake3 == recorded.blake3 { OutputState::Intact } else { OutputState::Changed(now) })
 }
 
 /// Every file under a folder that a stage wrote, in a fixed order: no manifests, no hidden or half-written
@@ -231,13 +231,13 @@ mod tests {
         let path = folder.path().join("a");
         fs::write(&path, "contents").unwrap();
         let before = recorded(&path);
-        assert_eq!(fate(&before, &path).unwrap(), Fate::Intact);
+        assert_eq!(output_state(&before, &path).unwrap(), OutputState::Intact);
         let time = fs::metadata(&path).unwrap().modified().unwrap();
         fs::write(&path, "contentz").unwrap();
         File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
-        assert!(matches!(fate(&before, &path).unwrap(), Fate::Changed(_)));
+        assert!(matches!(output_state(&before, &path).unwrap(), OutputState::Changed(_)));
         fs::remove_file(&path).unwrap();
-        assert_eq!(fate(&before, &path).unwrap(), Fate::Missing);
+        assert_eq!(output_state(&before, &path).unwrap(), OutputState::Missing);
     }
 
     #[test]
@@ -247,7 +247,7 @@ mod tests {
         fs::write(&path, "contents").unwrap();
         let before = recorded(&path);
         File::options().append(true).open(&path).unwrap().set_modified(UNIX_EPOCH).unwrap();
-        assert_eq!(fate(&before, &path).unwrap(), Fate::Intact);
+        assert_eq!(output_state(&before, &path).unwrap(), OutputState::Intact);
     }
 
     #[test]

@@ -44,7 +44,7 @@ struct Line {
 }
 
 /// The picture; `None` where nothing was measured yet.
-pub(crate) fn svg(study: &Study, table: &Table) -> Option<String> {
+pub fn svg(study: &Study, table: &Table) -> Option<String> {
     let axis = study.axes.iter().position(|(name, _)| *name == study.plot.lines)?;
     let panels: Vec<(&String, Vec<Line>)> =
         table.texts.iter().map(|text| (text, lines(study, table, axis, text))).collect();

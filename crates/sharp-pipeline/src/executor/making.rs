@@ -1,0 +1,199 @@
+//! Makes the outputs of a step: empties its folder, starts its programs, writes its manifest.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::decision::{Inputs, Made, inputs};
+use crate::atomic::write_atomic;
+use crate::error::{Context as _, Error, Result, bail};
+use crate::event::{Event, Observer};
+use crate::manifest::{self, Host, Manifest, Recorded, Status};
+use crate::process::{self, Usage};
+use crate::programs::{Program, ProgramPaths, Programs};
+use crate::provision;
+use crate::provision::pins::PinnedFile;
+use crate::run_folder::Run;
+use crate::stages::{Input, Invocation, Step};
+
+/// A run at work: the lock of its folder and the programs that its steps need.
+pub(super) struct Making<'a> {
+    run: &'a Run,
+    lock: File,
+    programs: ProgramPaths,
+    observer: Observer<'a>,
+}
+
+impl<'a> Making<'a> {
+    /// Fetches and builds all that the steps need, so that nothing is found missing after an hour of work.
+    pub(super) fn begin(
+        run: &'a Run,
+        steps: &[&Step],
+        lock: File,
+        programs: &dyn Programs,
+        observer: Observer<'a>,
+    ) -> Result<Self> {
+        let mut wanted: Vec<&'static PinnedFile> = Vec::new();
+        for input in steps.iter().flat_map(|step| &step.inputs) {
+            if let Input::Pinned(file) = input
+                && !wanted.iter().any(|other| other.name == file.name)
+            {
+                wanted.push(file);
+            }
+        }
+        provision::files(&wanted, false, observer)?;
+        let invocations = steps.iter().flat_map(|step| &step.invocations);
+        let mut started: Vec<Program> = invocations.map(|invocation| invocation.program).collect();
+        started.sort();
+        started.dedup();
+        Ok(Self { run, lock, programs: programs.provide(&started)?, observer })
+    }
+
+    /// Makes a step: its manifest says `running` first and `done` last.
+    pub(super) fn make(&self, step: &Step, made: &Made, resume: bool) -> Result<Manifest> {
+        let run = self.run;
+        let folder = run.path(step.folder);
+        let old = Manifest::read(&folder);
+        let old_inputs = old.as_ref().map_or(&[][..], |old| &old.inputs);
+        let Inputs::All(inputs) = inputs(run, step, made, old_inputs)? else {
+            bail!("{} was started before the steps it reads", step.folder)
+        };
+        let mut manifest = Manifest {
+            stage: step.folder.to_owned(),
+            version: step.version,
+            status: Status::Running,
+            fingerprint: manifest::fingerprint(step.folder, step.version, &step.config, &inputs)?,
+            config: step.config.clone(),
+            seed: run.config.seed,
+            commands: step.invocations.iter().map(|invocation| shown_command(run, invocation)).collect(),
+            inputs,
+            outputs: Vec::new(),
+            host: Host::here(),
+            wall_s: 0.0,
+            peak_memory_bytes: None,
+        };
+        if resume {
+            drop_partial(&folder)?;
+        } else {
+            clear(&folder)?;
+        }
+        manifest.write(&folder)?;
+        for (name, contents) in &step.prepared {
+            write_atomic(&folder.join(name), contents.as_bytes())?;
+        }
+        for invocation in &step.invocations {
+            let usage = self.invoke(step, invocation)?;
+            manifest.wall_s += usage.wall_s;
+            manifest.peak_memory_bytes = manifest.peak_memory_bytes.max(usage.peak_memory_bytes);
+        }
+        manifest.outputs = outputs(run, step)?;
+        manifest.status = Status::Done;
+        manifest.write(&folder)?;
+        let (wall_s, peak_memory_bytes) = (manifest.wall_s, manifest.peak_memory_bytes);
+        (self.observer)(&Event::Done { wall_s, peak_memory_bytes });
+        Ok(manifest)
+    }
+
+    /// Starts one program and waits for it.
+    fn invoke(&self, step: &Step, invocation: &Invocation) -> Result<Usage> {
+        let run = self.run;
+        let mut command = Command::new(self.programs.path(invocation.program)?);
+        command.args(&invocation.arguments).current_dir(&run.folder);
+        // Read by libtorch's thread pool before any code of ours could set it.
+        command.env("OMP_WAIT_POLICY", "passive");
+        let (status, usage) = process::run(&mut command, &self.lock)?;
+        if !status.success() {
+            return Err(Error::StageFailed {
+                stage: step.stage.name().to_owned(),
+                status,
+                command: shown_command(run, invocation).join(" "),
+            });
+        }
+        Ok(usage)
+    }
+
+    /// Makes a step's folder from a sibling's. Large files are linked, which costs no space; small ones are copied, so
+    /// that an edit stays in its own run.
+    pub(super) fn reuse(&self, step: &Step, mut made: Manifest, from: &Path) -> Result<Manifest> {
+        let run = self.run;
+        let folder = run.path(step.folder);
+        clear(&folder)?;
+        for output in &mut made.outputs {
+            let (source, place) = (from.join(&output.path), run.path(&output.path));
+            if let Some(parent) = place.parent() {
+                fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+            }
+            // Not every file system has links, and none has them to another one.
+            if output.bytes <= manifest::ALWAYS_HASHED || fs::hard_link(&source, &place).is_err() {
+                fs::copy(&source, &place)
+                    .with_context(|| format!("copying {} to {}", source.display(), place.display()))?;
+            }
+            let now = manifest::record(&place, output.path.clone(), std::slice::from_ref(output))?;
+            if now.blake3 != output.blake3 {
+                bail!("{} changed while it was taken over; the same command tries again", source.display());
+            }
+            *output = now;
+        }
+        made.write(&folder)?;
+        Ok(made)
+    }
+}
+
+/// A command line with the run's folder and the repository shortened.
+pub fn shown_command(run: &Run, invocation: &Invocation) -> Vec<String> {
+    let run_folder = format!("{}/", run.folder.display());
+    let root = format!("{}/", run.workspace.root().display());
+    let shorten = |argument: &std::ffi::OsString| {
+        argument.to_string_lossy().replace(&run_folder, "").replace(&root, "")
+    };
+    std::iter::once(invocation.program.name().to_owned())
+        .chain(invocation.arguments.iter().map(shorten))
+        .collect()
+}
+
+/// Empties a step's folder: what is in it belongs to other inputs.
+fn clear(folder: &Path) -> Result<()> {
+    // The manifest goes first, so that a kill in between never leaves a manifest without its files.
+    let manifest = folder.join(manifest::FILE);
+    if manifest.exists() {
+        fs::remove_file(&manifest).with_context(|| format!("removing {}", manifest.display()))?;
+    }
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))
+}
+
+/// Removes files that a killed program had not finished; with the run locked, nobody is writing them.
+fn drop_partial(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
+        if entry.file_name().to_string_lossy().starts_with(".sharp-partial-") {
+            let path = entry.path();
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Records what a step wrote, and insists on what it had to write.
+fn outputs(run: &Run, step: &Step) -> Result<Vec<Recorded>> {
+    let folder = run.path(step.folder);
+    let inside = |path: &Path| path.strip_prefix(&run.folder).unwrap_or(path).to_string_lossy().into_owned();
+    let not_written = |file| Err(Error::NotWritten { stage: step.stage.name().to_owned(), file });
+    for name in &step.must_write {
+        if !folder.join(name).exists() {
+            return not_written(format!("{}/{name}", step.folder));
+        }
+    }
+    let mut files: Vec<PathBuf> = manifest::written(&folder, step.scratch)?;
+    for name in &step.beside {
+        let path = run.path(name);
+        if !path.is_file() {
+            return not_written((*name).to_owned());
+        }
+        files.push(path);
+    }
+    files.iter().map(|path| manifest::record(path, inside(path), &[])).collect()
+}

@@ -1,0 +1,266 @@
+//! Decides for each step whether its outputs are current, and makes those that are not.
+
+mod decision;
+mod making;
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Observer};
+use crate::manifest::Manifest;
+use crate::process;
+use crate::programs::Programs;
+use crate::run_folder::Run;
+use crate::stages::{Stage, Step};
+use decision::{Action, Made, decide};
+use making::Making;
+
+pub use making::shown_command;
+
+/// Says which stages are wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Span {
+    /// Make this stage and all after it again.
+    pub from: Option<Stage>,
+    /// Stop after this stage.
+    pub until: Option<Stage>,
+    /// Make this one stage again.
+    pub again: Option<Stage>,
+}
+
+impl Span {
+    fn contains(self, stage: Stage) -> bool {
+        self.until.is_none_or(|until| stage <= until)
+    }
+
+    fn forces(self, stage: Stage) -> bool {
+        self.from.is_some_and(|from| stage >= from) || self.again == Some(stage)
+    }
+}
+
+/// Says what became of a step, or would become of it in a run that is not dry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepStatus {
+    /// Its outputs are current: nothing was done.
+    Skipped,
+    /// Its programs ran.
+    Ran,
+    /// Its outputs were taken from another run of the same study.
+    Reused,
+    /// Its programs would run.
+    WouldRun,
+    /// Its outputs would be taken from another run of the same study.
+    WouldReuse,
+}
+
+impl fmt::Display for StepStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Skipped => "skipped",
+            Self::Ran => "ran",
+            Self::Reused => "reused",
+            Self::WouldRun => "would run",
+            Self::WouldReuse => "would reuse",
+        })
+    }
+}
+
+/// What happened, or would happen, to a step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Stage name.
+    pub stage: String,
+    /// Folder inside the run.
+    pub folder: String,
+    /// What became of it.
+    pub status: StepStatus,
+    /// Why.
+    pub reason: String,
+    /// Wall time in seconds, now or when it was made.
+    pub wall_s: Option<f64>,
+    /// Largest resident memory of its programs, in bytes.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+impl Outcome {
+    fn new(step: &Step, status: StepStatus, reason: String, made: Option<&Manifest>) -> Self {
+        Self {
+            stage: step.stage.name().to_owned(),
+            folder: step.folder.to_owned(),
+            status,
+            reason,
+            wall_s: made.map(|made| made.wall_s),
+            peak_memory_bytes: made.and_then(|made| made.peak_memory_bytes),
+        }
+    }
+}
+
+/// Says what [`execute`] would do, and changes nothing.
+///
+/// # Errors
+/// Where a file that a step reads or has written cannot be read.
+pub fn dry_run(run: &Run, steps: &[Step], span: Span, observer: Observer<'_>) -> Result<Vec<Outcome>> {
+    let mut made = Made::new();
+    let mut outcomes = Vec::new();
+    for step in steps.iter().filter(|step| span.contains(step.stage)) {
+        let action = decide(run, step, span, &made, observer)?;
+        let reason = action.reason(run);
+        let (status, manifest) = match action {
+            Action::Skip(old) => (StepStatus::Skipped, Some(old)),
+            Action::Start(_) | Action::Resume => (StepStatus::WouldRun, None),
+            Action::Reuse(manifest, _) => (StepStatus::WouldReuse, Some(manifest)),
+        };
+        outcomes.push(Outcome::new(step, status, reason, manifest.as_deref()));
+        made.insert(step.folder, manifest.map(|manifest| *manifest));
+    }
+    Ok(outcomes)
+}
+
+/// Makes every step whose outputs are not current.
+///
+/// # Errors
+/// [`Error::Stopped`] after [`request_stop`](crate::request_stop); [`Error::StageFailed`] where a program fails; others
+/// where something that the steps need is missing.
+pub fn execute(
+    run: &Run,
+    steps: &[Step],
+    span: Span,
+    programs: &dyn Programs,
+    observer: Observer<'_>,
+) -> Result<Vec<Outcome>> {
+    let lock = run.lock()?;
+    let forecast = dry_run(run, steps, span, observer)?;
+    if forecast.iter().all(|outcome| outcome.status == StepStatus::Skipped) {
+        observer(&Event::NothingToDo { run: &run.workspace.shown(&run.folder) });
+        return Ok(forecast);
+    }
+    let wanted: Vec<&Step> = steps.iter().filter(|step| span.contains(step.stage)).collect();
+    let would_run =
+        forecast.iter().zip(&wanted).filter(|(outcome, _)| outcome.status == StepStatus::WouldRun);
+    let to_run: Vec<&Step> = would_run.map(|(_, step)| *step).collect();
+    let making = Making::begin(run, &to_run, lock, programs, observer)?;
+    run.write_config()?;
+    let mut made = Made::new();
+    let mut outcomes = Vec::new();
+    for (index, step) in wanted.iter().enumerate() {
+        if process::stop_requested() {
+            return Err(Error::Stopped);
+        }
+        let action = decide(run, step, span, &made, observer)?;
+        let reason = action.reason(run);
+        if !matches!(action, Action::Skip(_)) {
+            let (number, of) = (index + 1, wanted.len());
+            observer(&Event::Begins { number, of, folder: step.folder, reason: &reason });
+        }
+        let (status, manifest) = match action {
+            Action::Skip(old) => (StepStatus::Skipped, *old),
+            Action::Reuse(manifest, from) => (StepStatus::Reused, making.reuse(step, *manifest, &from)?),
+            Action::Start(_) => (StepStatus::Ran, making.make(step, &made, false)?),
+            Action::Resume => (StepStatus::Ran, making.make(step, &made, true)?),
+        };
+        outcomes.push(Outcome::new(step, status, reason, Some(&manifest)));
+        made.insert(step.folder, Some(manifest));
+    }
+    Ok(outcomes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::manifest::{self, Status};
+    use crate::workspace::Workspace;
+
+    use crate::programs::InFolder;
+
+    fn silent(_: &Event<'_>) {}
+
+    /// A run beside which another one has finished a step with the outputs `plan.toml` and, linked, `large.bin`.
+    fn beside_a_finished_one(folder: &Path) -> (Run, Step) {
+        let run = |name: &str| Run {
+            workspace: Workspace::new(folder).unwrap(),
+            config: Config::default(),
+            config_file: "x.toml".into(),
+            folder: folder.join(name),
+            siblings: Vec::new(),
+        };
+        let step = || Step {
+            stage: Stage::Plan,
+            folder: "03-plan",
+            version: 1,
+            config: BTreeMap::new(),
+            inputs: Vec::new(),
+            invocations: Vec::new(),
+            must_write: vec!["plan.toml"],
+            beside: Vec::new(),
+            scratch: &[],
+            editable: true,
+            resumable: false,
+            prepared: vec![("plan.toml", "a plan".to_owned())],
+        };
+        let other = run("other");
+        fs::create_dir_all(&other.folder).unwrap();
+        let lock = other.lock().unwrap();
+        let making = Making::begin(&other, &[], lock, &InFolder(folder.into()), &silent).unwrap();
+        let mut made = making.make(&step(), &Made::new(), false).unwrap();
+        let large = other.path("03-plan/large.bin");
+        fs::write(&large, vec![7u8; manifest::ALWAYS_HASHED as usize + 1]).unwrap();
+        made.outputs.push(manifest::record(&large, "03-plan/large.bin".into(), &[]).unwrap());
+        made.write(&other.path("03-plan")).unwrap();
+        (Run { siblings: vec![run("none").folder, other.folder], ..run("mine") }, step())
+    }
+
+    #[test]
+    fn what_a_sibling_made_from_the_same_is_taken_over_and_then_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, step) = beside_a_finished_one(folder.path());
+        let steps = [step];
+        assert_eq!(
+            dry_run(&run, &steps, Span::default(), &silent).unwrap()[0].status,
+            StepStatus::WouldReuse
+        );
+        assert!(!run.folder.exists(), "a dry run writes nothing");
+        assert_eq!(
+            execute(&run, &steps, Span::default(), &InFolder(folder.path().into()), &silent).unwrap()[0]
+                .status,
+            StepStatus::Reused
+        );
+        assert_eq!(dry_run(&run, &steps, Span::default(), &silent).unwrap()[0].status, StepStatus::Skipped);
+        // A plan is a person's to edit: in one run, not in all.
+        fs::write(run.path("03-plan/plan.toml"), "an edit").unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("other/03-plan/plan.toml")).unwrap(), "a plan");
+        let forced = Span { again: Some(Stage::Plan), ..Span::default() };
+        assert_eq!(
+            dry_run(&run, &steps, forced, &silent).unwrap()[0].status,
+            StepStatus::WouldRun,
+            "asked for is made"
+        );
+    }
+
+    #[test]
+    fn nothing_damaged_unfinished_or_of_other_inputs_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, mut step) = beside_a_finished_one(folder.path());
+        let status = |step: &Step| {
+            dry_run(&run, std::slice::from_ref(step), Span::default(), &silent).unwrap()[0].status
+        };
+        step.version = 2;
+        assert_eq!(status(&step), StepStatus::WouldRun);
+        step.version = 1;
+        assert_eq!(status(&step), StepStatus::WouldReuse);
+        let other = folder.path().join("other/03-plan");
+        let manifest = Manifest::read(&other).unwrap();
+        Manifest { status: Status::Running, ..manifest.clone() }.write(&other).unwrap();
+        assert_eq!(status(&step), StepStatus::WouldRun);
+        manifest.write(&other).unwrap();
+        fs::write(other.join("plan.toml"), "an edit").unwrap();
+        assert_eq!(status(&step), StepStatus::WouldRun);
+    }
+}
