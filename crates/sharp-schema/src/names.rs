@@ -1,0 +1,223 @@
+//! Defines the enums whose names stand in configurations, plans and command lines.
+
+/// A name that no value of an enum has; the message suggests the nearest one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UnknownName(String);
+
+/// Defines an enum by its names: `ALL`, `name`, `Display`, `FromStr` with a suggestion, serde as the name, and
+/// `clap::ValueEnum` behind the feature `clap`. `$kind` is what an error calls it.
+macro_rules! names {
+    ($(#[$doc:meta])* $enum:ident, $kind:literal { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $enum { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $enum {
+            /// All values, in the order in which they are listed to people.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The names of [`Self::ALL`].
+            pub const NAMES: &[&str] = &[$($name,)+];
+
+            /// The name in files and on command lines.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+
+        impl std::fmt::Display for $enum {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl std::str::FromStr for $enum {
+            type Err = UnknownName;
+
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                match text {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(UnknownName(crate::suggest::unknown($kind, text, Self::NAMES))),
+                }
+            }
+        }
+
+        impl serde::Serialize for $enum {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $enum {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text: std::borrow::Cow<'de, str> = serde::Deserialize::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        #[cfg(feature = "clap")]
+        impl clap::ValueEnum for $enum {
+            fn value_variants<'a>() -> &'a [Self] {
+                Self::ALL
+            }
+
+            fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+                Some(clap::builder::PossibleValue::new(self.name()))
+            }
+        }
+    };
+}
+
+names! {
+    /// How a configuration or a plan file says what takes the place of a layer's MLP.
+    ///
+    /// `W` is a projection's weight `(out, in)`, `W_ref` the reference layer's, `B A` a low-rank product.
+    Form, "form" {
+        /// `W_ref`: direct sharing, nothing repaired.
+        None = "none",
+        /// `W_ref + B A`: the paper's form (Wang et al., arXiv 2502.07832).
+        LowRank = "low_rank",
+        /// `diag(row_scale) W_ref + B A`.
+        ScaledLowRank = "scaled_low_rank",
+        /// `diag(row_scale) W_ref diag(col_scale) + B A`.
+        RowColumnScaledLowRank = "row_column_scaled_low_rank",
+        /// `B A`, nothing shared: the baseline of low rank alone.
+        LowRankOnly = "low_rank_only",
+        /// The layer's own MLP with fewer neurons: structured pruning.
+        Pruned = "pruned",
+        /// Nothing: the MLP is left out, its output is zero (the layer-pruning baseline).
+        Drop = "drop",
+    }
+}
+
+names! {
+    /// What decides which layers change.
+    StrategyName, "strategy" {
+        /// The cheapest set of layers under the budget, by dynamic programme.
+        Optimal = "optimal",
+        /// The cheapest layer next, until the budget is met.
+        Greedy = "greedy",
+        /// Every second layer runs with the MLP of the layer before it.
+        Pairs = "pairs",
+        /// Groups of layers at the back share the MLP of their first layer.
+        Back = "back",
+        /// Groups of layers at the front share the MLP of their first layer.
+        Front = "front",
+        /// Groups of equal size over all layers.
+        Groups = "groups",
+        /// Every layer gives up the same part of its own MLP; nothing is shared.
+        Even = "even",
+        /// A list of target and reference layers given by a person.
+        Explicit = "explicit",
+    }
+}
+
+names! {
+    /// Where the parameters of a changed layer begin.
+    #[derive(Default)]
+    Start, "start" {
+        /// The paper's: `A` random, `B` zero, scales one; a pruned layer begins with its largest neurons.
+        #[default]
+        Zero = "zero",
+        /// The closed-form fit to what the original's MLP computes on calibration text.
+        Whitened = "whitened",
+    }
+}
+
+names! {
+    /// How the warm-up weights each token's squared error.
+    #[derive(Default)]
+    Weighting, "weighting" {
+        /// All alike, the paper's L2: a few tokens with massive activations decide.
+        None = "none",
+        /// Divides by the squared norm of the token's residual stream after the layer, which the next norm divides by:
+        /// the error as the layers above see it.
+        #[default]
+        Residual = "residual",
+        /// Divides by the squared norm of the token's own MLP output plus a tenth of the median, so that tiny outputs
+        /// do not decide either.
+        Output = "output",
+    }
+}
+
+names! {
+    /// Which whole MLPs fine-tuning trains beside the recovery parameters.
+    #[derive(Default)]
+    TrainMlps, "choice of MLPs" {
+        /// None, the paper's recipe: the recovery parameters alone.
+        #[default]
+        None = "none",
+        /// Those that several layers run with.
+        Shared = "shared",
+        /// Those, and every other layer's above the first of them.
+        All = "all",
+    }
+}
+
+names! {
+    /// The type that a checkpoint's weights are stored in.
+    FloatType, "type" {
+        /// IEEE single precision, 4 bytes.
+        F32 = "f32",
+        /// IEEE half precision, 2 bytes.
+        F16 = "f16",
+        /// The upper half of single precision, 2 bytes.
+        Bf16 = "bf16",
+    }
+}
+
+names! {
+    /// Whether training multiplies matrices in bf16.
+    #[derive(Default)]
+    Bf16, "choice of bf16" {
+        /// Where the processor has instructions for it.
+        #[default]
+        Auto = "auto",
+        /// Everywhere.
+        On = "on",
+        /// Nowhere: float32.
+        Off = "off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<T>(all: &[T], names: &[&str])
+    where
+        T: Copy + PartialEq + std::fmt::Debug + std::fmt::Display + std::str::FromStr<Err = UnknownName>,
+        T: serde::Serialize + serde::de::DeserializeOwned,
+    {
+        assert_eq!(all.len(), names.len());
+        for (&value, &name) in all.iter().zip(names) {
+            assert_eq!(value.to_string(), name);
+            assert_eq!(name.parse::<T>().unwrap(), value);
+            let json = serde_json::to_string(&value).unwrap();
+            assert_eq!(json, format!("\"{name}\""));
+            assert_eq!(serde_json::from_str::<T>(&json).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn every_name_is_read_as_it_is_written() {
+        round_trip(Form::ALL, Form::NAMES);
+        round_trip(StrategyName::ALL, StrategyName::NAMES);
+        round_trip(Start::ALL, Start::NAMES);
+        round_trip(Weighting::ALL, Weighting::NAMES);
+        round_trip(TrainMlps::ALL, TrainMlps::NAMES);
+        round_trip(FloatType::ALL, FloatType::NAMES);
+        round_trip(Bf16::ALL, Bf16::NAMES);
+    }
+
+    #[test]
+    fn a_misspelt_name_gets_a_suggestion() {
+        let error = "lowrank".parse::<Form>().unwrap_err().to_string();
+        assert_eq!(error, "unknown form `lowrank`; did you mean `low_rank`?");
+        let error = serde_json::from_str::<Start>("\"whitend\"").unwrap_err().to_string();
+        assert!(error.starts_with("unknown start `whitend`; did you mean `whitened`?"), "{error}");
+        let error = "zzzzzzzz".parse::<Bf16>().unwrap_err().to_string();
+        assert_eq!(error, "unknown choice of bf16 `zzzzzzzz`; known are auto, on, off");
+    }
+}
