@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::forward::{Place, part, part_mut};
+use crate::forward::{KvTarget, part, part_mut};
 use crate::model::Model;
 use crate::session::Session;
 use crate::workspace::Workspace;
@@ -74,8 +74,8 @@ impl Batch {
         let hidden = part_mut(&mut self.ws.hidden, n * d);
         self.model.embed(tokens, hidden)?;
         for layer in 0..self.model.inner.layers.len() {
-            let place = Place::Sessions { sessions, layer };
-            self.model.run_layer(layer, hidden, n, &mut self.ws.run, place, &mut ())?;
+            let kv = KvTarget::Sessions { sessions, layer };
+            self.model.run_layer(layer, hidden, n, &mut self.ws.run, kv, &mut ())?;
         }
         let logits = part_mut(&mut self.logits, n * vocab);
         self.model.run_head(part(&self.ws.hidden, n * d), n, &mut self.ws.run, logits)?;

@@ -14,7 +14,7 @@ use sharp_quant::{
 };
 
 use crate::error::{Error, Result};
-use crate::forward::{Place, Segment, add, part, part_mut, rows};
+use crate::forward::{KvTarget, Segment, add, part, part_mut, rows};
 use crate::linear::Linear;
 use crate::model::{Model, Options};
 use crate::quantize::{Recipe, pack_tensor};
@@ -136,8 +136,8 @@ impl<'a> Calibrator<'a> {
             (stored(Part::Value)?, &attention.value),
         ];
         rounding.meet(index, inputs, recipe.attention, part(&b.normed, n * d))?;
-        let place = Place::Sequence { cache: &mut self.cache, layer: 0, at: 0, segments };
-        model.run_heads(attention, n, b, place)?;
+        let kv = KvTarget::Sequence { cache: &mut self.cache, layer: 0, at: 0, segments };
+        model.run_heads(attention, n, b, kv)?;
         let output = [(stored(Part::Output)?, &attention.output)];
         rounding.meet(index, output, recipe.attention, part(&b.mixed, n * q_size))?;
         model.run_output(attention, n, b)?;

@@ -12,14 +12,14 @@ pub enum Error {
     Model(#[from] sharp_model::Error),
     /// A kernel refused its input.
     #[error(transparent)]
-    Quant(#[from] sharp_quant::QuantError),
+    Quant(#[from] sharp_quant::Error),
     /// A kernel refused a model's tensor.
     #[error("tensor `{tensor}`: {source}")]
     Tensor {
         /// The tensor.
         tensor: String,
         /// Why.
-        source: sharp_quant::QuantError,
+        source: sharp_quant::Error,
     },
     /// A tensor of another shape than the configuration says.
     #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
@@ -82,7 +82,7 @@ impl Error {
         Self::Argument { what: what.into() }
     }
 
-    pub(crate) fn tensor(tensor: impl Into<String>) -> impl FnOnce(sharp_quant::QuantError) -> Self {
+    pub(crate) fn tensor(tensor: impl Into<String>) -> impl FnOnce(sharp_quant::Error) -> Self {
         move |source| Self::Tensor { tensor: tensor.into(), source }
     }
 }

@@ -242,7 +242,7 @@ fn scaled(
 }
 
 /// Whose keys and values the tokens of a pass meet.
-pub(crate) enum Place<'a, 's> {
+pub(crate) enum KvTarget<'a, 's> {
     /// Tokens of one sequence.
     Sequence {
         cache: &'a mut KvCache,
@@ -294,13 +294,13 @@ impl Model {
         hidden: &mut [f32],
         n: usize,
         b: &mut Buffers,
-        place: Place<'_, '_>,
+        kv: KvTarget<'_, '_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let layer = self.layer(index)?;
         let d = self.config().hidden_size;
         let before = observer.wants(index).then(|| hidden.to_vec());
-        self.run_attention(&layer.attention, hidden, n, b, place)?;
+        self.run_attention(&layer.attention, hidden, n, b, kv)?;
         let team = &*self.inner.team;
         add(team, hidden, part(&b.delta, n * d), d);
         self.norm_input(hidden, layer.mlp_norm.as_deref(), part_mut(&mut b.normed, n * d));
@@ -330,11 +330,11 @@ impl Model {
         hidden: &[f32],
         n: usize,
         b: &mut Buffers,
-        place: Place<'_, '_>,
+        kv: KvTarget<'_, '_>,
     ) -> Result<()> {
         let d = self.config().hidden_size;
         self.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
-        self.run_heads(attention, n, b, place)?;
+        self.run_heads(attention, n, b, kv)?;
         self.run_output(attention, n, b)
     }
 
@@ -344,7 +344,7 @@ impl Model {
         attention: &Attention,
         n: usize,
         b: &mut Buffers,
-        place: Place<'_, '_>,
+        kv: KvTarget<'_, '_>,
     ) -> Result<()> {
         let config = self.config();
         let team = &*self.inner.team;
@@ -361,8 +361,8 @@ impl Model {
         project(team, linears, part(&b.normed, n * d), n, [q, k, v], &mut aside)?;
 
         let mixed = part_mut(&mut b.mixed, n * q_size);
-        match place {
-            Place::Sequence { cache, layer, at, segments } => {
+        match kv {
+            KvTarget::Sequence { cache, layer, at, segments } => {
                 let table = RopeTable::of(attention.kind.rotary, &b.rope, &b.local_rope);
                 let turn = |t: usize, heads: &mut [f32], weight: Option<&[f32]>| {
                     self.turn(heads, weight, table, position(at, segments, t));
@@ -386,7 +386,7 @@ impl Model {
                     begin += tokens;
                 }
             }
-            Place::Sessions { sessions, layer } => {
+            KvTarget::Sessions { sessions, layer } => {
                 let failure = std::sync::Mutex::new(None);
                 team.chunks_mut(sessions, 1, &|i, session| {
                     let [session] = session else { return };

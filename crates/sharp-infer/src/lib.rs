@@ -11,9 +11,9 @@ mod load;
 mod model;
 mod passes;
 mod quantize;
-mod same;
 mod sampler;
 mod session;
+mod shared_prefix;
 mod synth;
 mod workspace;
 

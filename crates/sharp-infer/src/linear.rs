@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sharp_model::TensorBytes;
 use sharp_quant::{
-    DType, LowRank, MatOp, PackedFormat, PackedRef, QuantError,
+    DType, Error as QuantError, LowRank, MatOp, PackedFormat, PackedRef,
     float::{DenseOp, DenseRef},
 };
 

@@ -8,7 +8,7 @@ use sharp_model::{
     names::{self, Attention as Part},
     packed::{BlobFormat, PackedFile, PackedTensor},
 };
-use sharp_quant::{DType, PackedFormat, QuantError, ScaleRule, Team, float::DenseRef};
+use sharp_quant::{DType, Error as QuantError, PackedFormat, ScaleRule, Team, float::DenseRef};
 
 use crate::error::{Error, Result};
 use crate::linear::{Factors, Linear, Weight};
@@ -19,13 +19,13 @@ const ROWS: usize = 512;
 
 /// Matrices by the address of their bytes, so that aliases become one.
 #[derive(Default)]
-struct Shared {
+struct TensorCache {
     known: HashMap<(usize, usize, usize), Arc<Weight>>,
     /// Who packs block-quantised matrices; without, they become floats.
     packer: Option<Arc<Team>>,
 }
 
-impl Shared {
+impl TensorCache {
     fn of(&mut self, weight: Weight) -> Arc<Weight> {
         let key = (weight.bytes().as_ptr() as usize, weight.rows(), weight.cols());
         self.known.entry(key).or_insert_with(|| Arc::new(weight)).clone()
@@ -183,7 +183,7 @@ impl Model {
     /// # Errors
     /// [`Error::Model`] and [`Error::Shape`] for tensors missing or misshapen; [`Error::Quant`] if threads cannot be started.
     pub fn from_source(source: &ModelSource, options: &Options) -> Result<Self> {
-        Self::from_checkpoint(source, options, Shared::default(), DType::F32)
+        Self::from_checkpoint(source, options, TensorCache::default(), DType::F32)
     }
 
     /// As [`Model::from_source`], but block-quantised matrices (a GGUF file's) go into the kernels' layouts, copied into memory: Q4_0 and
@@ -209,13 +209,18 @@ impl Model {
             tracing::info!(%file, kinds, "rounding to 8 bits what the kernels have no layout for");
         }
         let cache = if blocks.is_empty() { DType::F32 } else { DType::F16 };
-        Self::from_checkpoint(source, &options, Shared { packer: Some(team), ..Shared::default() }, cache)
+        Self::from_checkpoint(
+            source,
+            &options,
+            TensorCache { packer: Some(team), ..TensorCache::default() },
+            cache,
+        )
     }
 
     fn from_checkpoint(
         source: &ModelSource,
         options: &Options,
-        mut shared: Shared,
+        mut tensors: TensorCache,
         cache: DType,
     ) -> Result<Self> {
         let config = source.config();
@@ -228,7 +233,7 @@ impl Model {
         let norms = NormReader { config, read: vector };
         let mut matrix = |tensor: TensorRef, shape: (usize, usize)| -> Result<Arc<Weight>> {
             expect(tensor.name(), &[shape.0, shape.1], tensor.shape())?;
-            shared.dense(&tensor)
+            tensors.dense(&tensor)
         };
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
@@ -303,7 +308,7 @@ impl Model {
     pub fn from_packed(file: &PackedFile, options: &Options) -> Result<Self> {
         let config = file.config();
         check(config)?;
-        let mut shared = Shared::default();
+        let mut tensors = TensorCache::default();
         let vector = |name: &str, len: usize| -> Result<Arc<[f32]>> {
             let tensor = file.tensor(name)?;
             expect(name, &[1, len], &[tensor.rows, tensor.cols])?;
@@ -311,7 +316,7 @@ impl Model {
         };
         let norms = NormReader { config, read: vector };
         let mut matrix = |name: &str, shape: (usize, usize)| -> Result<Arc<Weight>> {
-            shared.packed(name, file.tensor(name)?, shape)
+            tensors.packed(name, file.tensor(name)?, shape)
         };
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         let mut layers = Vec::with_capacity(config.num_hidden_layers);

@@ -410,8 +410,8 @@ impl Model {
     /// the limit of decoding over these bytes by these kernels. None where a matrix is not packed.
     ///
     /// # Errors
-    /// Those of [`sharp_quant::walk`].
-    pub fn walk(&self, tokens: usize) -> Result<Option<Duration>> {
+    /// Those of [`sharp_quant::bare_loop`].
+    pub fn bare_loop(&self, tokens: usize) -> Result<Option<Duration>> {
         let layers = self.inner.layers.iter().flat_map(|layer| {
             layer.attention.projections().into_iter().chain(layer.mlp.projections()).flat_map(Linear::weights)
         });
@@ -434,7 +434,7 @@ impl Model {
         }
         let begun = Instant::now();
         for _ in 0..tokens {
-            std::hint::black_box(sharp_quant::walk(&self.inner.team, &products)?);
+            std::hint::black_box(sharp_quant::bare_loop(&self.inner.team, &products)?);
         }
         Ok(Some(begun.elapsed()))
     }

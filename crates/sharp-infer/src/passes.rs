@@ -3,7 +3,7 @@
 use sharp_quant::float::{self, KvCache};
 
 use crate::error::{Error, Result};
-use crate::forward::{LayerView, Observer, Place, Segment, part, part_mut};
+use crate::forward::{KvTarget, LayerView, Observer, Segment, part, part_mut};
 use crate::model::Model;
 use crate::workspace::Workspace;
 
@@ -57,8 +57,8 @@ impl Model {
         let mut ws = self.workspace(n)?;
         let mut cache = self.single_layer_cache(n)?;
         for index in first..self.layers().len() {
-            let place = Place::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
-            self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
+            let kv = KvTarget::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+            self.run_layer(index, &mut hidden, n, &mut ws.run, kv, observer)?;
         }
         Ok(hidden)
     }
@@ -110,8 +110,8 @@ impl Model {
         let mut ws = Workspace::new(self.config(), self.inner.needs, n, longest)?;
         let mut cache = self.single_layer_cache(longest)?;
         for index in first..self.layers().len() {
-            let place = Place::Sequence { cache: &mut cache, layer: 0, at: 0, segments };
-            self.run_layer(index, &mut hidden, n, &mut ws.run, place, observer)?;
+            let kv = KvTarget::Sequence { cache: &mut cache, layer: 0, at: 0, segments };
+            self.run_layer(index, &mut hidden, n, &mut ws.run, kv, observer)?;
         }
         Ok(hidden)
     }
@@ -148,8 +148,8 @@ impl Model {
         for index in 0..self.layers().len() {
             for (s, hidden) in all.iter_mut().enumerate().filter(|(_, h)| !h.is_empty()) {
                 let n = hidden.len() / d;
-                let place = Place::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
-                self.run_layer(index, hidden, n, &mut ws.run, place, &mut |v: LayerView<'_>| look(s, v))?;
+                let kv = KvTarget::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+                self.run_layer(index, hidden, n, &mut ws.run, kv, &mut |v: LayerView<'_>| look(s, v))?;
             }
         }
         Ok(all)

@@ -11,7 +11,7 @@ use sharp_model::{
     packed::{BlobFormat, BlobId, PackedFile, PackedWriter},
 };
 use sharp_progress::{Progress, Silent, Task};
-use sharp_quant::{Feedback, PackedFormat, PackedRef, QuantError, ScaleRule, Team};
+use sharp_quant::{Error as QuantError, Feedback, PackedFormat, PackedRef, ScaleRule, Team};
 
 use crate::calibrate::Calibrator;
 use crate::error::{Error, Result};

@@ -3,7 +3,7 @@
 use sharp_quant::float::KvCache;
 
 use crate::error::{Error, Result};
-use crate::forward::{Place, part, part_mut};
+use crate::forward::{KvTarget, part, part_mut};
 use crate::model::{Attention, Model};
 use crate::workspace::{RopeTable, Workspace};
 
@@ -204,8 +204,8 @@ impl Session {
         let hidden = part_mut(&mut self.ws.hidden, n * self.model.config().hidden_size);
         self.model.embed(piece, hidden)?;
         for layer in 0..self.model.inner.layers.len() {
-            let place = Place::Sequence { cache: &mut self.cache, layer, at, segments: &[] };
-            self.model.run_layer(layer, hidden, n, &mut self.ws.run, place, &mut ())?;
+            let kv = KvTarget::Sequence { cache: &mut self.cache, layer, at, segments: &[] };
+            self.model.run_layer(layer, hidden, n, &mut self.ws.run, kv, &mut ())?;
         }
         self.tokens.extend_from_slice(piece);
         Ok(())

@@ -121,7 +121,7 @@ pub enum Error {
     },
     /// A block format refused its input.
     #[error(transparent)]
-    Quant(#[from] sharp_quant::QuantError),
+    Quant(#[from] sharp_quant::Error),
 }
 
 impl Error {

@@ -1,10 +1,11 @@
 //! Activations quantised to 8 bits for the integer kernels.
 
 use crate::{
-    blocks::BLOCK,
-    error::{QuantError, Result, check_len},
-    raw::Shared,
+    disjoint::DisjointSlice,
+    dtype::BLOCK,
+    error::{Error, Result, check_len},
     team::Team,
+    vectorised::vectorised,
 };
 
 /// A preallocated buffer of `n` tokens of `cols` activations, quantised for every run of 32 columns.
@@ -53,7 +54,7 @@ impl Activations {
     /// Room for `max_tokens` tokens of `max_cols` columns.
     ///
     /// # Errors
-    /// [`QuantError::Empty`] and [`QuantError::Overflow`].
+    /// [`Error::Empty`] and [`Error::Overflow`].
     pub fn new(max_tokens: usize, max_cols: usize) -> Result<Self> {
         Self::with(max_tokens, max_cols, true)
     }
@@ -68,10 +69,10 @@ impl Activations {
 
     fn with(max_tokens: usize, max_cols: usize, floats: bool) -> Result<Self> {
         if max_tokens == 0 || max_cols == 0 {
-            return Err(QuantError::Empty { rows: max_tokens, cols: max_cols });
+            return Err(Error::Empty { rows: max_tokens, cols: max_cols });
         }
         let overflow =
-            || QuantError::Overflow { what: "activations in elements", rows: max_tokens, cols: max_cols };
+            || Error::Overflow { what: "activations in elements", rows: max_tokens, cols: max_cols };
         let blocks = max_tokens.checked_mul(max_cols.div_ceil(BLOCK)).ok_or_else(overflow)?;
         let padded =
             blocks.checked_mul(BLOCK).filter(|p| *p < isize::MAX as usize / 4).ok_or_else(overflow)?;
@@ -117,7 +118,7 @@ impl Activations {
     /// Takes `x` (n, cols), `n = x.len() / cols` tokens, replacing what was held.
     ///
     /// # Errors
-    /// [`QuantError::Capacity`] if there is no room, [`QuantError::Length`] if `x` is not n x cols elements.
+    /// [`Error::Capacity`] if there is no room, [`Error::Length`] if `x` is not n x cols elements.
     pub fn quantize(&mut self, x: &[f32], n: usize, cols: usize) -> Result<()> {
         self.begin(n, cols)?;
         check_len("activations in elements", n * cols, x.len())?;
@@ -154,14 +155,14 @@ impl Activations {
     /// Sets the shape; contents are undefined (but initialised) until stored.
     pub(crate) fn begin(&mut self, n: usize, cols: usize) -> Result<()> {
         if cols == 0 || cols > self.max_cols {
-            return Err(QuantError::Capacity {
+            return Err(Error::Capacity {
                 what: "columns of the activations",
                 capacity: self.max_cols,
                 wanted: cols,
             });
         }
         if n > self.max_tokens {
-            return Err(QuantError::Capacity {
+            return Err(Error::Capacity {
                 what: "tokens of the activations",
                 capacity: self.max_tokens,
                 wanted: n,
@@ -205,11 +206,11 @@ impl Activations {
         Parts {
             blocks: self.blocks(),
             floats: self.floats,
-            q: Shared::new(&mut self.q),
-            x: Shared::new(&mut self.x),
-            scale: Shared::new(&mut self.scale),
-            sum: Shared::new(&mut self.sum),
-            pair: Shared::new(&mut self.pair),
+            q: DisjointSlice::new(&mut self.q),
+            x: DisjointSlice::new(&mut self.x),
+            scale: DisjointSlice::new(&mut self.scale),
+            sum: DisjointSlice::new(&mut self.sum),
+            pair: DisjointSlice::new(&mut self.pair),
         }
     }
 }
@@ -219,11 +220,11 @@ impl Activations {
 pub(crate) struct Parts {
     blocks: usize,
     floats: bool,
-    q: Shared<i8>,
-    x: Shared<f32>,
-    scale: Shared<f32>,
-    sum: Shared<i32>,
-    pair: Shared<i32>,
+    q: DisjointSlice<i8>,
+    x: DisjointSlice<f32>,
+    scale: DisjointSlice<f32>,
+    sum: DisjointSlice<i32>,
+    pair: DisjointSlice<i32>,
 }
 
 impl Parts {
@@ -261,35 +262,10 @@ impl Parts {
     }
 }
 
-/// Quantises the whole blocks of `x`.
-fn quantize_blocks(
-    isa: crate::Isa,
-    x: &[f32],
-    q: &mut [i8],
-    scale: &mut [f32],
-    sum: &mut [i32],
-    pair: &mut [i32],
-) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn wide(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
-            quantize_blocks_body(x, q, scale, sum, pair);
-        }
-        #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl")]
-        fn wider(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
-            quantize_blocks_body(x, q, scale, sum, pair);
-        }
-        match isa.kind() {
-            // SAFETY: an `Isa` of this kind exists only where the processor has AVX-512 F, BW and VL.
-            crate::isa::Kind::Avx512Vnni => return unsafe { wider(x, q, scale, sum, pair) },
-            // SAFETY: an `Isa` of this kind exists only where the processor has AVX2 and FMA.
-            crate::isa::Kind::Avx2 => return unsafe { wide(x, q, scale, sum, pair) },
-            _ => {}
-        }
-    }
-    let _ = isa;
-    quantize_blocks_body(x, q, scale, sum, pair);
+vectorised! {
+    /// Quantises the whole blocks of `x`.
+    fn quantize_blocks / quantize_blocks_body []
+        (x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32])
 }
 
 /// Joins element `i` with `i + 16`, then with `i + 8`, then with `i + 4`: vector operations of halves, not a walk along the block.
@@ -308,7 +284,13 @@ fn halve<T: Copy>(mut all: [T; BLOCK], join: impl Fn(T, T) -> T) -> [T; 4] {
 /// Written without branches in its loops, so that the compiler vectorises it for each instruction set; every
 /// operation is exact or correctly rounded, so all give the same bits.
 #[inline(always)]
-fn quantize_blocks_body(x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32]) {
+fn quantize_blocks_body<const HW: bool>(
+    x: &[f32],
+    q: &mut [i8],
+    scale: &mut [f32],
+    sum: &mut [i32],
+    pair: &mut [i32],
+) {
     /// 1.5 * 2^23: adding it rounds to an integer, half to even, and leaves that integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let blocks = x.as_chunks::<BLOCK>().0.iter().zip(q.as_chunks_mut::<BLOCK>().0);

@@ -1,14 +1,14 @@
 //! Conversion between f32 and the stored formats.
 
 use crate::{
-    dtype::DType,
-    error::{QuantError, Result, check_len},
-    read_only, search,
+    dtype::{BLOCK, DType},
+    error::{Error, Result, check_len},
+    f16_bytes::{f16_to_f32, read_f16},
+    ggml_read,
+    scale_max::{self, QuantBlock},
+    scale_search,
 };
-use half::{bf16, f16, slice::HalfFloatSliceExt};
-
-/// Elements that share a scale in every block format here.
-pub const BLOCK: usize = 32;
+use half::{bf16, f16};
 
 /// How the scale of a block is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -21,20 +21,12 @@ pub enum ScaleRule {
     LeastSquares,
 }
 
-/// One quantised block before it is laid out: element `j` stands for `scale * (q[j] - zero) + min`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Block<Q> {
-    pub(crate) scale: f16,
-    pub(crate) min: f16,
-    pub(crate) q: [Q; BLOCK],
-}
-
 /// Converts stored elements to f32.
 ///
 /// `bytes` holds `out.len()` elements; it may have any alignment.
 ///
 /// # Errors
-/// [`QuantError::NotWholeBlocks`], and [`QuantError::Length`] if `bytes` is not exactly as long as `out` asks for.
+/// [`Error::NotWholeBlocks`], and [`Error::Length`] if `bytes` is not exactly as long as `out` asks for.
 pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     check_len("stored bytes", dtype.nbytes(out.len())?, bytes.len())?;
     match dtype {
@@ -77,12 +69,12 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
                 }
             }
         }
-        DType::Q5_0 => read_only::q5_0(bytes, out),
-        DType::Q5_1 => read_only::q5_1(bytes, out),
-        DType::IQ4_NL => read_only::iq4_nl(bytes, out),
-        DType::Q4_K => read_only::q4_k(bytes, out),
-        DType::Q5_K => read_only::q5_k(bytes, out),
-        DType::Q6_K => read_only::q6_k(bytes, out),
+        DType::Q5_0 => ggml_read::q5_0(bytes, out),
+        DType::Q5_1 => ggml_read::q5_1(bytes, out),
+        DType::IQ4_NL => ggml_read::iq4_nl(bytes, out),
+        DType::Q4_K => ggml_read::q4_k(bytes, out),
+        DType::Q5_K => ggml_read::q5_k(bytes, out),
+        DType::Q6_K => ggml_read::q6_k(bytes, out),
     }
     Ok(())
 }
@@ -93,8 +85,8 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 /// block formats.
 ///
 /// # Errors
-/// [`QuantError::NotWholeBlocks`], [`QuantError::Length`], for the block formats [`QuantError::NotFinite`], and
-/// [`QuantError::ReadOnly`] for the formats that are not written.
+/// [`Error::NotWholeBlocks`], [`Error::Length`], for the block formats [`Error::NotFinite`], and
+/// [`Error::ReadOnly`] for the formats that are not written.
 pub fn quantize(dtype: DType, rule: ScaleRule, x: &[f32], out: &mut [u8]) -> Result<()> {
     quantize_weighted(dtype, rule, x, None, out)
 }
@@ -104,7 +96,7 @@ pub fn quantize(dtype: DType, rule: ScaleRule, x: &[f32], out: &mut [u8]) -> Res
 /// the weight multiplies. Negative and non-finite importances count as zero.
 ///
 /// # Errors
-/// Those of [`quantize`]; [`QuantError::Length`] if `importance` is not as long as `x`.
+/// Those of [`quantize`]; [`Error::Length`] if `importance` is not as long as `x`.
 pub fn quantize_weighted(
     dtype: DType,
     rule: ScaleRule,
@@ -136,7 +128,7 @@ pub fn quantize_weighted(
             return Ok(());
         }
         DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => {}
-        _ => return Err(QuantError::ReadOnly { dtype: dtype.name() }),
+        _ => return Err(Error::ReadOnly { dtype: dtype.name() }),
     }
     let blocks = x.as_chunks::<BLOCK>().0;
     for (i, (x, out)) in blocks.iter().zip(out.chunks_exact_mut(dtype.block_bytes())).enumerate() {
@@ -168,7 +160,7 @@ pub fn quantize_weighted(
 /// Shifts the index of an error from its block to the whole input.
 fn located<T>(block: Result<T>, i: usize) -> Result<T> {
     block.map_err(|e| match e {
-        QuantError::NotFinite { index, value } => QuantError::NotFinite { index: index + i * BLOCK, value },
+        Error::NotFinite { index, value } => Error::NotFinite { index: index + i * BLOCK, value },
         other => other,
     })
 }
@@ -180,120 +172,54 @@ fn write_nibbles(q: &[u8; BLOCK], out: &mut [u8]) {
     }
 }
 
-pub(crate) fn read_f16(b: &[u8], at: usize) -> f16 {
-    match b.get(at..at + 2) {
-        Some(&[l, h]) => f16::from_le_bytes([l, h]),
-        _ => f16::ZERO,
-    }
-}
-
-/// Little-endian f16 bytes of any alignment to f32. The `half` crate uses the processor's own conversion where it has
-/// one, for which it wants a typed slice.
-pub(crate) fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
-    let mut typed = [f16::ZERO; 64];
-    for (b, o) in bytes.chunks(128).zip(out.chunks_mut(64)) {
-        for (t, b) in typed.iter_mut().zip(b.as_chunks::<2>().0) {
-            *t = f16::from_le_bytes(*b);
-        }
-        if let Some(t) = typed.get(..o.len()) {
-            t.convert_to_f32_slice(o);
-        }
-    }
-}
-
 fn check_finite(x: &[f32; BLOCK]) -> Result<()> {
     match x.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
-        Some(index) => Err(QuantError::NotFinite { index, value: x[index].to_string() }),
+        Some(index) => Err(Error::NotFinite { index, value: x[index].to_string() }),
     }
 }
 
 fn finite_scale(d: f16, x: &[f32; BLOCK]) -> Result<()> {
-    if d.is_finite() { Ok(()) } else { Err(QuantError::NotFinite { index: 0, value: x[0].to_string() }) }
+    if d.is_finite() { Ok(()) } else { Err(Error::NotFinite { index: 0, value: x[0].to_string() }) }
 }
 
-/// The element of largest magnitude, the first of several.
-pub(crate) fn extreme(x: &[f32; BLOCK]) -> f32 {
-    let mut best = 0.0f32;
-    for &v in x {
-        if v.abs() > best.abs() {
-            best = v;
-        }
-    }
-    best
-}
+/// Searches the scale of least error for a block, starting from what the plain rule gives.
+type Search<Q> = fn(&[f32; BLOCK], Option<&[f32; BLOCK]>, QuantBlock<Q>) -> QuantBlock<Q>;
 
-pub(crate) fn inverse(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { 1.0 / d }
-}
-
-pub(crate) fn plain_q8_0(x: &[f32; BLOCK]) -> Block<i8> {
-    let d = extreme(x).abs() / 127.0;
-    let id = inverse(d);
-    // `round` is half away from zero, as C's roundf.
-    Block {
-        scale: f16::from_f32(d),
-        min: f16::ZERO,
-        q: x.map(|v| (v * id).round().clamp(-127.0, 127.0) as i8),
-    }
-}
-
-pub(crate) fn plain_q4_0(x: &[f32; BLOCK]) -> Block<u8> {
-    let d = extreme(x) / -8.0;
-    let id = inverse(d);
-    Block { scale: f16::from_f32(d), min: f16::ZERO, q: x.map(|v| ((v * id + 8.5) as u8).min(15)) }
-}
-
-pub(crate) fn plain_q4_1(x: &[f32; BLOCK]) -> Block<u8> {
-    let (min, max) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
-    let d = (max - min) / 15.0;
-    let id = inverse(d);
-    Block {
-        scale: f16::from_f32(d),
-        min: f16::from_f32(min),
-        q: x.map(|v| (((v - min) * id + 0.5) as u8).min(15)),
-    }
+/// Quantises one block by `rule`, with an importance for each element if there is one.
+fn by_rule<Q: Copy>(
+    rule: ScaleRule,
+    x: &[f32; BLOCK],
+    w: Option<&[f32; BLOCK]>,
+    plain: fn(&[f32; BLOCK]) -> QuantBlock<Q>,
+    search: Search<Q>,
+) -> Result<QuantBlock<Q>> {
+    check_finite(x)?;
+    let plain = plain(x);
+    finite_scale(plain.scale, x)?;
+    finite_scale(plain.min, x)?;
+    Ok(match rule {
+        ScaleRule::Max => plain,
+        ScaleRule::LeastSquares => search(x, w, plain),
+    })
 }
 
 pub(crate) fn quantize_q8_0(
     rule: ScaleRule,
     x: &[f32; BLOCK],
     w: Option<&[f32; BLOCK]>,
-) -> Result<Block<i8>> {
-    check_finite(x)?;
-    let plain = plain_q8_0(x);
-    finite_scale(plain.scale, x)?;
-    Ok(match rule {
-        ScaleRule::Max => plain,
-        ScaleRule::LeastSquares => search::q8_0(x, w, plain),
-    })
+) -> Result<QuantBlock<i8>> {
+    by_rule(rule, x, w, scale_max::q8_0, scale_search::q8_0)
 }
 
 pub(crate) fn quantize_q4_0(
     rule: ScaleRule,
     x: &[f32; BLOCK],
     w: Option<&[f32; BLOCK]>,
-) -> Result<Block<u8>> {
-    check_finite(x)?;
-    let plain = plain_q4_0(x);
-    finite_scale(plain.scale, x)?;
-    Ok(match rule {
-        ScaleRule::Max => plain,
-        ScaleRule::LeastSquares => search::q4_0(x, w, plain),
-    })
+) -> Result<QuantBlock<u8>> {
+    by_rule(rule, x, w, scale_max::q4_0, scale_search::q4_0)
 }
 
-pub(crate) fn quantize_q4_1(
-    rule: ScaleRule,
-    x: &[f32; BLOCK],
-    w: Option<&[f32; BLOCK]>,
-) -> Result<Block<u8>> {
-    check_finite(x)?;
-    let plain = plain_q4_1(x);
-    finite_scale(plain.scale, x)?;
-    finite_scale(plain.min, x)?;
-    Ok(match rule {
-        ScaleRule::Max => plain,
-        ScaleRule::LeastSquares => search::q4_1(x, w, plain),
-    })
+fn quantize_q4_1(rule: ScaleRule, x: &[f32; BLOCK], w: Option<&[f32; BLOCK]>) -> Result<QuantBlock<u8>> {
+    by_rule(rule, x, w, scale_max::q4_1, scale_search::q4_1)
 }

@@ -3,12 +3,14 @@
 use half::f16;
 
 use crate::{
-    blocks::{BLOCK, inverse},
-    error::{QuantError, Result},
-    float::{LANES, Lane, tile, vectorised},
+    dtype::BLOCK,
+    error::{Error, Result},
+    float::{LANES, Lane, tile},
     gram::Feedback,
     packed::{GROUP, PackedFormat, check_pack, put_q4_row, put_q8_row, shifted},
+    scale_max::inverse,
     team::Team,
+    vectorised::vectorised,
 };
 
 // One lane for every row of a group.
@@ -30,7 +32,7 @@ const REFITS: usize = 2;
 /// errors to feed back, and [`ScaleRule::LeastSquares`](crate::ScaleRule::LeastSquares), which tries more scales, may round it better.
 ///
 /// # Errors
-/// [`QuantError::Unknown`] for [`PackedFormat::F16`], which has no scales; [`QuantError::Shape`] if `feedback` is for inputs of
+/// [`Error::Unknown`] for [`PackedFormat::F16`], which has no scales; [`Error::Shape`] if `feedback` is for inputs of
 /// another length; otherwise those of `pack_f32_into`.
 pub fn pack_calibrated(
     team: &Team,
@@ -43,14 +45,14 @@ pub fn pack_calibrated(
     let grid = Grid::of(format)?;
     check_pack(format, rows, cols, x, out)?;
     if feedback.cols() != cols {
-        return Err(QuantError::Shape {
+        return Err(Error::Shape {
             what: "columns of the second moments",
             expected: cols,
             found: feedback.cols(),
         });
     }
     if let Some(index) = x.iter().position(|v| !v.is_finite()) {
-        return Err(QuantError::NotFinite { index, value: x[index].to_string() });
+        return Err(Error::NotFinite { index, value: x[index].to_string() });
     }
     let isa = team.isa();
     let group_bytes = cols.div_ceil(BLOCK) * format.block_bytes();
@@ -93,7 +95,7 @@ impl Grid {
                 high: 127.0,
                 reaches: [126.0, 127.0].map(|r| [r, r + 0.25, r + 0.5, r + 0.75]).to_vec(),
             }),
-            PackedFormat::F16 => Err(QuantError::Unknown {
+            PackedFormat::F16 => Err(Error::Unknown {
                 what: "format with scales",
                 name: format.name().to_owned(),
                 known: [PackedFormat::Q4, PackedFormat::Q8].map(PackedFormat::name).join(", "),
@@ -163,7 +165,7 @@ fn group(
             if !cost.is_finite() {
                 let index = r * cols + from;
                 let value = x.get(index).copied().unwrap_or(f32::NAN).to_string();
-                return Err(QuantError::NotFinite { index, value });
+                return Err(Error::NotFinite { index, value });
             }
             total += cost;
             let scale = f16::from_f32(rounded.scales[r]);

@@ -1,7 +1,12 @@
 //! Names and sizes of the stored number formats.
 
-use crate::error::{QuantError, Result};
+use crate::error::{Error, Result};
 use std::{fmt, str::FromStr};
+
+/// Elements that share a scale in the formats that are written.
+pub const BLOCK: usize = 32;
+/// Elements of a super-block, the block of the K formats.
+pub(crate) const SUPER_BLOCK: usize = 256;
 
 /// A stored number format. The block formats are ggml's to the byte; those marked so are read and never written.
 ///
@@ -66,8 +71,8 @@ impl DType {
     pub const fn block_len(self) -> usize {
         match self {
             DType::F32 | DType::F16 | DType::BF16 => 1,
-            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::IQ4_NL => 32,
-            DType::Q4_K | DType::Q5_K | DType::Q6_K => crate::read_only::SUPER,
+            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::IQ4_NL => BLOCK,
+            DType::Q4_K | DType::Q5_K | DType::Q6_K => SUPER_BLOCK,
         }
     }
 
@@ -91,13 +96,13 @@ impl DType {
     /// Bytes that `elements` elements take.
     ///
     /// # Errors
-    /// [`QuantError::NotWholeBlocks`] and [`QuantError::Overflow`].
+    /// [`Error::NotWholeBlocks`] and [`Error::Overflow`].
     pub fn nbytes(self, elements: usize) -> Result<usize> {
         let block = self.block_len();
         if !elements.is_multiple_of(block) {
-            return Err(QuantError::NotWholeBlocks { dtype: self.name(), block, elements });
+            return Err(Error::NotWholeBlocks { dtype: self.name(), block, elements });
         }
-        (elements / block).checked_mul(self.block_bytes()).ok_or(QuantError::Overflow {
+        (elements / block).checked_mul(self.block_bytes()).ok_or(Error::Overflow {
             what: "size in bytes",
             rows: 1,
             cols: elements,
@@ -135,11 +140,11 @@ impl fmt::Display for DType {
 }
 
 impl FromStr for DType {
-    type Err = QuantError;
+    type Err = Error;
 
     /// Reads a name without regard to case; `f32`, `Q4_0`, `bf16`.
     fn from_str(s: &str) -> Result<Self> {
-        DType::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(s)).ok_or_else(|| QuantError::Unknown {
+        DType::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(s)).ok_or_else(|| Error::Unknown {
             what: "number format",
             name: s.to_owned(),
             known: DType::ALL.map(DType::name).join(", "),

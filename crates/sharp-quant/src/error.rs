@@ -5,7 +5,7 @@
 /// Callers that know a tensor's name or a file's path add it around these errors; this crate sees only bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum QuantError {
+pub enum Error {
     /// A buffer has another length than its shape and format ask for.
     #[error("{what}: expected {expected}, found {found}")]
     Length {
@@ -115,12 +115,12 @@ pub enum QuantError {
 }
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, QuantError>;
+pub type Result<T> = std::result::Result<T, Error>;
 
 pub(crate) fn check_len(what: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found { Ok(()) } else { Err(QuantError::Length { what, expected, found }) }
+    if expected == found { Ok(()) } else { Err(Error::Length { what, expected, found }) }
 }
 
 pub(crate) fn check_shape(what: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found { Ok(()) } else { Err(QuantError::Shape { what, expected, found }) }
+    if expected == found { Ok(()) } else { Err(Error::Shape { what, expected, found }) }
 }

@@ -1,10 +1,11 @@
 //! Second moments of a matrix's input, and what calibrated rounding takes from them.
 
 use crate::{
-    blocks::BLOCK,
-    error::{QuantError, Result, check_len},
-    float::{LANES, Lane, tile, vectorised},
+    dtype::BLOCK,
+    error::{Error, Result, check_len},
+    float::{LANES, Lane, tile},
     team::Team,
+    vectorised::vectorised,
 };
 
 /// Tokens whose products are summed in f32 before they join the f64 sums.
@@ -28,10 +29,10 @@ impl Gram {
     /// No inputs yet.
     ///
     /// # Errors
-    /// [`QuantError::Empty`] and [`QuantError::Overflow`].
+    /// [`Error::Empty`] and [`Error::Overflow`].
     pub fn new(cols: usize) -> Result<Self> {
         if cols == 0 {
-            return Err(QuantError::Empty { rows: cols, cols });
+            return Err(Error::Empty { rows: cols, cols });
         }
         Ok(Gram { cols, sums: vec![0.0; square(cols)?] })
     }
@@ -39,10 +40,10 @@ impl Gram {
     /// A matrix made elsewhere: row-major (cols, cols), of which the part below the diagonal counts.
     ///
     /// # Errors
-    /// [`QuantError::Length`] if `sums` is not cols x cols, and those of [`Gram::new`].
+    /// [`Error::Length`] if `sums` is not cols x cols, and those of [`Gram::new`].
     pub fn from_sums(cols: usize, sums: Vec<f64>) -> Result<Self> {
         if cols == 0 {
-            return Err(QuantError::Empty { rows: cols, cols });
+            return Err(Error::Empty { rows: cols, cols });
         }
         check_len("second moments in elements", square(cols)?, sums.len())?;
         Ok(Gram { cols, sums })
@@ -62,7 +63,7 @@ impl Gram {
     /// Adds the inputs `x` (n, cols), row-major, each with the same weight.
     ///
     /// # Errors
-    /// [`QuantError::Length`] if `x` is not whole inputs.
+    /// [`Error::Length`] if `x` is not whole inputs.
     pub fn add(&mut self, team: &Team, x: &[f32], weight: f64) -> Result<()> {
         let cols = self.cols;
         check_len("inputs in elements", x.len() / cols * cols, x.len())?;
@@ -109,7 +110,7 @@ impl Gram {
     /// Adds what another one has summed.
     ///
     /// # Errors
-    /// [`QuantError::Length`] if it is of inputs of another length.
+    /// [`Error::Length`] if it is of inputs of another length.
     pub fn merge(&mut self, other: &Gram) -> Result<()> {
         check_len("second moments in columns", self.cols, other.cols)?;
         for (sum, more) in self.sums.iter_mut().zip(&other.sums) {
@@ -120,7 +121,7 @@ impl Gram {
 }
 
 fn square(cols: usize) -> Result<usize> {
-    cols.checked_mul(cols).ok_or(QuantError::Overflow { what: "second moments", rows: cols, cols })
+    cols.checked_mul(cols).ok_or(Error::Overflow { what: "second moments", rows: cols, cols })
 }
 
 #[inline(always)]
@@ -165,25 +166,25 @@ impl Feedback {
     /// in every input get and give no feedback; if all are, every column counts alike.
     ///
     /// # Errors
-    /// [`QuantError::Moments`] if the sums are not finite, a diagonal one is negative, or, damped, they are not
+    /// [`Error::Moments`] if the sums are not finite, a diagonal one is negative, or, damped, they are not
     /// positive definite.
     pub fn new(team: &Team, gram: Gram, damping: f64) -> Result<Self> {
         let Gram { cols: n, sums: mut a } = gram;
         if !(damping >= 0.0 && damping.is_finite()) {
-            return Err(QuantError::Moments { what: "the damping is not a number from 0 on", column: 0 });
+            return Err(Error::Moments { what: "the damping is not a number from 0 on", column: 0 });
         }
         let mut trace = 0.0;
         for (column, row) in a.chunks_exact(n).enumerate() {
             if row[..=column].iter().any(|v| !v.is_finite()) {
-                return Err(QuantError::Moments { what: "not finite", column });
+                return Err(Error::Moments { what: "not finite", column });
             }
             if row[column] < 0.0 {
-                return Err(QuantError::Moments { what: "negative on the diagonal", column });
+                return Err(Error::Moments { what: "negative on the diagonal", column });
             }
             trace += row[column];
         }
         if !trace.is_finite() {
-            return Err(QuantError::Moments { what: "too large to be summed", column: n - 1 });
+            return Err(Error::Moments { what: "too large to be summed", column: n - 1 });
         }
         // In units of the mean, so that the sums' own scale does not matter to f32.
         let unit = if trace > 0.0 { n as f64 / trace } else { 1.0 };
@@ -200,7 +201,7 @@ impl Feedback {
         // diagonal is then above.
         mirror(&mut a, n);
         a.reverse();
-        factor(team, &mut a, n).map_err(|i| QuantError::Moments {
+        factor(team, &mut a, n).map_err(|i| Error::Moments {
             what: "not positive definite; more inputs or more damping would help",
             column: n - 1 - i,
         })?;

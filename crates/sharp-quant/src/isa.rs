@@ -1,6 +1,6 @@
 //! Which instruction set the kernels use.
 
-use crate::error::{QuantError, Result};
+use crate::error::{Error, Result};
 use std::fmt;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,9 +86,9 @@ impl Isa {
     /// The one called `name`.
     ///
     /// # Errors
-    /// [`QuantError::Unknown`] and [`QuantError::IsaUnavailable`].
+    /// [`Error::Unknown`] and [`Error::IsaUnavailable`].
     pub fn named(name: &str) -> Result<Self> {
-        let kind = ALL.into_iter().find(|k| k.name() == name).ok_or_else(|| QuantError::Unknown {
+        let kind = ALL.into_iter().find(|k| k.name() == name).ok_or_else(|| Error::Unknown {
             what: "instruction set",
             name: name.to_owned(),
             known: ALL.map(Kind::name).join(", "),
@@ -97,7 +97,7 @@ impl Isa {
             Ok(Isa(kind))
         } else {
             let available: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-            Err(QuantError::IsaUnavailable { name: kind.name(), available: available.join(", ") })
+            Err(Error::IsaUnavailable { name: kind.name(), available: available.join(", ") })
         }
     }
 

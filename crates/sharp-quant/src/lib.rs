@@ -1,28 +1,32 @@
 #![doc = include_str!("../README.md")]
 
 mod activations;
+mod bare_loop;
 mod blocks;
 mod calibrated;
+mod disjoint;
 mod dtype;
 mod error;
+mod f16_bytes;
 pub mod float;
+mod ggml_read;
 mod gram;
 mod isa;
 mod kernels;
 mod math;
 mod matmul;
 mod packed;
-mod raw;
-mod read_only;
-mod search;
+mod scale_max;
+mod scale_search;
 mod team;
-mod walk;
+mod vectorised;
 
 pub use activations::Activations;
-pub use blocks::{BLOCK, ScaleRule, dequantize, quantize, quantize_weighted};
+pub use bare_loop::bare_loop;
+pub use blocks::{ScaleRule, dequantize, quantize, quantize_weighted};
 pub use calibrated::pack_calibrated;
-pub use dtype::DType;
-pub use error::{QuantError, Result};
+pub use dtype::{BLOCK, DType};
+pub use error::{Error, Result};
 pub use gram::{Feedback, Gram};
 pub use isa::Isa;
 pub use math::silu_mul;
@@ -32,4 +36,3 @@ pub use packed::{
     unpack_rows,
 };
 pub use team::{Team, physical_cores};
-pub use walk::walk;

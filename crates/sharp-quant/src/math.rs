@@ -1,43 +1,14 @@
 //! Elementwise functions with the same bits on every instruction set.
 
-use crate::isa::Isa;
-
-/// Declares `$name` as a safe function that runs `$body` compiled for the given instruction set.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident / $body:ident ($($arg:ident : $ty:ty),*) $(-> $ret:ty)?) => {
-        $(#[$doc])*
-        $vis fn $name(isa: Isa, $($arg: $ty),*) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma")]
-                fn wide($($arg: $ty),*) $(-> $ret)? {
-                    $body($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl")]
-                fn wider($($arg: $ty),*) $(-> $ret)? {
-                    $body($($arg),*)
-                }
-                match isa.kind() {
-                    // SAFETY: an `Isa` of this kind exists only where the processor has AVX-512 F, BW and VL.
-                    $crate::isa::Kind::Avx512Vnni => return unsafe { wider($($arg),*) },
-                    // SAFETY: an `Isa` of this kind exists only where the processor has AVX2 and FMA.
-                    $crate::isa::Kind::Avx2 => return unsafe { wide($($arg),*) },
-                    _ => {}
-                }
-            }
-            let _ = isa;
-            $body($($arg),*)
-        }
-    };
-}
+use crate::vectorised::vectorised;
 
 vectorised! {
     /// `gate[i] = silu(gate[i]) * up[i]`, where `silu(x) = x / (1 + exp(-x))`, over the shorter of the two.
-    pub fn silu_mul / silu_mul_body(gate: &mut [f32], up: &[f32])
+    pub fn silu_mul / silu_mul_body [] (gate: &mut [f32], up: &[f32])
 }
 
 #[inline(always)]
-fn silu_mul_body(gate: &mut [f32], up: &[f32]) {
+fn silu_mul_body<const HW: bool>(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
         *g = *g / (1.0 + exp(-*g)) * u;
     }

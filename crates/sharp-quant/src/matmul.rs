@@ -2,12 +2,12 @@
 
 use crate::{
     activations::Activations,
-    blocks::BLOCK,
-    error::{QuantError, Result, check_len, check_shape},
+    disjoint::DisjointSlice,
+    dtype::BLOCK,
+    error::{Error, Result, check_len, check_shape},
     kernels::{Acc, Kernels, Tokens},
     math,
     packed::{GROUP, PackedFormat, PackedRef},
-    raw::Shared,
     team::{Gate, Team},
 };
 
@@ -61,7 +61,7 @@ impl<'a> Linear<'a> {
     /// All parts at once.
     ///
     /// # Errors
-    /// [`QuantError::Shape`] if their shapes do not fit together, [`QuantError::Empty`] if there is neither `weight` nor
+    /// [`Error::Shape`] if their shapes do not fit together, [`Error::Empty`] if there is neither `weight` nor
     /// `low_rank`.
     pub fn with_recovery(
         weight: Option<PackedRef<'a>>,
@@ -72,7 +72,7 @@ impl<'a> Linear<'a> {
         let (rows, cols) = match (weight, low_rank) {
             (Some(w), _) => (w.rows(), w.cols()),
             (None, Some(l)) => (l.b.rows(), l.a.cols()),
-            (None, None) => return Err(QuantError::Empty { rows: 0, cols: 0 }),
+            (None, None) => return Err(Error::Empty { rows: 0, cols: 0 }),
         };
         if let Some(l) = low_rank {
             check_shape("rows of B", rows, l.b.rows())?;
@@ -178,7 +178,7 @@ impl Scratch {
 /// added block by block in the same order. Allocates nothing.
 ///
 /// # Errors
-/// [`QuantError::Shape`] and [`QuantError::Length`] if shapes do not agree, [`QuantError::Capacity`] if `scratch` is too small or there
+/// [`Error::Shape`] and [`Error::Length`] if shapes do not agree, [`Error::Capacity`] if `scratch` is too small or there
 /// are more than 8 matrices.
 pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut Scratch) -> Result<()> {
     if ops.is_empty() || x.tokens() == 0 {
@@ -186,18 +186,14 @@ pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut
     }
     let n = x.tokens();
     let mut linears: [Option<&Linear<'_>>; MAX_OPS] = [None; MAX_OPS];
-    let mut outs: [Shared<f32>; MAX_OPS] = std::array::from_fn(|_| Shared::new(&mut []));
+    let mut outs: [DisjointSlice<f32>; MAX_OPS] = std::array::from_fn(|_| DisjointSlice::new(&mut []));
     if ops.len() > MAX_OPS {
-        return Err(QuantError::Capacity {
-            what: "matrices of a region",
-            capacity: MAX_OPS,
-            wanted: ops.len(),
-        });
+        return Err(Error::Capacity { what: "matrices of a region", capacity: MAX_OPS, wanted: ops.len() });
     }
     let count = ops.len();
     for (i, op) in ops.iter_mut().enumerate() {
         check_len("output in elements", n * op.linear.rows, op.out.len())?;
-        outs[i] = Shared::new(op.out);
+        outs[i] = DisjointSlice::new(op.out);
         linears[i] = Some(&op.linear);
     }
     let region = Region::new(team, &linears, x, scratch)?;
@@ -255,7 +251,7 @@ pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut
 /// `out` takes the shape (n, rows of `gate`); its room decides how large that may be.
 ///
 /// # Errors
-/// Those of [`matmul`], and [`QuantError::Capacity`] if `out` is too small.
+/// Those of [`matmul`], and [`Error::Capacity`] if `out` is too small.
 pub fn gate_up_silu(
     team: &Team,
     gate: &Linear<'_>,
@@ -353,7 +349,7 @@ struct Region<'a> {
     linears: &'a [Option<&'a Linear<'a>>; MAX_OPS],
     x: &'a Activations,
     scaled: &'a [Activations],
-    t: [Shared<f32>; MAX_OPS],
+    t: [DisjointSlice<f32>; MAX_OPS],
     t_parts: [Option<crate::activations::Parts>; MAX_OPS],
     t_acts: *const Activations,
 }
@@ -370,22 +366,22 @@ impl<'a> Region<'a> {
         scratch: &'a mut Scratch,
     ) -> Result<Self> {
         let n = x.tokens();
-        let mut t = std::array::from_fn(|_| Shared::new(&mut []));
+        let mut t = std::array::from_fn(|_| DisjointSlice::new(&mut []));
         let mut t_parts = [None; MAX_OPS];
         for (i, linear) in linears.iter().enumerate() {
             let Some(linear) = linear else { continue };
             check_shape("columns of the activations", linear.cols, x.cols())?;
-            let capacity = |what, capacity| QuantError::Capacity { what, capacity, wanted: i + 1 };
+            let capacity = |what, capacity| Error::Capacity { what, capacity, wanted: i + 1 };
             if linear.needs_floats() && !x.has_floats() {
                 let what = "floats kept with the activations";
-                return Err(QuantError::Capacity { what, capacity: 0, wanted: linear.cols });
+                return Err(Error::Capacity { what, capacity: 0, wanted: linear.cols });
             }
             if linear.rank() > 0 {
                 let ops = scratch.t.len();
                 let acts = scratch.t_acts.get_mut(i).ok_or(capacity("matrices of the scratch space", ops))?;
                 acts.begin(n, linear.rank())?;
                 t_parts[i] = Some(acts.parts());
-                t[i] = Shared::new(&mut scratch.t[i]);
+                t[i] = DisjointSlice::new(&mut scratch.t[i]);
             }
             if let Some(scale) = linear.col_scale {
                 let ops = scratch.scaled.len();

@@ -12,8 +12,10 @@
 //! Sizes a weight equal those of Q4_0, Q8_0 and F16. All numbers are little endian.
 
 use crate::{
-    blocks::{BLOCK, ScaleRule, f16_to_f32, quantize_q4_0, quantize_q8_0, read_f16},
-    error::{QuantError, Result, check_len},
+    blocks::{ScaleRule, quantize_q4_0, quantize_q8_0},
+    dtype::{BLOCK, DType},
+    error::{Error, Result, check_len},
+    f16_bytes::{f16_to_f32, read_f16},
     team::Team,
 };
 use half::f16;
@@ -59,15 +61,15 @@ impl PackedFormat {
     /// Bytes of a matrix of `rows` x `cols`, padding included.
     ///
     /// # Errors
-    /// [`QuantError::Empty`] and [`QuantError::Overflow`].
+    /// [`Error::Empty`] and [`Error::Overflow`].
     pub fn nbytes(self, rows: usize, cols: usize) -> Result<usize> {
         if rows == 0 || cols == 0 {
-            return Err(QuantError::Empty { rows, cols });
+            return Err(Error::Empty { rows, cols });
         }
         rows.div_ceil(GROUP)
             .checked_mul(cols.div_ceil(BLOCK))
             .and_then(|n| n.checked_mul(self.block_bytes()))
-            .ok_or(QuantError::Overflow { what: "size in bytes", rows, cols })
+            .ok_or(Error::Overflow { what: "size in bytes", rows, cols })
     }
 }
 
@@ -78,10 +80,10 @@ impl fmt::Display for PackedFormat {
 }
 
 impl FromStr for PackedFormat {
-    type Err = QuantError;
+    type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        PackedFormat::ALL.into_iter().find(|f| f.name() == s).ok_or_else(|| QuantError::Unknown {
+        PackedFormat::ALL.into_iter().find(|f| f.name() == s).ok_or_else(|| Error::Unknown {
             what: "packed format",
             name: s.to_owned(),
             known: PackedFormat::ALL.map(PackedFormat::name).join(", "),
@@ -104,7 +106,7 @@ impl<'a> PackedRef<'a> {
     /// Takes `data` as a matrix of `rows` x `cols` in `format`.
     ///
     /// # Errors
-    /// [`QuantError::Length`] if `data` is not exactly [`PackedFormat::nbytes`] long, and that function's errors.
+    /// [`Error::Length`] if `data` is not exactly [`PackedFormat::nbytes`] long, and that function's errors.
     pub fn new(format: PackedFormat, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self> {
         check_len("packed matrix in bytes", format.nbytes(rows, cols)?, data.len())?;
         Ok(PackedRef { format, rows, cols, data })
@@ -164,7 +166,7 @@ impl fmt::Debug for PackedRef<'_> {
 /// matrix can be packed in pieces: any run of rows that starts at a multiple of 16 is a matrix of its own.
 ///
 /// # Errors
-/// [`QuantError::Length`] for `x` or `out`, [`QuantError::NotFinite`], and those of [`PackedFormat::nbytes`].
+/// [`Error::Length`] for `x` or `out`, [`Error::NotFinite`], and those of [`PackedFormat::nbytes`].
 pub fn pack_f32_into(
     format: PackedFormat,
     rule: ScaleRule,
@@ -185,7 +187,7 @@ pub fn pack_f32_into(
 /// [`quantize_weighted`](crate::quantize_weighted)) if there is one.
 ///
 /// # Errors
-/// Those of [`pack_f32_into`]; [`QuantError::Length`] if there is not one importance for every column.
+/// Those of [`pack_f32_into`]; [`Error::Length`] if there is not one importance for every column.
 pub fn pack_f32_parallel(
     team: &Team,
     format: PackedFormat,
@@ -238,10 +240,10 @@ pub fn pack_f32(
 /// Rearranges `Q4_0` blocks of a row-major matrix (rows, cols) into `q4x16`; no number changes.
 ///
 /// # Errors
-/// [`QuantError::NotWholeBlocks`] if `cols` is not a multiple of 32, [`QuantError::Length`], and those of
+/// [`Error::NotWholeBlocks`] if `cols` is not a multiple of 32, [`Error::Length`], and those of
 /// [`PackedFormat::nbytes`].
 pub fn pack_q4_0(rows: usize, cols: usize, blocks: &[u8]) -> Result<Vec<u8>> {
-    rearrange(crate::DType::Q4_0, PackedFormat::Q4, rows, cols, blocks)
+    rearrange(DType::Q4_0, PackedFormat::Q4, rows, cols, blocks)
 }
 
 /// Rearranges `Q8_0` blocks of a row-major matrix (rows, cols) into `q8x16`; no number changes.
@@ -249,13 +251,13 @@ pub fn pack_q4_0(rows: usize, cols: usize, blocks: &[u8]) -> Result<Vec<u8>> {
 /// # Errors
 /// Those of [`pack_q4_0`].
 pub fn pack_q8_0(rows: usize, cols: usize, blocks: &[u8]) -> Result<Vec<u8>> {
-    rearrange(crate::DType::Q8_0, PackedFormat::Q8, rows, cols, blocks)
+    rearrange(DType::Q8_0, PackedFormat::Q8, rows, cols, blocks)
 }
 
 /// Converts a packed matrix to row-major f32 (rows, cols), without padding.
 ///
 /// # Errors
-/// [`QuantError::Length`] if `out` is not rows x cols elements.
+/// [`Error::Length`] if `out` is not rows x cols elements.
 pub fn unpack(matrix: PackedRef<'_>, out: &mut [f32]) -> Result<()> {
     unpack_rows(matrix, 0, matrix.rows, out)
 }
@@ -263,10 +265,10 @@ pub fn unpack(matrix: PackedRef<'_>, out: &mut [f32]) -> Result<()> {
 /// Converts rows `from..to` of a packed matrix to row-major f32 (to - from, cols).
 ///
 /// # Errors
-/// [`QuantError::Shape`] if the rows do not exist, [`QuantError::Length`] if `out` has another length.
+/// [`Error::Shape`] if the rows do not exist, [`Error::Length`] if `out` has another length.
 pub fn unpack_rows(matrix: PackedRef<'_>, from: usize, to: usize, out: &mut [f32]) -> Result<()> {
     if to > matrix.rows || from > to {
-        return Err(QuantError::Shape { what: "end of rows", expected: matrix.rows, found: to.max(from) });
+        return Err(Error::Shape { what: "end of rows", expected: matrix.rows, found: to.max(from) });
     }
     check_len("unpacked matrix in elements", elements(to - from, matrix.cols)?, out.len())?;
     let block_bytes = matrix.format.block_bytes();
@@ -310,7 +312,7 @@ fn unpack_block_row(format: PackedFormat, block: &[u8], r: usize, out: &mut [f32
 }
 
 fn elements(rows: usize, cols: usize) -> Result<usize> {
-    rows.checked_mul(cols).ok_or(QuantError::Overflow { what: "number of elements", rows, cols })
+    rows.checked_mul(cols).ok_or(Error::Overflow { what: "number of elements", rows, cols })
 }
 
 pub(crate) fn check_pack(
@@ -324,9 +326,9 @@ pub(crate) fn check_pack(
     check_len("matrix in elements", elements(rows, cols)?, x.len())
 }
 
-pub(crate) fn shifted(e: QuantError, by: usize) -> QuantError {
+pub(crate) fn shifted(e: Error, by: usize) -> Error {
     match e {
-        QuantError::NotFinite { index, value } => QuantError::NotFinite { index: index + by, value },
+        Error::NotFinite { index, value } => Error::NotFinite { index: index + by, value },
         other => other,
     }
 }
@@ -380,7 +382,7 @@ fn pack_group(
                     for (j, &v) in values.iter().enumerate() {
                         let h = f16::from_f32(v);
                         if !h.is_finite() {
-                            return Err(at(QuantError::NotFinite { index: j, value: v.to_string() }));
+                            return Err(at(Error::NotFinite { index: j, value: v.to_string() }));
                         }
                         block[32 * j + 2 * r..32 * j + 2 * r + 2].copy_from_slice(&h.to_le_bytes());
                     }
@@ -391,17 +393,11 @@ fn pack_group(
     Ok(())
 }
 
-fn rearrange(
-    dtype: crate::DType,
-    format: PackedFormat,
-    rows: usize,
-    cols: usize,
-    blocks: &[u8],
-) -> Result<Vec<u8>> {
+fn rearrange(dtype: DType, format: PackedFormat, rows: usize, cols: usize, blocks: &[u8]) -> Result<Vec<u8>> {
     let size = format.nbytes(rows, cols)?;
     let row_bytes = dtype.nbytes(cols)?;
     let expected =
-        row_bytes.checked_mul(rows).ok_or(QuantError::Overflow { what: "size in bytes", rows, cols })?;
+        row_bytes.checked_mul(rows).ok_or(Error::Overflow { what: "size in bytes", rows, cols })?;
     check_len("quantised blocks in bytes", expected, blocks.len())?;
     let mut out = vec![0; size];
     let per_group = cols / BLOCK;

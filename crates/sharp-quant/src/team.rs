@@ -9,9 +9,9 @@
 //! And a worker that is not running when a region begins is not waited for: it may join late or miss it.
 
 use crate::{
-    error::{QuantError, Result},
+    disjoint::DisjointSlice,
+    error::{Error, Result},
     isa::Isa,
-    raw::Shared,
 };
 use std::{
     cell::UnsafeCell,
@@ -81,7 +81,7 @@ impl Team {
     /// A team of `threads` threads (0: as many as there are physical cores) with the instruction set of [`Isa::from_env`].
     ///
     /// # Errors
-    /// Those of [`Isa::from_env`], and [`QuantError::Thread`].
+    /// Those of [`Isa::from_env`], and [`Error::Thread`].
     pub fn new(threads: usize) -> Result<Self> {
         Team::with_isa(threads, Isa::from_env()?)
     }
@@ -89,7 +89,7 @@ impl Team {
     /// A team with an instruction set of the caller's choice.
     ///
     /// # Errors
-    /// [`QuantError::Thread`] if the operating system refuses one.
+    /// [`Error::Thread`] if the operating system refuses one.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
         let threads = if threads == 0 { physical_cores() } else { threads.min(1024) };
         let state = Arc::new(State {
@@ -105,7 +105,7 @@ impl Team {
             let handle = thread::Builder::new()
                 .name(format!("sharp-{index}"))
                 .spawn(move || work(&state, index))
-                .map_err(|e| QuantError::Thread { index, reason: e.to_string() })?;
+                .map_err(|e| Error::Thread { index, reason: e.to_string() })?;
             team.workers.push((handle.thread().clone(), Some(handle)));
         }
         Ok(team)
@@ -134,7 +134,7 @@ impl Team {
     pub fn chunks_mut<T: Send>(&self, slice: &mut [T], chunk: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
         let chunk = chunk.max(1);
         let len = slice.len();
-        let parts = Shared::new(slice);
+        let parts = DisjointSlice::new(slice);
         self.run(len.div_ceil(chunk), &|i| {
             let from = i * chunk;
             // SAFETY: items are distinct and each is run once, so the parts do not overlap; `slice` is borrowed for the

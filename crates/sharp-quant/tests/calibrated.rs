@@ -252,22 +252,22 @@ fn what_cannot_be_rounded_is_refused() {
     let mut pack = |format, shape, weights: &[f32]| {
         pack_calibrated(&team, format, shape, weights, &feedback, &mut out).unwrap_err()
     };
-    assert!(matches!(pack(PackedFormat::F16, (20, 40), &case.weights), QuantError::Unknown { .. }));
-    assert!(matches!(pack(PackedFormat::Q4, (20, 39), &case.weights), QuantError::Length { .. }));
-    assert!(matches!(pack(PackedFormat::Q4, (20, 40), &case.weights[1..]), QuantError::Length { .. }));
-    assert!(matches!(pack(PackedFormat::Q8, (20, 40), &case.weights), QuantError::Length { .. }));
-    assert!(matches!(pack(PackedFormat::Q4, (20, 38), &case.weights[..760]), QuantError::Shape { .. }));
+    assert!(matches!(pack(PackedFormat::F16, (20, 40), &case.weights), Error::Unknown { .. }));
+    assert!(matches!(pack(PackedFormat::Q4, (20, 39), &case.weights), Error::Length { .. }));
+    assert!(matches!(pack(PackedFormat::Q4, (20, 40), &case.weights[1..]), Error::Length { .. }));
+    assert!(matches!(pack(PackedFormat::Q8, (20, 40), &case.weights), Error::Length { .. }));
+    assert!(matches!(pack(PackedFormat::Q4, (20, 38), &case.weights[..760]), Error::Shape { .. }));
     for value in [f32::NAN, f32::INFINITY] {
         let mut weights = case.weights.clone();
         weights[555] = value;
         let error = pack(PackedFormat::Q4, (20, 40), &weights);
-        assert!(matches!(error, QuantError::NotFinite { index: 555, .. }), "{error}");
+        assert!(matches!(error, Error::NotFinite { index: 555, .. }), "{error}");
     }
     // Too large for any scale that is a 16-bit float: the block's first element is named.
     let mut weights = case.weights.clone();
     weights[17 * 40 + 35] = 1e9;
     let error = pack(PackedFormat::Q4, (20, 40), &weights);
-    assert!(matches!(error, QuantError::NotFinite { index: 712, .. }), "{error}");
+    assert!(matches!(error, Error::NotFinite { index: 712, .. }), "{error}");
 }
 
 #[test]

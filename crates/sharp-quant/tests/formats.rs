@@ -62,11 +62,11 @@ fn formats_that_are_only_read_have_ggufs_values() {
             assert_eq!(a.to_bits(), b.to_bits(), "{dtype} element {i}: {a} and {b}");
         }
         let refused = quantize(dtype, ScaleRule::Max, &values, &mut vec![0; bytes.len()]);
-        assert!(matches!(refused, Err(QuantError::ReadOnly { .. })), "{dtype}: {refused:?}");
+        assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{dtype}: {refused:?}");
         let short = dequantize(dtype, &bytes[1..], &mut back);
-        assert!(matches!(short, Err(QuantError::Length { .. })), "{dtype}: {short:?}");
+        assert!(matches!(short, Err(Error::Length { .. })), "{dtype}: {short:?}");
         let part = dtype.nbytes(values.len() - 16);
-        assert!(matches!(part, Err(QuantError::NotWholeBlocks { .. })), "{dtype}: {part:?}");
+        assert!(matches!(part, Err(Error::NotWholeBlocks { .. })), "{dtype}: {part:?}");
     }
 }
 
@@ -84,23 +84,23 @@ fn names_read_back_and_unknown_ones_say_what_is_known() {
 
 #[test]
 fn wrong_lengths_are_errors() {
-    assert!(matches!(DType::Q4_0.nbytes(33), Err(QuantError::NotWholeBlocks { .. })));
-    assert!(matches!(DType::F32.nbytes(usize::MAX / 2), Err(QuantError::Overflow { .. })));
+    assert!(matches!(DType::Q4_0.nbytes(33), Err(Error::NotWholeBlocks { .. })));
+    assert!(matches!(DType::F32.nbytes(usize::MAX / 2), Err(Error::Overflow { .. })));
     assert!(matches!(
         dequantize(DType::Q8_0, &[0; 33], &mut [0.0; 32]),
-        Err(QuantError::Length { expected: 34, found: 33, .. })
+        Err(Error::Length { expected: 34, found: 33, .. })
     ));
     assert!(matches!(
         quantize(DType::Q8_0, ScaleRule::Max, &[0.0; 32], &mut [0; 35]),
-        Err(QuantError::Length { .. })
+        Err(Error::Length { .. })
     ));
     for format in PackedFormat::ALL {
         let size = format.nbytes(17, 33).unwrap();
         assert_eq!(size, 4 * format.block_bytes());
         assert!(PackedRef::new(format, 17, 33, &vec![0; size]).is_ok());
         assert!(PackedRef::new(format, 17, 33, &vec![0; size - 1]).is_err());
-        assert!(matches!(format.nbytes(usize::MAX, usize::MAX), Err(QuantError::Overflow { .. })));
-        assert!(matches!(format.nbytes(0, 5), Err(QuantError::Empty { .. })));
+        assert!(matches!(format.nbytes(usize::MAX, usize::MAX), Err(Error::Overflow { .. })));
+        assert!(matches!(format.nbytes(0, 5), Err(Error::Empty { .. })));
         assert!(pack_f32(format, ScaleRule::Max, usize::MAX, 2, &[]).is_err());
     }
     assert!(pack_q4_0(1, 33, &[0; 36]).is_err());
@@ -116,16 +116,16 @@ fn what_is_not_finite_is_refused_where_it_stands() {
             let mut out = vec![0; dtype.nbytes(x.len()).unwrap()];
             for rule in [ScaleRule::Max, ScaleRule::LeastSquares] {
                 let error = quantize(dtype, rule, &x, &mut out).unwrap_err();
-                assert!(matches!(error, QuantError::NotFinite { index: 100, .. }), "{error}");
+                assert!(matches!(error, Error::NotFinite { index: 100, .. }), "{error}");
             }
         }
         for format in PackedFormat::ALL {
             let error = pack_f32(format, ScaleRule::Max, 3, 64, &x).unwrap_err();
-            assert!(matches!(error, QuantError::NotFinite { index: 100, .. }), "{format}: {error}");
+            assert!(matches!(error, Error::NotFinite { index: 100, .. }), "{format}: {error}");
             let team = Team::new(2).unwrap();
             let mut out = vec![0; format.nbytes(3, 64).unwrap()];
             let error = pack_f32_parallel(&team, format, ScaleRule::Max, (3, 64), &x, None, &mut out);
-            assert!(matches!(error, Err(QuantError::NotFinite { index: 100, .. })), "{format}");
+            assert!(matches!(error, Err(Error::NotFinite { index: 100, .. })), "{format}");
         }
     }
     let mut out = [0; 18];

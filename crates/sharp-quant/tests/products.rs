@@ -178,14 +178,14 @@ fn shapes_that_do_not_fit_are_errors() {
     let mut run = |linear, out: &mut [f32], x: &Activations| {
         matmul(&team, &mut [MatOp { linear, out }], x, &mut scratch)
     };
-    assert!(matches!(run(w.view().into(), &mut [0.0; 39], &x), Err(QuantError::Length { expected: 40, .. })));
+    assert!(matches!(run(w.view().into(), &mut [0.0; 39], &x), Err(Error::Length { expected: 40, .. })));
     let narrow = activations(&vector(39, 2), 1, 39);
-    assert!(matches!(run(w.view().into(), &mut [0.0; 20], &narrow), Err(QuantError::Shape { .. })));
+    assert!(matches!(run(w.view().into(), &mut [0.0; 20], &narrow), Err(Error::Shape { .. })));
     let linear = Linear::with_recovery(Some(w.view()), None, None, low_rank).unwrap();
-    assert!(matches!(run(linear, &mut [0.0; 40], &x), Err(QuantError::Capacity { .. })), "no scratch space");
+    assert!(matches!(run(linear, &mut [0.0; 40], &x), Err(Error::Capacity { .. })), "no scratch space");
     let scale = [1.0; 40];
     let linear = Linear::with_recovery(Some(w.view()), None, Some(&scale), None).unwrap();
-    assert!(matches!(run(linear, &mut [0.0; 40], &x), Err(QuantError::Capacity { .. })), "no scratch space");
+    assert!(matches!(run(linear, &mut [0.0; 40], &x), Err(Error::Capacity { .. })), "no scratch space");
     assert!(Linear::with_recovery(None, None, None, None).is_err());
     assert!(Linear::with_recovery(Some(w.view()), None, None, swapped).is_err());
     assert!(Linear::with_recovery(Some(w.view()), Some(&scale), None, None).is_err());
@@ -381,7 +381,7 @@ fn integer_matrices_need_no_floats_and_others_say_so() {
         };
         let (with, without) = (run(&both[0]).unwrap(), run(&both[1]));
         match format {
-            PackedFormat::F16 => assert!(matches!(without, Err(QuantError::Capacity { .. }))),
+            PackedFormat::F16 => assert!(matches!(without, Err(Error::Capacity { .. }))),
             _ => assert_eq!(without.unwrap(), with),
         }
     }

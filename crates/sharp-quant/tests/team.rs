@@ -1,6 +1,6 @@
 //! Teams of threads: every item once, panics passed on, nested and concurrent use, sleeping and waking.
 
-use sharp_quant::{Isa, QuantError, Team};
+use sharp_quant::{Error, Isa, Team};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicUsize, Ordering},
@@ -105,7 +105,7 @@ fn an_unknown_or_absent_instruction_set_is_an_error() {
     assert!(message.contains("sse9") && message.contains("scalar"), "{message}");
     let foreign = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
     let error = Isa::named(foreign).unwrap_err();
-    assert!(matches!(error, QuantError::IsaUnavailable { .. }));
+    assert!(matches!(error, Error::IsaUnavailable { .. }));
     for isa in Isa::available() {
         assert_eq!(Isa::named(isa.name()).unwrap(), isa);
     }

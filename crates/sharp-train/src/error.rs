@@ -22,7 +22,7 @@ pub enum Error {
     Data(#[from] sharp_data::Error),
     /// Rounding of weights.
     #[error(transparent)]
-    Quant(#[from] sharp_quant::QuantError),
+    Quant(#[from] sharp_quant::Error),
     /// A file that could not be read or written.
     #[error("{path}: {source}")]
     Io {

@@ -71,11 +71,11 @@ impl BlobFormat {
         match self {
             Self::Packed(p) => Ok(p.nbytes(rows, cols)?),
             // The packed formats' check refuses empty matrices; the same rule holds here.
-            Self::F32 => {
-                rows.checked_mul(cols).filter(|&n| n > 0).and_then(|n| n.checked_mul(4)).ok_or_else(|| {
-                    sharp_quant::QuantError::Overflow { what: "size in bytes", rows, cols }.into()
-                })
-            }
+            Self::F32 => rows
+                .checked_mul(cols)
+                .filter(|&n| n > 0)
+                .and_then(|n| n.checked_mul(4))
+                .ok_or_else(|| sharp_quant::Error::Overflow { what: "size in bytes", rows, cols }.into()),
         }
     }
 }

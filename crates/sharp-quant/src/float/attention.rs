@@ -4,11 +4,11 @@ use super::{
     LANES,
     element::{Element, F16, F32},
     vector::{exp_negative, sum_lanes},
-    vectorised,
 };
 use crate::{
-    DType, Isa, QuantError, Result, Team,
+    DType, Error, Isa, Result, Team,
     error::{check_len, check_shape},
+    vectorised::vectorised,
 };
 
 /// Keys whose scores are held at once: their softmax is joined to that of the keys before.
@@ -41,7 +41,7 @@ impl KvCache {
     /// Room for `capacity` positions (rounded up to a multiple of 64) of `layers` layers.
     ///
     /// # Errors
-    /// [`QuantError::Unknown`] for a type other than F32 and F16, [`QuantError::Empty`], [`QuantError::Overflow`].
+    /// [`Error::Unknown`] for a type other than F32 and F16, [`Error::Empty`], [`Error::Overflow`].
     pub fn new(
         dtype: DType,
         layers: usize,
@@ -50,7 +50,7 @@ impl KvCache {
         capacity: usize,
     ) -> Result<Self> {
         if !matches!(dtype, DType::F32 | DType::F16) {
-            return Err(QuantError::Unknown {
+            return Err(Error::Unknown {
                 what: "format of the KV cache",
                 name: dtype.name().to_owned(),
                 known: "F32, F16".to_owned(),
@@ -58,9 +58,9 @@ impl KvCache {
         }
         let width = kv_heads.saturating_mul(head_dim);
         if width == 0 || capacity == 0 {
-            return Err(QuantError::Empty { rows: capacity, cols: width });
+            return Err(Error::Empty { rows: capacity, cols: width });
         }
-        let overflow = || QuantError::Overflow { what: "KV cache in bytes", rows: capacity, cols: width };
+        let overflow = || Error::Overflow { what: "KV cache in bytes", rows: capacity, cols: width };
         let capacity = capacity.checked_next_multiple_of(KEYS).ok_or_else(overflow)?;
         let padded = head_dim.checked_next_multiple_of(LANES).ok_or_else(overflow)?;
         let bytes = padded
@@ -103,7 +103,7 @@ impl KvCache {
     /// Stores the keys and values (n, kv_heads, head_dim) of a layer at positions `at..at + n`.
     ///
     /// # Errors
-    /// [`QuantError::Capacity`] if there is no room or no such layer, [`QuantError::Length`] if `k` and `v` are not n rows.
+    /// [`Error::Capacity`] if there is no room or no such layer, [`Error::Length`] if `k` and `v` are not n rows.
     pub fn write(
         &mut self,
         team: &Team,
@@ -141,7 +141,7 @@ impl KvCache {
 
     fn check(&self, layer: usize, at: usize, n: usize) -> Result<()> {
         if layer >= self.k.len() {
-            return Err(QuantError::Capacity {
+            return Err(Error::Capacity {
                 what: "layers of the KV cache",
                 capacity: self.k.len(),
                 wanted: layer.saturating_add(1),
@@ -149,7 +149,7 @@ impl KvCache {
         }
         let wanted = at.saturating_add(n);
         if wanted > self.capacity {
-            return Err(QuantError::Capacity {
+            return Err(Error::Capacity {
                 what: "positions of the KV cache",
                 capacity: self.capacity,
                 wanted,
@@ -249,7 +249,7 @@ impl From<f32> for Scores {
 /// order whatever the number of queries and threads, so a token's result does not depend on those. Allocates nothing.
 ///
 /// # Errors
-/// [`QuantError::Shape`], [`QuantError::Length`] and [`QuantError::Capacity`] if shapes do not agree.
+/// [`Error::Shape`], [`Error::Length`] and [`Error::Capacity`] if shapes do not agree.
 #[allow(clippy::too_many_arguments)] // the shape of the operation itself
 pub fn attention(
     team: &Team,
@@ -262,7 +262,7 @@ pub fn attention(
     out: &mut [f32],
 ) -> Result<()> {
     if heads == 0 || !heads.is_multiple_of(cache.kv_heads) {
-        return Err(QuantError::Shape {
+        return Err(Error::Shape {
             what: "query heads, in KV heads",
             expected: cache.kv_heads,
             found: heads,
@@ -278,18 +278,18 @@ pub fn attention(
         return Ok(());
     }
     let group = heads / cache.kv_heads;
-    let shared = Shared { cache, layer, q, heads, at, scores: scores.into() };
+    let args = HeadArgs { cache, layer, q, heads, at, scores: scores.into() };
     let isa = team.isa();
     if n == 1 {
         if (at + 1) * cache.kv_heads * dim < SERIAL || team.threads() == 1 {
-            run(isa, &shared, (0, 1), (0, heads), out);
+            run(isa, &args, (0, 1), (0, heads), out);
             return Ok(());
         }
         // One item a KV head reads keys and values once; one a query head shares the work out more evenly.
         let even = cache.kv_heads.is_multiple_of(team.threads()) || cache.kv_heads >= 4 * team.threads();
         let per_item = if even { group } else { 1 };
         team.chunks_mut(out, per_item * dim, &|item, out| {
-            run(isa, &shared, (0, 1), (item * per_item, (item + 1) * per_item), out);
+            run(isa, &args, (0, 1), (item * per_item, (item + 1) * per_item), out);
         });
         return Ok(());
     }
@@ -298,13 +298,14 @@ pub fn attention(
     team.chunks_mut(out, tokens * width, &|item, out| {
         // The longest items, the last, are taken first by those who begin at the end; dynamic claiming evens out the rest.
         let from = item * tokens;
-        run(isa, &shared, (from, n.min(from + tokens)), (0, heads), out);
+        run(isa, &args, (from, n.min(from + tokens)), (0, heads), out);
     });
     Ok(())
 }
 
+/// What every head and token of one attention has in common.
 #[derive(Clone, Copy)]
-struct Shared<'a> {
+struct HeadArgs<'a> {
     cache: &'a KvCache,
     layer: usize,
     q: &'a [f32],
@@ -314,7 +315,7 @@ struct Shared<'a> {
 }
 
 /// Tokens and query heads `from..to` of an attention, with `out` (tokens, heads in question, head_dim).
-fn run(isa: Isa, all: &Shared<'_>, tokens: (usize, usize), heads: (usize, usize), out: &mut [f32]) {
+fn run(isa: Isa, all: &HeadArgs<'_>, tokens: (usize, usize), heads: (usize, usize), out: &mut [f32]) {
     match all.cache.dtype {
         DType::F16 => rows::<F16>(isa, all, tokens, heads, out),
         _ => rows::<F32>(isa, all, tokens, heads, out),
@@ -322,12 +323,12 @@ fn run(isa: Isa, all: &Shared<'_>, tokens: (usize, usize), heads: (usize, usize)
 }
 
 vectorised! {
-    fn rows / rows_body [E: Element] (all: &Shared<'_>, tokens: (usize, usize), heads: (usize, usize), out: &mut [f32])
+    fn rows / rows_body [E: Element] (all: &HeadArgs<'_>, tokens: (usize, usize), heads: (usize, usize), out: &mut [f32])
 }
 
 #[inline(always)]
 fn rows_body<const HW: bool, E: Element>(
-    all: &Shared<'_>,
+    all: &HeadArgs<'_>,
     tokens: (usize, usize),
     heads: (usize, usize),
     out: &mut [f32],

@@ -4,12 +4,12 @@ use super::{
     LANES, Lane,
     element::{BF16, Element, F16, F32},
     vector::dots,
-    vectorised,
 };
 use crate::{
-    DType, QuantError, Result, Team,
+    DType, Error, Result, Team,
+    disjoint::DisjointSlice,
     error::{check_len, check_shape},
-    raw::Shared,
+    vectorised::vectorised,
 };
 
 /// Columns of a packed panel: 16 rows of so many columns are 16 KiB, half of a first-level cache.
@@ -40,21 +40,21 @@ impl<'a> DenseRef<'a> {
     /// Takes `data` as a matrix.
     ///
     /// # Errors
-    /// [`QuantError::Length`] if `data` is not exactly as long as the shape says, [`QuantError::Empty`],
-    /// [`QuantError::Overflow`], and [`QuantError::Unknown`] for block formats.
+    /// [`Error::Length`] if `data` is not exactly as long as the shape says, [`Error::Empty`],
+    /// [`Error::Overflow`], and [`Error::Unknown`] for block formats.
     pub fn new(dtype: DType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self> {
         if dtype.is_quantized() {
-            return Err(QuantError::Unknown {
+            return Err(Error::Unknown {
                 what: "dense format",
                 name: dtype.name().to_owned(),
                 known: "F32, F16, BF16".to_owned(),
             });
         }
         if rows == 0 || cols == 0 {
-            return Err(QuantError::Empty { rows, cols });
+            return Err(Error::Empty { rows, cols });
         }
         let elements =
-            rows.checked_mul(cols).ok_or(QuantError::Overflow { what: "number of elements", rows, cols })?;
+            rows.checked_mul(cols).ok_or(Error::Overflow { what: "number of elements", rows, cols })?;
         check_len("dense matrix in bytes", dtype.nbytes(elements)?, data.len())?;
         Ok(DenseRef { dtype, rows, cols, data })
     }
@@ -104,7 +104,7 @@ struct Op<'a> {
     weight: DenseRef<'a>,
     row_scale: Option<&'a [f32]>,
     add: bool,
-    out: Shared<f32>,
+    out: DisjointSlice<f32>,
 }
 
 /// Multiplies every matrix of `ops` with the same activations `x` (n, cols), in one parallel region.
@@ -114,14 +114,10 @@ struct Op<'a> {
 /// nothing.
 ///
 /// # Errors
-/// [`QuantError::Shape`] and [`QuantError::Length`] if shapes do not agree, [`QuantError::Capacity`] for more than 8 matrices.
+/// [`Error::Shape`] and [`Error::Length`] if shapes do not agree, [`Error::Capacity`] for more than 8 matrices.
 pub fn dense_matmul(team: &Team, ops: &mut [DenseOp<'_>], x: &[f32], n: usize) -> Result<()> {
     if ops.len() > MAX_OPS {
-        return Err(QuantError::Capacity {
-            what: "matrices of a region",
-            capacity: MAX_OPS,
-            wanted: ops.len(),
-        });
+        return Err(Error::Capacity { what: "matrices of a region", capacity: MAX_OPS, wanted: ops.len() });
     }
     let few = n <= FEW_TOKENS;
     let mut all: [Option<Op<'_>>; MAX_OPS] = [None; MAX_OPS];
@@ -129,7 +125,7 @@ pub fn dense_matmul(team: &Team, ops: &mut [DenseOp<'_>], x: &[f32], n: usize) -
     let mut items = 0;
     for (i, op) in ops.iter_mut().enumerate() {
         let DenseRef { rows, cols, .. } = op.weight;
-        let size = |count| QuantError::Overflow { what: "activations in elements", rows: n, cols: count };
+        let size = |count| Error::Overflow { what: "activations in elements", rows: n, cols: count };
         check_len("activations in elements", n.checked_mul(cols).ok_or(size(cols))?, x.len())?;
         check_len("output in elements", n.checked_mul(rows).ok_or(size(rows))?, op.out.len())?;
         if let Some(s) = op.row_scale {
@@ -141,8 +137,12 @@ pub fn dense_matmul(team: &Team, ops: &mut [DenseOp<'_>], x: &[f32], n: usize) -
             rows.div_ceil(ITEM_ROWS) * n.div_ceil(ITEM_TOKENS)
         };
         ends[i] = items;
-        all[i] =
-            Some(Op { weight: op.weight, row_scale: op.row_scale, add: op.add, out: Shared::new(op.out) });
+        all[i] = Some(Op {
+            weight: op.weight,
+            row_scale: op.row_scale,
+            add: op.add,
+            out: DisjointSlice::new(op.out),
+        });
     }
     if n == 0 {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Functions of one vector.
 
-use super::{LANES, Lane, element::Element, vectorised};
-use crate::math::exp;
+use super::{LANES, Lane, element::Element};
+use crate::{math::exp, vectorised::vectorised};
 
 /// Sums the lanes pairwise: 0 with 8, 1 with 9, ... then halves again.
 #[inline(always)]

@@ -9,7 +9,7 @@
 //! 2 * 128 * 127 = 32,512, which leaves no room for a second pair: each is widened to 32 bits at once.
 
 use super::{Acc, F16_BYTES, Kernels, Q4_BYTES, Q8_BYTES, Tokens};
-use crate::blocks::BLOCK;
+use crate::dtype::BLOCK;
 use std::arch::x86_64::*;
 
 pub(super) static KERNELS: Kernels =
@@ -17,6 +17,15 @@ pub(super) static KERNELS: Kernels =
 
 /// Bytes that a kernel reads ahead of itself; beyond what the hardware prefetchers reach at a block's pace.
 const AHEAD: usize = 2304;
+
+macro_rules! kernels {
+    ($($item:item)*) => { $(#[target_feature(enable = "avx2,fma,f16c")] $item)* };
+}
+
+gemv! { q4_gemv: q4_tile::<1, true>, Q4_BYTES }
+gemm! { q4_gemm: 4 => q4_tile::<4, false>, 3 => q4_tile::<3, false>, 2 => q4_tile::<2, false>, 1 => q4_tile::<1, false> }
+gemv! { q8_gemv: q8_tile::<1, true>, Q8_BYTES }
+gemm! { q8_gemm: 4 => q8_tile::<4, false>, 3 => q8_tile::<3, false>, 2 => q8_tile::<2, false>, 1 => q8_tile::<1, false> }
 
 /// Pointers to one token's activations.
 #[derive(Clone, Copy)]
@@ -34,6 +43,8 @@ impl Ptr {
     }
 }
 
+/// # Safety
+/// The processor must have AVX2; `p` must have 32 readable bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn load(p: *const u8) -> __m256i {
@@ -42,6 +53,9 @@ unsafe fn load(p: *const u8) -> __m256i {
 }
 
 /// Four activations in every lane.
+///
+/// # Safety
+/// The processor must have AVX2; `p` must have 4 readable bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn quad(p: *const i8) -> __m256i {
@@ -50,6 +64,9 @@ unsafe fn quad(p: *const i8) -> __m256i {
 }
 
 /// Eight f16 as f32.
+///
+/// # Safety
+/// The processor must have F16C; `p` must have 16 readable bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn halves(p: *const u8) -> __m256 {
@@ -77,59 +94,32 @@ fn pinned<const T: usize>(mut v: __m256i) -> __m256i {
     v
 }
 
+/// Asks for `LINES` cache lines, `AHEAD` bytes from `p` on.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn prefetch<const LINES: usize>(p: *const u8) {
+fn prefetch<const LINES: usize>(p: *const u8) {
     for i in 0..LINES {
         // A prefetch of an address that is not mapped does nothing.
         _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * i).cast());
     }
 }
 
+/// One group with `T` tokens from `from` on. `STREAM` says that the weights come from memory, to be asked for ahead.
+///
 /// # Safety
-/// See `Kernel`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
-    // SAFETY: each group has `x.blocks()` blocks, as many as the token.
-    unsafe {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            q4_tile::<1, true>(w.as_ptr().add(i * x.blocks() * Q4_BYTES), x, 0, std::array::from_mut(acc));
-        }
-    }
-}
-
-/// # Safety
-/// See `Kernel`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
-    let (tiles, rest) = acc.as_chunks_mut::<4>();
-    let done = 4 * tiles.len();
-    let w = w.as_ptr();
-    // SAFETY: the group has `x.blocks()` blocks, and there are as many tokens as entries of `acc`.
-    unsafe {
-        for (i, acc) in tiles.iter_mut().enumerate() {
-            q4_tile::<4, false>(w, x, 4 * i, acc);
-        }
-        match rest {
-            [a] => q4_tile::<1, false>(w, x, done, std::array::from_mut(a)),
-            [_, _] => q4_tile::<2, false>(w, x, done, rest.try_into().unwrap_unchecked()),
-            [_, _, _] => q4_tile::<3, false>(w, x, done, rest.try_into().unwrap_unchecked()),
-            _ => {}
-        }
-    }
-}
-
-/// One group with `T` tokens from `from` on.
+/// The processor must have AVX2, FMA and F16C; `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q4_tile<const T: usize, const STREAM: bool>(
     mut w: *const u8,
     x: Tokens<'_>,
     from: usize,
-    acc: &mut [Acc; T],
+    acc: *mut Acc,
 ) {
-    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a block's size.
+    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a block's
+    // size. `acc` has `T` entries.
     unsafe {
+        let acc = &mut *acc.cast::<[Acc; T]>();
         let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
         let low = _mm256_set1_epi8(15);
         let ones = _mm256_set1_epi16(1);
@@ -173,50 +163,22 @@ unsafe fn q4_tile<const T: usize, const STREAM: bool>(
     }
 }
 
+/// One group with `T` tokens from `from` on. `STREAM` says that the weights come from memory, to be asked for ahead.
+///
 /// # Safety
-/// See `Kernel`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
-    // SAFETY: each group has `x.blocks()` blocks, as many as the token.
-    unsafe {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            q8_tile::<1, true>(w.as_ptr().add(i * x.blocks() * Q8_BYTES), x, 0, std::array::from_mut(acc));
-        }
-    }
-}
-
-/// # Safety
-/// See `Kernel`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
-    let (tiles, rest) = acc.as_chunks_mut::<4>();
-    let done = 4 * tiles.len();
-    let w = w.as_ptr();
-    // SAFETY: the group has `x.blocks()` blocks, and there are as many tokens as entries of `acc`.
-    unsafe {
-        for (i, acc) in tiles.iter_mut().enumerate() {
-            q8_tile::<4, false>(w, x, 4 * i, acc);
-        }
-        match rest {
-            [a] => q8_tile::<1, false>(w, x, done, std::array::from_mut(a)),
-            [_, _] => q8_tile::<2, false>(w, x, done, rest.try_into().unwrap_unchecked()),
-            [_, _, _] => q8_tile::<3, false>(w, x, done, rest.try_into().unwrap_unchecked()),
-            _ => {}
-        }
-    }
-}
-
-/// One group with `T` tokens from `from` on.
+/// The processor must have AVX2, FMA and F16C; `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q8_tile<const T: usize, const STREAM: bool>(
     mut w: *const u8,
     x: Tokens<'_>,
     from: usize,
-    acc: &mut [Acc; T],
+    acc: *mut Acc,
 ) {
-    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a block's size.
+    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a block's
+    // size. `acc` has `T` entries.
     unsafe {
+        let acc = &mut *acc.cast::<[Acc; T]>();
         let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
         let ones = _mm256_set1_epi16(1);
         let mut sums: [[__m256; 2]; T] = std::array::from_fn(|t| {
@@ -254,7 +216,7 @@ unsafe fn q8_tile<const T: usize, const STREAM: bool>(
 }
 
 /// # Safety
-/// See `Kernel`.
+/// The processor must have AVX2, FMA and F16C; `w` must hold `acc.len()` groups of `x.blocks()` blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
     let group = x.blocks() * F16_BYTES;
@@ -277,7 +239,8 @@ unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
 }
 
 /// # Safety
-/// See `Kernel`.
+/// The processor must have AVX2, FMA and F16C; `w` must hold one group of `x.blocks()` blocks, and `acc` an entry for each
+/// token.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
     let (tiles, rest) = acc.as_chunks_mut::<6>();
@@ -301,8 +264,10 @@ unsafe fn f16_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
     }
 }
 
-/// `G` groups, `group` bytes apart, with `T` tokens from `from` on. One of the two numbers is 1; `acc` has `G * T`
-/// entries.
+/// `G` groups, `group` bytes apart, with `T` tokens from `from` on. One of the two numbers is 1.
+///
+/// # Safety
+/// The processor must have AVX2, FMA and F16C; each group must have `x.blocks()` blocks, and `acc` `G * T` entries.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_tile<const G: usize, const T: usize>(

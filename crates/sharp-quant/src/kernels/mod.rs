@@ -1,5 +1,7 @@
 //! The kernels: one file for each instruction set, all with the structure and the bits of [`scalar`].
 //!
+//! Bodies that are compiled more than once, with a processor's instructions and with emulated ones, are in `bodies/`.
+//!
 //! The contract, for row `r` and token `t`, starting from the `acc` given:
 //!
 //! - `q4x16`, `q8x16`: for each block of 32 columns in ascending order, `s` = the exact integer sum of `q_w * q_x`, then
@@ -8,134 +10,68 @@
 //!
 //! So a result depends neither on the instruction set, nor on the number of threads, nor on how tokens are batched.
 
+/// Declares a kernel for one token: `$tile`, a function of one group and one token, for each group of 16 rows.
+///
+/// The file that uses it declares `kernels!`, which gives functions the features of an instruction set.
+macro_rules! gemv {
+    ($name:ident: $tile:expr, $block_bytes:ident) => {
+        kernels! {
+            /// # Safety
+            /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of `x.blocks()`
+            /// blocks.
+            unsafe fn $name(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    // SAFETY: each group has `x.blocks()` blocks, as many as the token.
+                    unsafe { $tile(w.as_ptr().add(i * x.blocks() * $block_bytes), x, 0, acc) };
+                }
+            }
+        }
+    };
+}
+
+/// Declares a kernel for many tokens: the first `$tile` while there are `$width` tokens, then the next.
+///
+/// The last width must be 1. As with [`gemv!`], the file declares `kernels!`.
+macro_rules! gemm {
+    ($name:ident: $($width:literal => $tile:expr),+) => {
+        kernels! {
+            /// # Safety
+            /// The processor must have these kernels' instruction set; `w` must hold one group of `x.blocks()` blocks, and
+            /// `acc` an entry for each token of `x`.
+            unsafe fn $name(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
+                let (n, to) = (acc.len(), acc.as_mut_ptr());
+                let mut t = 0;
+                $(
+                    while n - t >= $width {
+                        // SAFETY: the group has `x.blocks()` blocks, and tokens and entries of `acc` reach to `t + $width`.
+                        unsafe { $tile(w.as_ptr(), x, t, to.add(t)) };
+                        t += $width;
+                    }
+                )+
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(test)]
 mod emulated;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_i8mm;
+#[cfg(target_arch = "aarch64")]
+mod neon_plain;
 mod scalar;
-
-/// See `avx512.rs`.
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::needless_range_loop)] // the loops run over registers
-mod avx512 {
-    use super::*;
-    use std::arch::x86_64::*;
-
-    macro_rules! kernels {
-        ($($item:item)*) => { $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma")] $item)* };
-    }
-
-    unsafe fn prefetch<const LINES: usize>(p: *const u8) {
-        for i in 0..LINES {
-            // SAFETY: a prefetch of an address that is not mapped does nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(64 * i).cast()) };
-        }
-    }
-
-    include!("avx512.rs");
-}
-
-/// What the NEON kernels have in common besides `neon.rs`.
-#[cfg(target_arch = "aarch64")]
-mod arm {
-    use std::arch::{aarch64::*, asm};
-
-    /// Four f16 as f32.
-    ///
-    /// # Safety
-    /// `p` must have 8 readable bytes.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    pub(super) unsafe fn halves(p: *const u8) -> float32x4_t {
-        // SAFETY: the caller's pointer has 8 readable bytes.
-        let bytes = unsafe { vld1_u8(p) };
-        let wide;
-        // SAFETY: an instruction of registers only, which every processor with NEON of 64 bits has.
-        unsafe {
-            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) bytes,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        wide
-    }
-}
-
-/// See `neon.rs`: with the dot product instructions.
-#[cfg(target_arch = "aarch64")]
-#[allow(clippy::needless_range_loop)] // the loops run over registers
-mod neon {
-    use super::{arm::halves, *};
-    use std::arch::{aarch64::*, asm};
-
-    macro_rules! kernels {
-        ($($item:item)*) => { $(#[target_feature(enable = "neon,dotprod")] $item)* };
-    }
-
-    /// `vdotq_s32`, which this compiler version does not have as a stable function.
-    #[inline]
-    #[target_feature(enable = "neon,dotprod")]
-    fn dot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-        // SAFETY: an instruction of registers only, which the features above include.
-        unsafe {
-            asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        acc
-    }
-
-    include!("neon.rs");
-}
-
-/// See `neon.rs`: for processors without the dot product instructions.
-#[cfg(target_arch = "aarch64")]
-#[allow(clippy::needless_range_loop)] // the loops run over registers
-mod neon_plain {
-    use super::{arm::halves, *};
-    use std::arch::aarch64::*;
-
-    macro_rules! kernels {
-        ($($item:item)*) => { $(#[target_feature(enable = "neon")] $item)* };
-    }
-
-    /// What `sdot` computes. Two products of bytes fit 16 bits, since no activation is -128.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn dot(acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-        let low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
-        vpadalq_s16(acc, vpaddq_s16(low, vmull_high_s8(a, b)))
-    }
-
-    include!("neon.rs");
-}
-
-/// See `neon_i8mm.rs`.
-#[cfg(target_arch = "aarch64")]
-#[allow(clippy::needless_range_loop)] // the loops run over registers
-mod neon_i8mm {
-    use super::{arm::halves, *};
-    use std::arch::{aarch64::*, asm};
-
-    macro_rules! kernels {
-        ($($item:item)*) => { $(#[target_feature(enable = "neon,dotprod,i8mm")] $item)* };
-    }
-
-    /// `vmmlaq_s32`, which this compiler version does not have as a stable function.
-    #[inline]
-    #[target_feature(enable = "neon,i8mm")]
-    fn multiply(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-        // SAFETY: an instruction of registers only, which the features above include.
-        unsafe {
-            asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        acc
-    }
-
-    include!("neon_i8mm.rs");
-}
 
 use crate::{
     activations::{Activations, Token},
-    blocks::BLOCK,
+    dtype::BLOCK,
     isa::{Isa, Kind},
     packed::{GROUP, PackedFormat, PackedRef},
 };

@@ -1,8 +1,28 @@
-// Products with many tokens for NEON with 8-bit matrix multiplication, included by the module of that name. What is one token's or of
-// floats is as in neon.rs.
-//
-// `smmla` multiplies 2 rows of 8 columns with 2 tokens of 8 columns and adds to the 4 sums, exactly. The layout has 4 columns of each
-// of 4 rows in a vector: two vectors that follow one another are zipped to 8 columns of 2 rows.
+//! NEON with 8-bit matrix multiplication: products with many tokens. What is one token's or of floats is [`neon`]'s.
+//!
+//! `smmla` multiplies 2 rows of 8 columns with 2 tokens of 8 columns and adds to the 4 sums, exactly. The layout has 4
+//! columns of each of 4 rows in a vector: two vectors that follow one another are zipped to 8 columns of 2 rows.
+
+#![allow(clippy::needless_range_loop, reason = "the loops run over registers")]
+
+use super::{arm::halves, *};
+use std::arch::{aarch64::*, asm};
+
+macro_rules! kernels {
+    ($($item:item)*) => { $(#[target_feature(enable = "neon,dotprod,i8mm")] $item)* };
+}
+
+/// Computes `vmmlaq_s32`, which this compiler version does not have as a stable function.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+fn multiply(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: an instruction of registers only, which the features above include.
+    unsafe {
+        asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    acc
+}
 
 pub(super) static KERNELS: Kernels =
     Kernels { gemv: neon::KERNELS.gemv, gemm: [q4_gemm, q8_gemm, neon::KERNELS.gemm[2]] };

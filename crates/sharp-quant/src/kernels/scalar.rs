@@ -1,7 +1,7 @@
 //! The portable kernels: the reference that every other instruction set must equal bit for bit.
 
 use super::{Acc, F16_BYTES, Kernels, Q4_BYTES, Q8_BYTES, Tokens};
-use crate::{activations::Token, blocks::BLOCK, packed::GROUP};
+use crate::{activations::Token, dtype::BLOCK, packed::GROUP};
 use half::f16;
 
 pub(super) static KERNELS: Kernels = Kernels {

@@ -5,7 +5,10 @@
 //! it to the 16 bits it is stored in, rounds the integers again to that stored scale, and keeps the candidate of least
 //! weighted error. The plain rule's result is a candidate, so the search never loses to it.
 
-use crate::blocks::{BLOCK, Block, extreme, inverse};
+use crate::{
+    dtype::BLOCK,
+    scale_max::{QuantBlock, extreme, inverse},
+};
 use half::f16;
 
 type Row = [f32; BLOCK];
@@ -72,7 +75,7 @@ fn symmetric(
     best
 }
 
-pub(crate) fn q8_0(x: &Row, w: Option<&Row>, plain: Block<i8>) -> Block<i8> {
+pub(crate) fn q8_0(x: &Row, w: Option<&Row>, plain: QuantBlock<i8>) -> QuantBlock<i8> {
     let w = weights(w);
     let top = extreme(x).abs();
     if top == 0.0 {
@@ -82,12 +85,12 @@ pub(crate) fn q8_0(x: &Row, w: Option<&Row>, plain: Block<i8>) -> Block<i8> {
     // Clipping never pays at 8 bits; a slightly larger or smaller step sometimes fits the values better.
     let inverses = (-4i8..=4).map(|s| (127.0 + 0.25 * f32::from(s)) / top);
     match symmetric(x, &w, (-127.0, 127.0), inverses, limit) {
-        Some((scale, q)) => Block { scale, min: f16::ZERO, q: q.map(|v| v as i8) },
+        Some((scale, q)) => QuantBlock { scale, min: f16::ZERO, q: q.map(|v| v as i8) },
         None => plain,
     }
 }
 
-pub(crate) fn q4_0(x: &Row, w: Option<&Row>, plain: Block<u8>) -> Block<u8> {
+pub(crate) fn q4_0(x: &Row, w: Option<&Row>, plain: QuantBlock<u8>) -> QuantBlock<u8> {
     let w = weights(w);
     let signed = extreme(x);
     if signed == 0.0 {
@@ -101,12 +104,12 @@ pub(crate) fn q4_0(x: &Row, w: Option<&Row>, plain: Block<u8>) -> Block<u8> {
         [-reach / signed, reach / signed]
     });
     match symmetric(x, &w, (-8.0, 7.0), inverses, limit) {
-        Some((scale, q)) => Block { scale, min: f16::ZERO, q: q.map(|v| (v + 8.0) as u8) },
+        Some((scale, q)) => QuantBlock { scale, min: f16::ZERO, q: q.map(|v| (v + 8.0) as u8) },
         None => plain,
     }
 }
 
-pub(crate) fn q4_1(x: &Row, w: Option<&Row>, plain: Block<u8>) -> Block<u8> {
+pub(crate) fn q4_1(x: &Row, w: Option<&Row>, plain: QuantBlock<u8>) -> QuantBlock<u8> {
     let w = weights(w);
     let affine_error = |scale: f32, min: f32, q: &Row| error(&x.map(|v| v - min), &w, scale, q);
     let mut best = plain;
@@ -144,7 +147,7 @@ pub(crate) fn q4_1(x: &Row, w: Option<&Row>, plain: Block<u8>) -> Block<u8> {
             let e = affine_error(scale.to_f32(), min.to_f32(), &q);
             if e < least {
                 least = e;
-                best = Block { scale, min, q: q.map(|v| v as u8) };
+                best = QuantBlock { scale, min, q: q.map(|v| v as u8) };
             }
         }
     }

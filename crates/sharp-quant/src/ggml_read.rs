@@ -1,13 +1,14 @@
 //! ggml's block formats that are read and never written: what GGUF files are often stored in.
 
-use crate::blocks::{BLOCK, read_f16};
-
-/// Elements of a super-block, the block of the K formats.
-pub(crate) const SUPER: usize = 256;
+use crate::{
+    dtype::{BLOCK, SUPER_BLOCK},
+    f16_bytes::read_f16,
+};
 
 /// Levels of `IQ4_NL`, closer together near zero.
 const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// Calls `read` for every block of `BYTES` bytes and the `LEN` elements it stands for.
 fn blocks<const BYTES: usize, const LEN: usize>(
     bytes: &[u8],
     out: &mut [f32],
@@ -70,9 +71,14 @@ fn scales_and_minimums(packed: &[u8; 12]) -> [(f32, f32); 8] {
     })
 }
 
+/// The `N` bytes from `at` on, which a block must have.
+fn chunk<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..].first_chunk().expect("a part of a block lies inside it")
+}
+
 /// A super-block of 4 or 5 bits: f16 scale and f16 scale of the minimums, 12 bytes of scales, what the fifth bits are, nibbles;
 /// weight = `d * scale * q - dmin * min`.
-fn q45_k(begin: &[u8; 16], fifth: Option<&[u8; 32]>, nibbles: &[u8; 128], out: &mut [f32; SUPER]) {
+fn q45_k(begin: &[u8; 16], fifth: Option<&[u8; 32]>, nibbles: &[u8; 128], out: &mut [f32; SUPER_BLOCK]) {
     let (d, dmin) = (read_f16(begin, 0).to_f32(), read_f16(begin, 2).to_f32());
     let mut packed = [0; 12];
     packed.copy_from_slice(&begin[4..]);
@@ -88,25 +94,23 @@ fn q45_k(begin: &[u8; 16], fifth: Option<&[u8; 32]>, nibbles: &[u8; 128], out: &
     }
 }
 
+/// f16 scales, 6-bit scales and minimums, 128 bytes of nibbles.
 pub(crate) fn q4_k(bytes: &[u8], out: &mut [f32]) {
-    blocks(bytes, out, |b: &[u8; 144], o: &mut [f32; SUPER]| {
-        if let (Some((begin, _)), Some((_, nibbles))) = (b.split_first_chunk(), b.split_last_chunk()) {
-            q45_k(begin, None, nibbles, o);
-        }
+    blocks(bytes, out, |b: &[u8; 144], o: &mut [f32; SUPER_BLOCK]| {
+        q45_k(chunk(b, 0), None, chunk(b, 16), o);
     });
 }
 
+/// f16 scales, 6-bit scales and minimums, 32 bytes of fifth bits, 128 bytes of nibbles.
 pub(crate) fn q5_k(bytes: &[u8], out: &mut [f32]) {
-    blocks(bytes, out, |b: &[u8; 176], o: &mut [f32; SUPER]| {
-        if let (Some((begin, rest)), Some((_, nibbles))) = (b.split_first_chunk(), b.split_last_chunk()) {
-            q45_k(begin, rest.first_chunk(), nibbles, o);
-        }
+    blocks(bytes, out, |b: &[u8; 176], o: &mut [f32; SUPER_BLOCK]| {
+        q45_k(chunk(b, 0), Some(chunk(b, 16)), chunk(b, 48), o);
     });
 }
 
 /// 128 bytes of nibbles, 64 of upper two bits, a signed scale for each 16 elements, f16 scale; weight = `d * scale * (q - 32)`.
 pub(crate) fn q6_k(bytes: &[u8], out: &mut [f32]) {
-    blocks(bytes, out, |b: &[u8; 210], o: &mut [f32; SUPER]| {
+    blocks(bytes, out, |b: &[u8; 210], o: &mut [f32; SUPER_BLOCK]| {
         let d = read_f16(b, 208).to_f32();
         for (i, o) in o.iter_mut().enumerate() {
             // Each half of 128 elements lies in 64 bytes of nibbles and 32 of upper bits, four elements to a byte of those.

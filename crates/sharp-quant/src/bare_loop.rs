@@ -1,10 +1,10 @@
-//! The bare loop: products of packed matrices and nothing around them, what decoding can at most be as fast as.
+//! The bare loop: only the matrix products of one token, an upper bound for the speed of decoding.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{
     activations::Activations,
-    error::{QuantError, Result, check_shape},
+    error::{Error, Result, check_shape},
     kernels::{Kernels, Tokens},
     packed::{GROUP, PackedFormat, PackedRef},
     team::Team,
@@ -13,20 +13,21 @@ use crate::{
 /// Groups that one call of a kernel takes.
 const RUN: usize = 4;
 
-/// Multiplies every matrix with the one token beside it, in order, each thread its own share of the rows of all of them: one region,
-/// without recovery's two halves waiting for each other, and without anything being done with the results. Returns a number
-/// that depends on all of them, so that no compiler leaves them out.
+/// Multiplies every matrix with the one token beside it, in order, in one parallel region.
+///
+/// Each thread takes the same fraction of the rows of every matrix. Nothing waits for anything else, and the products are not
+/// stored. The number returned depends on all of them, so that the compiler cannot leave them out.
 ///
 /// # Errors
-/// [`QuantError::Shape`] if a matrix and its activations do not agree or these are not of one token, [`QuantError::Capacity`] if they lack
+/// [`Error::Shape`] if a matrix and its activations do not agree or these are not of one token, [`Error::Capacity`] if they lack
 /// the floats that a matrix of 16-bit floats needs.
-pub fn walk(team: &Team, products: &[(PackedRef<'_>, &Activations)]) -> Result<f32> {
+pub fn bare_loop(team: &Team, products: &[(PackedRef<'_>, &Activations)]) -> Result<f32> {
     for (w, x) in products {
         check_shape("columns of the activations", w.cols(), x.cols())?;
         check_shape("tokens of the activations", 1, x.tokens())?;
         if w.format() == PackedFormat::F16 && !x.has_floats() {
             let what = "floats kept with the activations";
-            return Err(QuantError::Capacity { what, capacity: 0, wanted: w.cols() });
+            return Err(Error::Capacity { what, capacity: 0, wanted: w.cols() });
         }
     }
     let (kernels, threads) = (Kernels::of(team.isa()), team.threads());

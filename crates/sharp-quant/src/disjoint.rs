@@ -3,28 +3,28 @@
 use std::marker::PhantomData;
 
 /// A mutable slice without its borrow, so that threads can take disjoint parts of it.
-pub(crate) struct Shared<T> {
+pub(crate) struct DisjointSlice<T> {
     start: *mut T,
     len: usize,
     marker: PhantomData<T>,
 }
 
-impl<T> Clone for Shared<T> {
+impl<T> Clone for DisjointSlice<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for Shared<T> {}
+impl<T> Copy for DisjointSlice<T> {}
 
-// SAFETY: a `Shared` only hands out parts through `slice`, whose contract forbids overlapping use.
-unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: a `DisjointSlice` only hands out parts through `slice`, whose contract forbids overlapping use.
+unsafe impl<T: Send> Send for DisjointSlice<T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for DisjointSlice<T> {}
 
-impl<T> Shared<T> {
+impl<T> DisjointSlice<T> {
     pub(crate) fn new(slice: &mut [T]) -> Self {
-        Shared { start: slice.as_mut_ptr(), len: slice.len(), marker: PhantomData }
+        DisjointSlice { start: slice.as_mut_ptr(), len: slice.len(), marker: PhantomData }
     }
 
     /// Elements `from..from + count`; panics if they do not exist.
