@@ -5,12 +5,12 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sharp_infer::{Model, Options, Recipe, Session, Synthetic, Team, quantize};
-use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan, Target};
+use sharp_model::{LayerChange, ModelConfig, Plan, Ranks, Repair};
 
 fn models() -> Vec<(&'static str, Model)> {
     let config = ModelConfig::llama(576, 1536, 8, 9, 3, 8192).expect("a shape that can be");
-    let target = |t: usize| Target::sharing(t, t - 1, RecoveryForm::LowRank, Ranks::uniform(56));
-    let plan = SharingPlan::new("explicit", [1, 3, 5, 7].map(target).to_vec());
+    let change = |layer: usize| LayerChange::share(layer, layer - 1, Repair::low_rank(Ranks::uniform(56)));
+    let plan = Plan::new("explicit", [1, 3, 5, 7].map(change).to_vec());
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut all = Vec::new();
     let options = Options::default();

@@ -8,9 +8,9 @@ use std::io::Write;
 use std::path::Path;
 
 use sharp_infer::{Recipe, Team, quantize};
-use sharp_model::{ModelSource, RecoveryForm};
+use sharp_model::ModelSource;
 use sharp_progress::Terminal;
-use sharp_strategy::{Budget, Even, LayerCosts, Options, Replacement, make_plan};
+use sharp_strategy::{Budget, Even, Form, LayerCosts, Options, make_plan};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -21,8 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = original.config();
 
     let costs = LayerCosts::unmeasured(config.num_hidden_layers);
-    let options =
-        Options { replacement: Replacement::Prune, form: RecoveryForm::Pruned, ..Options::default() };
+    let options = Options { form: Form::Pruned, ..Options::default() };
     let plan = make_plan(config, &Even, &costs, Budget::MlpFractionRemoved(0.2), &options)?;
     let smaller = ModelSource::overlay(&original, plan, None)?;
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sharp_model::{
-    ModelConfig, ModelSource, Projection, TensorBytes, TensorRef,
+    ModelConfig, ModelSource, Projection, Scales, TensorBytes, TensorRef, Treatment,
     names::{self, Attention as Part},
     packed::{BlobFormat, PackedFile, PackedTensor},
 };
@@ -341,15 +341,15 @@ impl Model {
                 q_norm: norms.heads(names::q_norm(i), config.query_size())?,
                 k_norm: norms.heads(names::k_norm(i), config.key_value_size())?,
             };
-            let target = file.plan().and_then(|p| p.target(i));
+            let treatment = file.plan().and_then(|p| p.treatment(i));
             let mut projection = |p: Projection| -> Result<Linear> {
-                let (rows, cols) = target.map_or_else(|| p.shape(config), |t| t.shape(p, config));
-                if target.is_some_and(|t| t.dropped) {
+                let (rows, cols) = treatment.map_or_else(|| p.shape(config), |t| t.shape(p, config));
+                if treatment == Some(Treatment::Drop) {
                     return Linear::new((rows, cols), None, None, None, None, None);
                 }
-                let stored = target.is_none_or(|t| t.reference.is_some() || t.is_pruned());
+                let stored = treatment.is_none_or(|t| t.owner_of_weights(i).is_some());
                 let base = if stored { Some(matrix(&names::mlp_weight(i, p), (rows, cols))?) } else { None };
-                let rank = target.map_or(0, |t| t.ranks.of(p));
+                let rank = treatment.map_or(0, |t| t.ranks()[p]);
                 let factors = if rank == 0 {
                     None
                 } else {
@@ -361,8 +361,9 @@ impl Model {
                 let some = |wanted: bool, name: String, len: usize| -> Result<Option<Arc<[f32]>>> {
                     if wanted { Ok(Some(vector(&name, len)?)) } else { Ok(None) }
                 };
-                let row = some(target.is_some_and(|t| t.form.row_scaled()), names::row_scale(i, p), rows)?;
-                let col = some(target.is_some_and(|t| t.form.column_scaled()), names::col_scale(i, p), cols)?;
+                let scales = treatment.map_or(Scales::None, |t| t.scales());
+                let row = some(scales.rows(), names::row_scale(i, p), rows)?;
+                let col = some(scales.columns(), names::col_scale(i, p), cols)?;
                 let bias = some(config.mlp_bias, names::mlp_bias(i, p), rows)?;
                 Linear::new((rows, cols), base, factors, row, col, bias)
             };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sharp_model::{
-    ModelConfig, ModelSource, SharingPlan, Stored, family::Activation, packed::PackedFile, shape::LayerKind,
+    ModelConfig, ModelSource, Plan, Stored, family::Activation, packed::PackedFile, shape::LayerKind,
     tokenizer::Tokenizer,
 };
 use sharp_quant::{Activations, DType, Team};
@@ -201,7 +201,7 @@ pub struct WeightBytes {
 
 pub(crate) struct Inner {
     pub(crate) config: ModelConfig,
-    pub(crate) plan: Option<SharingPlan>,
+    pub(crate) plan: Option<Plan>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) embedding: Arc<Weight>,
     pub(crate) head: Arc<Weight>,
@@ -284,7 +284,7 @@ impl Model {
     }
 
     /// How layers share their MLPs, if they do.
-    pub fn plan(&self) -> Option<&SharingPlan> {
+    pub fn plan(&self) -> Option<&Plan> {
         self.inner.plan.as_ref()
     }
 

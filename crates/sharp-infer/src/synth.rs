@@ -8,8 +8,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use sharp_model::{
-    DType, ExportOptions, ModelConfig, ModelSource, Projection, SharingPlan, TensorBytes, TensorInfo,
-    TensorSource, export_compact, family, names,
+    DType, ExportOptions, LayerChange, ModelConfig, ModelSource, Plan, Projection, TensorBytes, TensorInfo,
+    TensorSource, Treatment, export_compact, family, names,
 };
 use sharp_progress::Progress;
 
@@ -34,7 +34,7 @@ impl Synthetic {
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) if plan and shape do not fit.
-    pub fn source(config: &ModelConfig, plan: Option<&SharingPlan>, seed: u64) -> Result<ModelSource> {
+    pub fn source(config: &ModelConfig, plan: Option<&Plan>, seed: u64) -> Result<ModelSource> {
         Self::build(config, plan, seed, None)
     }
 
@@ -43,49 +43,49 @@ impl Synthetic {
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) if plan and shape do not fit.
-    pub fn in_memory(config: &ModelConfig, plan: Option<&SharingPlan>, seed: u64) -> Result<ModelSource> {
+    pub fn in_memory(config: &ModelConfig, plan: Option<&Plan>, seed: u64) -> Result<ModelSource> {
         Self::build(config, plan, seed, Some(Mutex::default()))
     }
 
     fn build(
         config: &ModelConfig,
-        plan: Option<&SharingPlan>,
+        plan: Option<&Plan>,
         seed: u64,
         kept: Option<Mutex<BTreeMap<String, TensorBytes>>>,
     ) -> Result<ModelSource> {
         if let Some(plan) = plan {
             plan.validate(config)?;
         }
-        let target = |layer: usize| plan.and_then(|p| p.target(layer));
+        let treatment = |layer: usize| plan.and_then(|p| p.treatment(layer));
         let mut tensors = BTreeMap::new();
         let mut add = |name: String, shape: Vec<usize>| {
             tensors.insert(name.clone(), TensorInfo { name, dtype: DType::F32, shape });
         };
         for (_, layer, info) in family::tensors_of(config, DType::F32) {
-            if let (Some(target), Some((_, projection, part))) =
-                (layer.and_then(target), names::parse_mlp(&info.name))
-                && (part == "weight" || target.dropped)
+            if let (Some(treatment), Some((_, projection, part))) =
+                (layer.and_then(treatment), names::parse_mlp(&info.name))
+                && (part == "weight" || treatment == Treatment::Drop)
             {
-                if target.is_pruned() {
-                    let (rows, cols) = target.shape(projection, config);
+                if treatment.stores_weights() {
+                    let (rows, cols) = treatment.shape(projection, config);
                     add(info.name, vec![rows, cols]);
                 }
                 continue;
             }
             add(info.name, info.shape);
         }
-        for target in plan.map_or(&[][..], |p| &p.targets) {
+        for LayerChange { layer, treatment, .. } in plan.map_or(&[][..], |p| &p.changes) {
             for p in Projection::ALL {
                 let (rows, cols) = p.shape(config);
-                let (layer, rank) = (target.layer, target.ranks.of(p));
+                let (layer, rank, scales) = (*layer, treatment.ranks()[p], treatment.scales());
                 if rank > 0 {
                     add(names::lora_a(layer, p), vec![rank, cols]);
                     add(names::lora_b(layer, p), vec![rows, rank]);
                 }
-                if target.form.row_scaled() {
+                if scales.rows() {
                     add(names::row_scale(layer, p), vec![rows]);
                 }
-                if target.form.column_scaled() {
+                if scales.columns() {
                     add(names::col_scale(layer, p), vec![cols]);
                 }
             }
@@ -101,7 +101,7 @@ impl Synthetic {
     /// [`Error::Model`](crate::Error::Model) if plan and shape do not fit or the folder cannot be written.
     pub fn write(
         config: &ModelConfig,
-        plan: Option<&SharingPlan>,
+        plan: Option<&Plan>,
         seed: u64,
         folder: &Path,
         progress: &dyn Progress,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use sharp_infer::{
     Batch, Model, Options, Recipe, Sampler, SamplerOptions, Session, Synthetic, Team, quantize,
 };
-use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan, Target};
+use sharp_model::{LayerChange, ModelConfig, Plan, Ranks, Repair};
 
 struct Counting;
 
@@ -38,11 +38,11 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn decoding_and_sampling_allocate_nothing() {
     let config = ModelConfig::llama(64, 160, 4, 4, 2, 300).unwrap();
-    let plan = SharingPlan::new(
+    let plan = Plan::new(
         "explicit",
         vec![
-            Target::sharing(1, 0, RecoveryForm::LowRank, Ranks::uniform(6)),
-            Target::sharing(3, 2, RecoveryForm::RowColumnScaledLowRank, Ranks::uniform(6)),
+            LayerChange::share(1, 0, Repair::low_rank(Ranks::uniform(6))),
+            LayerChange::share(3, 2, Repair::row_column_scaled(Ranks::uniform(6))),
         ],
     );
     let source = Synthetic::in_memory(&config, Some(&plan), 1).unwrap();

@@ -7,28 +7,27 @@ use sharp_infer::{
     Error, Model, Options, QuantReport, Recipe, Synthetic, Team, quantize, quantize_calibrated, quantize_onto,
 };
 use sharp_model::{
-    ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
+    LayerChange, ModelConfig, ModelSource, Plan, Projection, Ranks, Repair, packed::PackedFile,
 };
 use sharp_progress::Silent;
 use sharp_quant::{Feedback, Gram, PackedFormat, float, pack_calibrated};
 
 /// Every form of a target layer at once; layers 2 and 3 use an MLP that comes after them.
-fn every_form() -> SharingPlan {
-    use RecoveryForm::{LowRank, None, RowColumnScaledLowRank, ScaledLowRank};
-    SharingPlan::new(
+fn every_form() -> Plan {
+    Plan::new(
         "explicit",
         vec![
-            Target::sharing(1, 0, LowRank, Ranks::uniform(5)),
-            Target::sharing(2, 4, None, Ranks::default()),
-            Target::sharing(3, 4, ScaledLowRank, Ranks { gate: 3, up: 0, down: 40 }),
-            Target::sharing(5, 4, RowColumnScaledLowRank, Ranks::uniform(7)),
-            Target::low_rank_only(6, Ranks::uniform(9)),
-            Target::dropped(7),
+            LayerChange::share(1, 0, Repair::low_rank(Ranks::uniform(5))),
+            LayerChange::share(2, 4, Repair::None),
+            LayerChange::share(3, 4, Repair::scaled(Ranks { gate: 3, up: 0, down: 40 })),
+            LayerChange::share(5, 4, Repair::row_column_scaled(Ranks::uniform(7))),
+            LayerChange::low_rank(6, Ranks::uniform(9)),
+            LayerChange::drop(7),
         ],
     )
 }
 
-fn source(plan: Option<&SharingPlan>, layers: usize) -> ModelSource {
+fn source(plan: Option<&Plan>, layers: usize) -> ModelSource {
     let config = ModelConfig::llama(96, 160, layers, 6, 2, 90).unwrap();
     Synthetic::in_memory(&config, plan, 5).unwrap()
 }
@@ -161,11 +160,11 @@ fn recipes_of_every_format_are_calibrated() {
 /// Layer 0's MLP serves layers 2 and 3 too: its matrices are rounded by the sum of what they get in all three, row scales counted.
 #[test]
 fn a_shared_matrix_is_rounded_for_all_that_use_it() {
-    let plan = SharingPlan::new(
+    let plan = Plan::new(
         "explicit",
         vec![
-            Target::sharing(2, 0, RecoveryForm::None, Ranks::default()),
-            Target::sharing(3, 0, RecoveryForm::ScaledLowRank, Ranks::uniform(2)),
+            LayerChange::share(2, 0, Repair::None),
+            LayerChange::share(3, 0, Repair::scaled(Ranks::uniform(2))),
         ],
     );
     let source = source(Some(&plan), 4);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sharp_infer::{Batch, Model, Options, Recipe, Sampler, Session, Team, quantize};
-use sharp_model::{DType, ExportOptions, ModelSource, Ranks, RecoveryForm, SharingPlan, Target};
+use sharp_model::{DType, ExportOptions, LayerChange, ModelSource, Plan, Repair};
 use sharp_progress::Silent;
 
 const CASES: [&str; 11] = [
@@ -125,8 +125,8 @@ fn a_packed_family_is_the_same_model() {
 fn a_family_shares_its_mlps_in_a_compact_checkpoint() {
     for case in CASES.map(Case::load) {
         let base = ModelSource::open(folder(case.name)).unwrap();
-        let target = Target::sharing(1, 0, RecoveryForm::None, Ranks::default());
-        let shared = ModelSource::overlay(&base, SharingPlan::new("explicit", vec![target]), None).unwrap();
+        let change = LayerChange::share(1, 0, Repair::None);
+        let shared = ModelSource::overlay(&base, Plan::new("explicit", vec![change]), None).unwrap();
         let out = tempfile::tempdir().unwrap();
         let (compact, dense) = (out.path().join("compact"), out.path().join("dense"));
         let options = ExportOptions::new(DType::F32);

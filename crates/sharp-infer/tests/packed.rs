@@ -8,7 +8,7 @@ use sharp_infer::{
 };
 use sharp_model::export::{ExportOptions, export_dense};
 use sharp_model::{
-    ModelConfig, ModelSource, Projection, Ranks, RecoveryForm, SharingPlan, Target, packed::PackedFile,
+    LayerChange, ModelConfig, ModelSource, Plan, Projection, Ranks, Repair, packed::PackedFile,
 };
 use sharp_progress::Silent;
 use sharp_quant::DType;
@@ -18,17 +18,16 @@ fn config(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv: u
 }
 
 /// Every form of a target layer at once, on a model of eight layers.
-fn every_form() -> SharingPlan {
-    use RecoveryForm::{LowRank, None, RowColumnScaledLowRank, ScaledLowRank};
-    SharingPlan::new(
+fn every_form() -> Plan {
+    Plan::new(
         "explicit",
         vec![
-            Target::sharing(1, 0, LowRank, Ranks::uniform(5)),
-            Target::sharing(2, 0, None, Ranks::default()),
-            Target::sharing(3, 0, ScaledLowRank, Ranks { gate: 3, up: 0, down: 40 }),
-            Target::sharing(5, 4, RowColumnScaledLowRank, Ranks::uniform(7)),
-            Target::low_rank_only(6, Ranks::uniform(9)),
-            Target::dropped(7),
+            LayerChange::share(1, 0, Repair::low_rank(Ranks::uniform(5))),
+            LayerChange::share(2, 0, Repair::None),
+            LayerChange::share(3, 0, Repair::scaled(Ranks { gate: 3, up: 0, down: 40 })),
+            LayerChange::share(5, 4, Repair::row_column_scaled(Ranks::uniform(7))),
+            LayerChange::low_rank(6, Ranks::uniform(9)),
+            LayerChange::drop(7),
         ],
     )
 }
@@ -149,8 +148,7 @@ fn models_over_one_base_share_it() {
     let base = Synthetic::in_memory(&config, None, 1).unwrap();
     let options = Options { team: Some(std::sync::Arc::new(Team::new(1).unwrap())), ..Options::default() };
     let original = Model::from_source(&base, &options).unwrap();
-    let plan =
-        SharingPlan::new("explicit", vec![Target::sharing(2, 1, RecoveryForm::LowRank, Ranks::uniform(4))]);
+    let plan = Plan::new("explicit", vec![LayerChange::share(2, 1, Repair::low_rank(Ranks::uniform(4)))]);
     let direct = Model::from_source(&ModelSource::overlay(&base, plan, None).unwrap(), &options).unwrap();
     let at = |m: &Model, l: usize| m.layers()[l].mlp().projections()[0].base().unwrap().bytes().as_ptr();
     assert_eq!(at(&original, 1), at(&direct, 1));
@@ -160,7 +158,7 @@ fn models_over_one_base_share_it() {
     assert_eq!(direct.forward(&TOKENS, &mut ()).unwrap(), mapped.forward(&TOKENS, &mut ()).unwrap());
     assert_ne!(original.forward(&TOKENS, &mut ()).unwrap(), mapped.forward(&TOKENS, &mut ()).unwrap());
     let without = original.without_mlps(&[2]).unwrap();
-    let plan = SharingPlan::new("explicit", vec![Target::dropped(2)]);
+    let plan = Plan::new("explicit", vec![LayerChange::drop(2)]);
     let dropped = Model::from_source(&ModelSource::overlay(&base, plan, None).unwrap(), &options).unwrap();
     assert_eq!(without.forward(&TOKENS, &mut ()).unwrap(), dropped.forward(&TOKENS, &mut ()).unwrap());
 }
@@ -242,7 +240,7 @@ proptest! {
         seed: u64, lengths in prop::collection::vec(0usize..30, 1..12), q4: bool, threads in 1usize..4,
     ) {
         let config = config(64, 96, 3, 4, 2);
-        let plan = SharingPlan::new("explicit", vec![Target::sharing(1, 0, RecoveryForm::LowRank, Ranks::uniform(6))]);
+        let plan = Plan::new("explicit", vec![LayerChange::share(1, 0, Repair::low_rank(Ranks::uniform(6)))]);
         let source = Synthetic::in_memory(&config, Some(&plan), seed).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (path, _) = pack(&source, &if q4 { Recipe::q4() } else { Recipe::q8() }, folder.path());
@@ -282,7 +280,7 @@ proptest! {
         let config = ModelConfig::llama(hidden * 32 * heads * group / (heads * group).max(1), intermediate, 3, 1, 1, 90).unwrap();
         let mut config = config;
         (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (heads * group, heads, 10);
-        let plan = SharingPlan::new("explicit", vec![Target::sharing(1, 0, RecoveryForm::ScaledLowRank, Ranks::uniform(6))]);
+        let plan = Plan::new("explicit", vec![LayerChange::share(1, 0, Repair::scaled(Ranks::uniform(6)))]);
         let source = Synthetic::in_memory(&config, Some(&plan), seed).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (path, _) = pack(&source, &if q4 { Recipe::q4() } else { Recipe::q8() }, folder.path());
@@ -324,9 +322,9 @@ proptest! {
 fn a_pruned_model_computes_what_the_dense_one_with_zeros_does() {
     let config = config(96, 160, 4, 6, 2);
     // A whole number of blocks, one that is none, and a layer that keeps all.
-    let plan = SharingPlan::new(
+    let plan = Plan::new(
         "explicit",
-        vec![Target::pruned(1, 96), Target::pruned(2, 37), Target::pruned(3, 160)],
+        vec![LayerChange::prune(1, 96), LayerChange::prune(2, 37), LayerChange::prune(3, 160)],
     );
     let source = Synthetic::in_memory(&config, Some(&plan), 4).unwrap();
     let folder = tempfile::tempdir().unwrap();

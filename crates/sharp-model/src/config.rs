@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::family::{FAMILIES, Family};
-use crate::names::Projection;
-use crate::plan::SharingPlan;
+use crate::plan::Plan;
+use crate::projection::Projection;
 use crate::shape::{self, LayerKind, Scales};
 
 /// How RoPE's frequencies are stretched for contexts longer than those the model was first trained on.
@@ -299,7 +299,7 @@ impl ModelConfig {
 
     /// `config.json` of a compact checkpoint: every key of [`ModelConfig::to_json`], a `model_type` of its own, and
     /// the plan as `sharp_config`.
-    pub fn to_json_with_plan(&self, plan: &SharingPlan) -> Map<String, Value> {
+    pub fn to_json_with_plan(&self, plan: &Plan) -> Map<String, Value> {
         let family = self.family();
         let mut all = self.to_json();
         all.insert("architectures".into(), json!([family.compact_architecture]));
@@ -421,7 +421,7 @@ impl ModelConfig {
 ///
 /// # Errors
 /// As [`parse_with_plan`], and [`Error::Io`].
-pub fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<SharingPlan>)> {
+pub fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<Plan>)> {
     let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
     let text = crate::hf::read_text(&file, 16 << 20)?;
     parse_with_plan(&file, &text)
@@ -433,7 +433,7 @@ pub fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<SharingPlan>)>
 /// # Errors
 /// [`Error::Json`], [`Error::Config`] with the key at fault, [`Error::Unsupported`] for another architecture,
 /// [`Error::Plan`] for a plan that does not fit.
-pub fn parse_with_plan(path: &Path, text: &str) -> Result<(ModelConfig, Option<SharingPlan>)> {
+pub fn parse_with_plan(path: &Path, text: &str) -> Result<(ModelConfig, Option<Plan>)> {
     let mut raw: Map<String, Value> = serde_json::from_str(text).map_err(Error::json(path))?;
     let sharp = raw.remove("sharp_config");
     let named_compact =
@@ -455,7 +455,7 @@ pub fn parse_with_plan(path: &Path, text: &str) -> Result<(ModelConfig, Option<S
                 let what = format!("{base}, but the model is {}", config.family().model_type);
                 return Err(Error::config(path, "sharp_config.base_model_type", what));
             }
-            let plan = SharingPlan::from_json_value(path, value)?;
+            let plan = Plan::from_json_value(path, value)?;
             plan.validate(&config)?;
             Some(plan)
         }

@@ -103,10 +103,10 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// A sharing plan that cannot be carried out, or not on this model.
-    #[error("sharing plan{}: {what}", layer.map(|l| format!(", target layer {l}")).unwrap_or_default())]
+    /// A plan that cannot be carried out, or not on this model.
+    #[error("plan{}: {what}", layer.map(|l| format!(", layer {l}")).unwrap_or_default())]
     Plan {
-        /// The target layer, where the fault is one target's.
+        /// The layer, where the fault is one layer's.
         layer: Option<usize>,
         /// What is wrong with it.
         what: String,
@@ -183,6 +183,14 @@ impl Error {
     /// A plan that cannot be carried out.
     pub fn plan(layer: Option<usize>, what: impl Display) -> Self {
         Self::Plan { layer, what: what.to_string() }
+    }
+
+    /// The same fault of a plan, found in this layer.
+    pub(crate) fn in_layer(self, layer: usize) -> Self {
+        match self {
+            Self::Plan { what, .. } => Self::Plan { layer: Some(layer), what },
+            other => other,
+        }
     }
 
     /// The tokenizer's files or input at fault.

@@ -15,6 +15,7 @@ pub mod model;
 pub mod names;
 pub mod packed;
 pub mod plan;
+mod projection;
 pub mod pruned;
 pub mod recovery;
 pub mod shape;
@@ -31,8 +32,8 @@ pub use export::{CardNotes, ExportOptions, ExportSummary, export_compact, export
 pub use family::Family;
 pub use hf::HfCheckpoint;
 pub use model::{ModelSource, ProjectionSource};
-pub use names::Projection;
-pub use plan::{Estimate, Ranks, RecoveryForm, SharingPlan, Target};
+pub use plan::{Estimate, LayerChange, Plan, Ranks, Repair, Scales, Treatment};
+pub use projection::{PerProjection, Projection};
 pub use recovery::{LayerRecovery, ProjectionRecovery, Recovery};
 pub use sharp_quant::DType;
 pub use source::{TensorBytes, TensorInfo, TensorRef, TensorSource};

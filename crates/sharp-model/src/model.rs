@@ -12,8 +12,9 @@ use crate::family;
 use crate::fused;
 use crate::gguf::{Gguf, HfView};
 use crate::hf::HfCheckpoint;
-use crate::names::{self, Projection};
-use crate::plan::{RecoveryForm, SharingPlan, Target};
+use crate::names;
+use crate::plan::{LayerChange, Plan, Treatment};
+use crate::projection::Projection;
 use crate::pruned;
 use crate::recovery::Recovery;
 use crate::source::{TensorInfo, TensorRef, TensorSource};
@@ -141,7 +142,7 @@ pub struct ModelSource {
 struct Inner {
     path: PathBuf,
     config: ModelConfig,
-    plan: Option<SharingPlan>,
+    plan: Option<Plan>,
     base: Arc<dyn TensorSource>,
     /// Recovery parameters and replacements laid over the base, by name.
     over: BTreeMap<String, TensorRef>,
@@ -156,7 +157,7 @@ impl std::fmt::Debug for ModelSource {
         f.debug_struct("ModelSource")
             .field("path", &self.inner.path)
             .field("architecture", &self.inner.config.architecture)
-            .field("targets", &self.inner.plan.as_ref().map_or(0, |p| p.targets.len()))
+            .field("changes", &self.inner.plan.as_ref().map_or(0, |p| p.changes.len()))
             .finish_non_exhaustive()
     }
 }
@@ -194,32 +195,34 @@ impl ModelSource {
     ///
     /// # Errors
     /// As [`ModelSource::open`].
-    pub fn new(config: ModelConfig, plan: Option<SharingPlan>, base: Arc<dyn TensorSource>) -> Result<Self> {
+    pub fn new(config: ModelConfig, plan: Option<Plan>, base: Arc<dyn TensorSource>) -> Result<Self> {
         let path = base.path().to_path_buf();
         Self::build(Inner { path, config, plan, base, over: BTreeMap::new(), overlaid: false, gguf: None })
     }
 
     /// Lays a plan and recovery parameters over a dense model; nothing of the base is copied.
     ///
-    /// Without recovery parameters the targets share directly: the plan kept is [`SharingPlan::direct`]. Pruned ones keep their
-    /// largest neurons as they are ([`crate::pruned::largest_neurons`]).
+    /// Without recovery parameters the plan kept is [`Plan::untrained`]; pruned layers keep their largest neurons as
+    /// they are ([`crate::pruned::largest_neurons`]).
     ///
     /// # Errors
     /// [`Error::Plan`] if the base is itself compact, the plan does not fit the model or the recovery parameters do not
     /// fit the plan.
-    pub fn overlay(base: &Self, plan: SharingPlan, recovery: Option<&Recovery>) -> Result<Self> {
+    pub fn overlay(base: &Self, plan: Plan, recovery: Option<&Recovery>) -> Result<Self> {
         if base.plan().is_some() {
-            return Err(Error::plan(None, format!("{} already has shared layers", base.path().display())));
+            return Err(Error::plan(None, format!("{} is already compressed", base.path().display())));
         }
         plan.validate(base.config())?;
         let mut over = base.inner.over.clone();
         let plan = match recovery {
             None => {
-                for target in plan.targets.iter().filter(|t| t.is_pruned()) {
-                    let kept = pruned::largest_neurons(base, target.layer, target.neurons)?;
-                    over.extend(kept.map(|t| (t.name().to_owned(), t)));
+                for change in &plan.changes {
+                    if let Treatment::Prune { neurons } = change.treatment {
+                        let kept = pruned::largest_neurons(base, change.layer, neurons)?;
+                        over.extend(kept.map(|t| (t.name().to_owned(), t)));
+                    }
                 }
-                plan.direct()
+                plan.untrained()
             }
             Some(recovery) => {
                 recovery.check(base.config(), &plan)?;
@@ -260,12 +263,12 @@ impl ModelSource {
         if self.inner.overlaid {
             return Ok(());
         }
-        for target in self.plan().map_or(&[][..], |p| &p.targets) {
-            for projection in Projection::ALL.into_iter().filter(|_| !target.is_pruned()) {
-                let name = names::mlp_weight(target.layer, projection);
+        for change in self.changes().iter().filter(|c| !c.treatment.stores_weights()) {
+            for projection in Projection::ALL {
+                let name = names::mlp_weight(change.layer, projection);
                 if self.info(&name).is_some() {
                     let what =
-                        format!("is stored, though `sharp_config` gives layer {}'s MLP up", target.layer);
+                        format!("is stored, though `sharp_config` gives layer {}'s MLP up", change.layer);
                     return Err(Error::tensor(path, name, what));
                 }
             }
@@ -286,32 +289,32 @@ impl ModelSource {
             TensorInfo { name, dtype, shape }
         };
         for (_, layer, info) in family::tensors_of(config, DType::F32) {
-            let target = layer.and_then(|l| self.target(l));
+            let treatment = layer.and_then(|l| self.treatment(l));
             let mut shape = info.shape;
-            if let Some(target) = target
+            if let Some(treatment) = treatment
                 && let Some((_, projection, part)) = names::parse_mlp(&info.name)
-                && (part == "weight" || target.dropped)
+                && (part == "weight" || treatment == Treatment::Drop)
             {
-                if !target.is_pruned() {
+                if !treatment.stores_weights() {
                     continue;
                 }
-                let (out, input) = target.shape(projection, config);
+                let (out, input) = treatment.shape(projection, config);
                 shape = vec![out, input];
             }
             all.push(with_type(info.name, shape));
         }
-        for target in self.plan().map_or(&[][..], |p| &p.targets) {
+        for LayerChange { layer, treatment, .. } in self.changes() {
             for projection in Projection::ALL {
                 let (out, input) = projection.shape(config);
-                let (layer, rank) = (target.layer, target.ranks.of(projection));
+                let (layer, rank) = (*layer, treatment.ranks()[projection]);
                 if rank > 0 {
                     all.push(with_type(names::lora_a(layer, projection), vec![rank, input]));
                     all.push(with_type(names::lora_b(layer, projection), vec![out, rank]));
                 }
-                if target.form.row_scaled() {
+                if treatment.scales().rows() {
                     all.push(with_type(names::row_scale(layer, projection), vec![out]));
                 }
-                if target.form.column_scaled() {
+                if treatment.scales().columns() {
                     all.push(with_type(names::col_scale(layer, projection), vec![input]));
                 }
             }
@@ -346,14 +349,19 @@ impl ModelSource {
         &self.inner.config
     }
 
-    /// The plan; `None` for a model without shared layers.
-    pub fn plan(&self) -> Option<&SharingPlan> {
+    /// The plan; `None` for a model whose layers all keep their MLPs.
+    pub fn plan(&self) -> Option<&Plan> {
         self.inner.plan.as_ref()
     }
 
-    /// The plan's entry for a layer.
-    pub fn target(&self, layer: usize) -> Option<&Target> {
-        self.plan()?.target(layer)
+    /// What a layer has in place of its MLP; `None` for a layer that keeps its MLP.
+    pub fn treatment(&self, layer: usize) -> Option<Treatment> {
+        self.plan()?.treatment(layer)
+    }
+
+    /// The layers that change; none without a plan.
+    pub fn changes(&self) -> &[LayerChange] {
+        self.plan().map_or(&[], |p| &p.changes)
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
@@ -399,7 +407,7 @@ impl ModelSource {
     /// Those of [`ModelSource::tensor`].
     pub fn tensor_info(&self, name: &str) -> Result<TensorInfo> {
         if let Some((layer, _)) = names::parse_mlp_weight(name)
-            && self.target(layer).is_some_and(|t| !t.is_pruned())
+            && self.treatment(layer).is_some_and(|t| !t.stores_weights())
         {
             return Err(Error::plan(Some(layer), format!("`{name}` is given up; ask for the projection")));
         }
@@ -453,8 +461,9 @@ impl ModelSource {
             let what = format!("layer {layer} of a model with {}", config.num_hidden_layers);
             return Err(Error::plan(Some(layer), what));
         }
-        let (out, input) = match self.target(layer) {
-            Some(target) => target.shape(projection, config),
+        let treatment = self.treatment(layer);
+        let (out, input) = match treatment {
+            Some(treatment) => treatment.shape(projection, config),
             None => projection.shape(config),
         };
         let mut source = ProjectionSource {
@@ -468,20 +477,17 @@ impl ModelSource {
             col_scale: None,
             bias: None,
         };
-        let stored_by = match self.target(layer) {
-            None => Some(layer),
-            Some(target) if target.dropped => return Ok(source),
-            Some(target) if target.is_pruned() => Some(layer),
-            Some(target) => target.reference,
-        };
-        if let Some(owner) = stored_by {
+        if treatment == Some(Treatment::Drop) {
+            return Ok(source);
+        }
+        if let Some(owner) = treatment.map_or(Some(layer), |t| t.owner_of_weights(layer)) {
             source.base = Some(find(&names::mlp_weight(owner, projection), &[out, input])?);
         }
         if config.mlp_bias {
             source.bias = Some(find(&names::mlp_bias(layer, projection), &[out])?);
         }
-        if let Some(target) = self.target(layer) {
-            let rank = target.ranks.of(projection);
+        if let Some(treatment) = treatment {
+            let rank = treatment.ranks()[projection];
             if rank > 0 {
                 source.lora = Some(LoraSource {
                     rank,
@@ -489,10 +495,10 @@ impl ModelSource {
                     b: find(&names::lora_b(layer, projection), &[out, rank])?,
                 });
             }
-            if target.form.row_scaled() {
+            if treatment.scales().rows() {
                 source.row_scale = Some(find(&names::row_scale(layer, projection), &[out])?);
             }
-            if target.form.column_scaled() {
+            if treatment.scales().columns() {
                 source.col_scale = Some(find(&names::col_scale(layer, projection), &[input])?);
             }
         }
@@ -518,19 +524,5 @@ impl ModelSource {
             total += info.dtype.nbytes(info.elements()?)? as u64;
         }
         Ok(total)
-    }
-}
-
-impl SharingPlan {
-    /// The same sharing without recovery parameters, the baseline: targets run with their reference's weights as they
-    /// are; targets of low rank alone have nothing left and are dropped. Pruned targets stay what they are.
-    #[must_use]
-    pub fn direct(mut self) -> Self {
-        for target in self.targets.iter_mut().filter(|t| !t.is_pruned()) {
-            target.form = RecoveryForm::None;
-            target.ranks = Default::default();
-            target.dropped = target.reference.is_none();
-        }
-        self
     }
 }

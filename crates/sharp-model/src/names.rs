@@ -2,9 +2,8 @@
 //!
 //! All families of [`crate::family`] use these; which of them a family has, and of what shape, is its table.
 
-use serde::{Deserialize, Serialize};
-
 use crate::config::ModelConfig;
+use crate::projection::Projection;
 
 /// Token embedding, `(vocab_size, hidden_size)`.
 pub const EMBED: &str = "model.embed_tokens.weight";
@@ -12,40 +11,6 @@ pub const EMBED: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 /// Output head, `(vocab_size, hidden_size)`; absent where it is tied to [`EMBED`].
 pub const LM_HEAD: &str = "lm_head.weight";
-
-/// One of the three matrices of a gated MLP: `down(silu(gate(x)) * up(x))`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Projection {
-    /// `(intermediate_size, hidden_size)`, through SiLU.
-    Gate,
-    /// `(intermediate_size, hidden_size)`.
-    Up,
-    /// `(hidden_size, intermediate_size)`.
-    Down,
-}
-
-impl Projection {
-    /// In the order of the computation.
-    pub const ALL: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
-
-    /// `gate_proj`, `up_proj` or `down_proj`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-
-    /// `(out, in)` of the weight.
-    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        match self {
-            Self::Gate | Self::Up => (config.intermediate_size, config.hidden_size),
-            Self::Down => (config.hidden_size, config.intermediate_size),
-        }
-    }
-}
 
 /// One of the four matrices of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::model::ModelSource;
-use crate::names::{self, Projection};
+use crate::names;
+use crate::projection::Projection;
 use crate::source::TensorRef;
 
 /// The numbers, ascending, of the `keep` largest of an MLP's `neurons`, from its weights `[gate (f, d), up (f, d), down (d, f)]`. A
@@ -29,7 +30,7 @@ pub fn largest([gate, up, down]: [&[f32]; 3], neurons: usize, keep: usize) -> Ve
 }
 
 /// The `neurons` neurons of a layer's MLP with the largest weights, as they are: gate `(k, d)`, up `(k, d)`, down `(d, k)`, named as
-/// in a checkpoint ([`largest`]). It is what pruning without any data gives, the `direct` row of a pruned plan.
+/// in a checkpoint ([`largest`]). It is what pruning without any data gives, the plan without training ([`crate::Plan::untrained`]).
 ///
 /// # Errors
 /// [`Error::NoTensor`](crate::Error::NoTensor) and [`Error::Plan`](crate::Error::Plan) as [`ModelSource::projection`];

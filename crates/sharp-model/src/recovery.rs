@@ -1,4 +1,4 @@
-//! Recovery parameters: the small tensors that repair a shared MLP, and the files they live in.
+//! Recovery parameters: the trained tensors of a plan's layers, and the files that hold them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,8 +10,9 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family;
 use crate::hf::HfCheckpoint;
-use crate::names::{self, Projection};
-use crate::plan::{SharingPlan, Target};
+use crate::names;
+use crate::plan::{LayerChange, Plan};
+use crate::projection::Projection;
 use crate::source::{TensorInfo, TensorRef, TensorSource};
 use crate::writer::SafetensorsWriter;
 
@@ -66,20 +67,20 @@ impl LayerRecovery {
 
 /// A trained tensor that takes the place of the original's: a norm, a stored MLP weight, or what a pruned MLP keeps of one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Replacement {
-    /// Row-major shape, as the original's; of a pruned MLP's weight, as [`Target::shape`] says.
+pub struct StoredTensor {
+    /// Row-major shape, as the original's; of a pruned MLP's weight, as [`crate::Treatment::shape`] says.
     pub shape: Vec<usize>,
     /// The values.
     pub values: Vec<f32>,
 }
 
-/// Recovery parameters of a plan's targets, by layer.
+/// Everything that training has made for a plan.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recovery {
-    /// By target layer.
+    /// Low-rank matrices and scales, by layer.
     pub layers: BTreeMap<usize, LayerRecovery>,
     /// Trained replacements of base tensors, by name.
-    pub replacements: BTreeMap<String, Replacement>,
+    pub replacements: BTreeMap<String, StoredTensor>,
 }
 
 impl Recovery {
@@ -130,7 +131,7 @@ impl Recovery {
         }
         let parsed = names::parse_mlp(name);
         let Some((layer, projection, part)) = parsed.filter(|(_, _, part)| is_recovery(part)) else {
-            let new = Replacement { shape: tensor.shape().to_vec(), values: tensor.f32()? };
+            let new = StoredTensor { shape: tensor.shape().to_vec(), values: tensor.f32()? };
             return match self.replacements.insert(name.to_owned(), new) {
                 Some(_) => Err(twice()),
                 None => Ok(()),
@@ -164,22 +165,22 @@ impl Recovery {
         Ok(())
     }
 
-    /// Checks against model and plan: every target that has recovery parameters has all of them, in the ranks and
+    /// Checks against model and plan: every changed layer that has recovery parameters has all of them, in the ranks and
     /// shapes the plan says, and no other layer has any.
     ///
     /// # Errors
     /// [`Error::Plan`] naming the layer, [`Error::Shape`] naming the tensor.
-    pub fn check(&self, config: &ModelConfig, plan: &SharingPlan) -> Result<()> {
+    pub fn check(&self, config: &ModelConfig, plan: &Plan) -> Result<()> {
         let here = Path::new("recovery parameters");
         for &layer in self.layers.keys() {
-            if plan.target(layer).is_none() {
+            if plan.is_unchanged(layer) {
                 let what = format!("recovery parameters for layer {layer}, which the plan leaves alone");
                 return Err(Error::plan(None, what));
             }
         }
-        for target in &plan.targets {
+        for change in &plan.changes {
             for projection in Projection::ALL {
-                self.check_projection(config, target, projection)?;
+                self.check_projection(config, change, projection)?;
             }
         }
         let dense = family::tensors_of(config, sharp_quant::DType::F32);
@@ -187,10 +188,11 @@ impl Recovery {
             let Some((_, layer, info)) = dense.iter().find(|(_, _, info)| info.name == *name) else {
                 return Err(Error::tensor(here, name, "the model has no such tensor to replace"));
             };
-            let pruned = layer.and_then(|l| plan.target(l)).filter(|t| t.is_pruned());
-            let shape = match (pruned, names::parse_mlp_weight(name)) {
-                (Some(target), Some((_, projection))) => {
-                    let (out, input) = target.shape(projection, config);
+            let treatment = layer.and_then(|l| plan.treatment(l));
+            let projection = names::parse_mlp_weight(name).map(|(_, projection)| projection);
+            let shape = match (treatment, projection) {
+                (Some(treatment), Some(projection)) => {
+                    let (out, input) = treatment.shape(projection, config);
                     vec![out, input]
                 }
                 _ => info.shape.clone(),
@@ -198,10 +200,7 @@ impl Recovery {
             if shape != new.shape {
                 return Err(Error::shape(here, name, &shape, &new.shape));
             }
-            if let Some(layer) = *layer
-                && names::parse_mlp_weight(name).is_some()
-                && plan.target(layer).is_some_and(|t| !t.is_pruned())
-            {
+            if projection.is_some() && treatment.is_some_and(|t| !t.stores_weights()) {
                 return Err(Error::tensor(
                     here,
                     name,
@@ -212,13 +211,21 @@ impl Recovery {
         Ok(())
     }
 
-    fn check_projection(&self, config: &ModelConfig, target: &Target, projection: Projection) -> Result<()> {
-        let layer = target.layer;
+    fn check_projection(
+        &self,
+        config: &ModelConfig,
+        change: &LayerChange,
+        projection: Projection,
+    ) -> Result<()> {
+        let LayerChange { layer, treatment, .. } = change;
+        let layer = *layer;
         let fault = |what: String| Error::plan(Some(layer), format!("{}: {what}", projection.name()));
         let found = self.layers.get(&layer).and_then(|l| l.get(projection));
-        let rank = target.ranks.of(projection);
-        let (rows, cols) = (target.form.row_scaled(), target.form.column_scaled());
-        if target.is_pruned() && !self.replacements.contains_key(&names::mlp_weight(layer, projection)) {
+        let (rank, scales) = (treatment.ranks()[projection], treatment.scales());
+        let (rows, cols) = (scales.rows(), scales.columns());
+        if treatment.stores_weights()
+            && !self.replacements.contains_key(&names::mlp_weight(layer, projection))
+        {
             return Err(fault("nothing says which of its neurons stay".into()));
         }
         let Some(found) = found else {
@@ -236,8 +243,8 @@ impl Recovery {
             (Some(len), Some(expected)) => {
                 Err(fault(format!("{what} has {len} values, expected {expected}")))
             }
-            (Some(_), None) => Err(fault(format!("has {what}, which form `{}` has not", target.form))),
-            (None, _) => Err(fault(format!("has no {what}, which form `{}` needs", target.form))),
+            (Some(_), None) => Err(fault(format!("has {what}, which form `{}` has not", treatment.form()))),
+            (None, _) => Err(fault(format!("has no {what}, which form `{}` needs", treatment.form()))),
         };
         want("lora_A", Some(found.a.len()), Some(rank * input))?;
         want("lora_B", Some(found.b.len()), Some(out * rank))?;

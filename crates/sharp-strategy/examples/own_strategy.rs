@@ -1,7 +1,7 @@
 //! A strategy of your own: `cargo run --release -p sharp-strategy --example own_strategy`.
 //!
-//! This one lets no two neighbours give up their MLPs, so that every shared MLP has untouched layers around it. What it must do is choose
-//! targets and references and say why; budget, ranks, order and checks are `make_plan`'s.
+//! This one lets no two neighbours give up their MLPs, so that every shared MLP has untouched layers around it. A
+//! strategy chooses layers, says what each has instead, and why; budget, ranks, order and checks are `make_plan`'s.
 
 use std::io::Write;
 
@@ -18,9 +18,9 @@ impl Strategy for Apart {
         "apart"
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
         let wanted =
-            problem.targets().ok_or_else(|| Error::MissingBudget { strategy: self.name().into() })?;
+            problem.targets()?.ok_or_else(|| Error::MissingBudget { strategy: self.name().into() })?;
         let mut offers: Vec<(usize, f64)> = problem
             .range()
             .filter(|&layer| layer > 0 && problem.may_be_target(layer))
@@ -28,10 +28,10 @@ impl Strategy for Apart {
             .collect();
         offers.sort_by(|a, b| a.1.total_cmp(&b.1));
         let mut chosen: Vec<Choice> = Vec::new();
-        for (target, _) in offers {
-            if chosen.len() < wanted && chosen.iter().all(|c| c.target.abs_diff(target) > 1) {
-                let reason = problem.table().describe(target, target - 1);
-                chosen.push(Choice { target, reference: Some(target - 1), reason });
+        for (layer, _) in offers {
+            if chosen.len() < wanted && chosen.iter().all(|c| c.layer.abs_diff(layer) > 1) {
+                let reason = problem.table().describe(layer, layer - 1);
+                chosen.push(Choice { layer, treatment: problem.treatment(layer - 1)?, reason });
             }
         }
         Ok(chosen)
@@ -48,10 +48,10 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     };
     let plan = make_plan(&config, &Apart, &costs, Budget::Targets(2), &Options::default())?;
     let mut out = std::io::stdout();
-    for target in &plan.targets {
-        writeln!(out, "layer {} uses the MLP of {:?}: {}", target.layer, target.reference, target.reason)?;
+    for change in &plan.changes {
+        writeln!(out, "layer {}: {}: {}", change.layer, change.treatment.describe(), change.reason)?;
     }
-    let layers: Vec<usize> = plan.targets.iter().map(|t| t.layer).collect();
+    let layers: Vec<usize> = plan.changes.iter().map(|t| t.layer).collect();
     // Layer 4 is cheaper than 3, and next to 5.
     if layers != [3, 5] {
         return Err(format!("expected layers 3 and 5, not {layers:?}").into());

@@ -4,16 +4,6 @@
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No strategy has this name.
-    #[error("unknown strategy `{name}`{}; there are: {known}", suggestion(.similar))]
-    UnknownStrategy {
-        /// The name as given.
-        name: String,
-        /// The nearest known name, where one is near.
-        similar: Option<String>,
-        /// All names, separated by commas.
-        known: String,
-    },
     /// A budget, rank, window or group size makes no sense.
     #[error("invalid {what}: {value}; {expected}")]
     InvalidOption {
@@ -84,7 +74,3 @@ pub enum Error {
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-fn suggestion(similar: &Option<String>) -> String {
-    similar.as_ref().map(|s| format!(" (did you mean `{s}`?)")).unwrap_or_default()
-}

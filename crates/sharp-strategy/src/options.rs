@@ -1,21 +1,23 @@
-//! How much to remove, and what the plan's targets look like.
+//! How much to remove, and what changed layers look like.
 
 use serde::{Deserialize, Serialize};
-use sharp_model::{ModelConfig, Ranks, RecoveryForm};
+use sharp_model::{ModelConfig, Ranks};
+use sharp_schema::Form;
 
 use crate::{Error, Result};
 
 /// How much is to be removed.
 ///
-/// All MLPs of a model have the same shape and all targets of a plan the same ranks, so every budget comes down to
-/// a number of targets: the smallest that meets it. With [`crate::Even`] the targets are given, and it comes down to what each keeps.
+/// All MLPs of a model have the same shape. Most strategies give every layer they change the same treatment, so a
+/// budget comes down to a number of layers: the smallest that meets it. [`crate::Even`] changes all layers, and a
+/// budget comes down to what each of them keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Budget {
-    /// As many targets as the strategy's pattern gives (`pairs`, `back`, `front`, `groups`, `explicit`).
+    /// As many layers as the strategy's pattern gives (`pairs`, `back`, `front`, `groups`, `explicit`).
     Pattern,
-    /// Exactly this many targets.
+    /// Exactly this many layers.
     Targets(usize),
     /// At least this fraction (0 to 1) of the model's MLP parameters, recovery parameters counted against it.
     MlpFractionRemoved(f64),
@@ -23,23 +25,7 @@ pub enum Budget {
     StoredMlpParameters(u64),
 }
 
-/// What takes the place of a target's own MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Replacement {
-    /// A reference layer's MLP with the recovery form of the options.
-    #[default]
-    Share,
-    /// Low-rank matrices alone (a baseline).
-    LowRankOnly,
-    /// Some of the MLP's own neurons (structured pruning).
-    Prune,
-    /// Nothing: the MLP is left out (a baseline).
-    Drop,
-}
-
-/// What every target of the plan has in common, and which layers take part.
+/// What every changed layer has in common, and which layers may change.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// Layers that keep their own MLP. They may still serve as references.
@@ -48,16 +34,14 @@ pub struct Options {
     pub first: usize,
     /// One past the last layer of the range, default the number of layers.
     pub end: Option<usize>,
-    /// The greatest distance between target and reference that `greedy` and `optimal` consider; default all
+    /// The greatest distance between a layer and its reference that `greedy` and `optimal` consider; default all
     /// measured ones.
     pub window: Option<usize>,
-    /// What takes the place of the target's own MLP.
-    pub replacement: Replacement,
-    /// The recovery form of every target, where [`Replacement::Share`] is chosen.
-    pub form: RecoveryForm,
-    /// The ranks of every target; `None`: from `rho`.
+    /// What takes the place of a layer's own MLP.
+    pub form: Form,
+    /// The ranks of every changed layer; `None`: from `rho`.
     pub ranks: Option<Ranks>,
-    /// Recovery parameters of one target as a fraction of one MLP: rho = r(d+f)/(d f). The paper's headline
+    /// Recovery parameters of one layer as a fraction of one MLP: rho = r(d+f)/(d f). The paper's headline
     /// figures imply 0.134.
     pub rho: f64,
 }
@@ -69,8 +53,7 @@ impl Default for Options {
             first: 0,
             end: None,
             window: None,
-            replacement: Replacement::Share,
-            form: RecoveryForm::LowRank,
+            form: Form::LowRank,
             ranks: None,
             rho: 0.134,
         }
@@ -78,26 +61,34 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The recovery form the plan's targets get.
-    pub fn effective_form(&self) -> RecoveryForm {
-        match self.replacement {
-            Replacement::Share => self.form,
-            Replacement::LowRankOnly => RecoveryForm::LowRankOnly,
-            Replacement::Prune => RecoveryForm::Pruned,
-            Replacement::Drop => RecoveryForm::None,
+    /// The ranks of every changed layer in a model of this shape.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a `rho` that is not between 0 and 1.
+    pub(crate) fn ranks(&self, config: &ModelConfig) -> Result<Ranks> {
+        if let Some(ranks) = self.ranks {
+            return Ok(ranks);
         }
+        if !(self.rho > 0.0 && self.rho < 1.0) {
+            return Err(Error::InvalidOption {
+                what: "rho",
+                value: self.rho.to_string(),
+                expected: "a fraction of one MLP between 0 and 1 (the paper: 0.134)".into(),
+            });
+        }
+        Ok(Ranks::uniform(sharp_model::plan::rank_for_rho(config, self.rho)))
     }
 }
 
 impl Budget {
-    /// The number of targets that meets this budget; `None` for [`Budget::Pattern`].
+    /// Returns the number of changed layers that meets this budget; `None` for [`Budget::Pattern`].
     ///
-    /// `saved` is what one target saves: one MLP (`mlp` parameters) less its recovery parameters.
+    /// `stored` is what one changed layer stores of its own.
     ///
     /// # Errors
     /// A fraction that is no fraction, or a saving of nothing.
-    pub(crate) fn targets(self, config: &ModelConfig, saved: u64) -> Result<Option<usize>> {
-        let layers = config.num_hidden_layers;
+    pub(crate) fn targets(self, config: &ModelConfig, stored: u64) -> Result<Option<usize>> {
+        let (layers, mlp) = (config.num_hidden_layers, config.mlp_parameters_per_layer());
         if let Budget::Targets(n) = self {
             if n >= layers.max(1) {
                 return Err(Error::InvalidOption {
@@ -109,15 +100,11 @@ impl Budget {
             return Ok(Some(n));
         }
         let Some(to_remove) = self.parameters(config)? else { return Ok(None) };
-        if to_remove <= 0.0 {
-            return Ok(Some(0));
-        }
-        if saved == 0 {
-            let mlp = config.mlp_parameters_per_layer();
-            return Err(Error::NothingSaved { recovery: mlp, mlp });
+        if stored >= mlp {
+            return Err(Error::NothingSaved { recovery: stored, mlp });
         }
         // The small allowance keeps a fraction that was itself computed from a whole number of targets whole.
-        Ok(Some((to_remove / saved as f64 - 1e-9).ceil().max(0.0) as usize))
+        Ok(Some((to_remove / (mlp - stored) as f64 - 1e-9).ceil().max(0.0) as usize))
     }
 
     /// How many MLP parameters are to go; `None` where the budget does not say.

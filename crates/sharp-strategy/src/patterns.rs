@@ -1,5 +1,8 @@
 //! Strategies that follow a fixed pattern, and the explicit list.
 
+use sharp_model::Treatment;
+use sharp_schema::StrategyName;
+
 use crate::problem::{Choice, Problem, Strategy};
 use crate::{Error, Result};
 
@@ -73,7 +76,7 @@ enum From {
 
 /// The pattern's `(target, reference)` pairs in layer order: blocks of `size` from one end of the range. A kept
 /// layer inside a block becomes the reference of what follows it there.
-fn blocks(problem: &Problem, size: usize, from: From) -> Vec<(usize, usize)> {
+fn blocks(problem: &Problem<'_>, size: usize, from: From) -> Vec<(usize, usize)> {
     let range = problem.range();
     let size = size.max(1);
     // The incomplete block lies at the far end.
@@ -109,21 +112,20 @@ fn check_size(size: usize) -> Result<usize> {
     Ok(size)
 }
 
-fn choice(problem: &Problem, pattern: &str, (target, reference): (usize, usize)) -> Choice {
-    let shares = problem.shares();
-    let reason = if shares {
-        format!("{pattern}; {}", problem.table().describe(target, reference))
-    } else {
-        match problem.table().importance(target) {
-            Some(v) => format!("{pattern}; without its MLP {} {v:.4}", problem.table().metric()),
-            None => pattern.to_owned(),
+fn choice(problem: &Problem<'_>, pattern: &str, (layer, reference): (usize, usize)) -> Result<Choice> {
+    let treatment = problem.treatment(reference)?;
+    let reason = match (treatment, problem.table().importance(layer)) {
+        (Treatment::Share { .. }, _) => {
+            format!("{pattern}; {}", problem.table().describe(layer, reference))
         }
+        (_, Some(v)) => format!("{pattern}; without its MLP {} {v:.4}", problem.table().metric()),
+        (_, None) => pattern.to_owned(),
     };
-    Choice { target, reference: shares.then_some(reference), reason }
+    Ok(Choice { layer, treatment, reason })
 }
 
 /// The cost by which a pattern's pairs are ranked under a budget.
-fn measured(problem: &Problem, (target, reference): (usize, usize)) -> Option<f64> {
+fn measured(problem: &Problem<'_>, (target, reference): (usize, usize)) -> Option<f64> {
     if problem.shares() {
         problem.table().cost(target, reference)
     } else {
@@ -132,9 +134,9 @@ fn measured(problem: &Problem, (target, reference): (usize, usize)) -> Option<f6
 }
 
 /// Cuts a regular pattern down to the budget.
-fn regular(problem: &Problem, name: &str, size: usize, advice: &str) -> Result<Vec<Choice>> {
+fn regular(problem: &Problem<'_>, name: &str, size: usize, advice: &str) -> Result<Vec<Choice>> {
     let pairs = blocks(problem, size, From::Start);
-    let asked = problem.targets().unwrap_or(pairs.len());
+    let asked = problem.targets()?.unwrap_or(pairs.len());
     if asked > pairs.len() {
         return Err(problem.unreachable(name, pairs.len(), asked, advice));
     }
@@ -152,8 +154,7 @@ fn regular(problem: &Problem, name: &str, size: usize, advice: &str) -> Result<V
         }
         None => (pairs.into_iter().skip(total - asked).collect(), "among the last"),
     };
-    Ok(kept
-        .into_iter()
+    kept.into_iter()
         .map(|pair| {
             let mut pattern = if size == 2 {
                 "every second layer".to_owned()
@@ -165,12 +166,12 @@ fn regular(problem: &Problem, name: &str, size: usize, advice: &str) -> Result<V
             }
             choice(problem, &pattern, pair)
         })
-        .collect())
+        .collect()
 }
 
-fn from_one_end(problem: &Problem, name: &str, size: Option<usize>, from: From) -> Result<Vec<Choice>> {
+fn from_one_end(problem: &Problem<'_>, name: &str, size: Option<usize>, from: From) -> Result<Vec<Choice>> {
     let longest = problem.range().len();
-    let (size, mut pairs) = match (size, problem.targets()) {
+    let (size, mut pairs) = match (size, problem.targets()?) {
         (Some(size), _) => (check_size(size)?, blocks(problem, size, from)),
         (None, None) => return Err(Error::MissingBudget { strategy: name.into() }),
         (None, Some(asked)) => {
@@ -187,7 +188,7 @@ fn from_one_end(problem: &Problem, name: &str, size: Option<usize>, from: From) 
             best
         }
     };
-    let asked = problem.targets().unwrap_or(pairs.len());
+    let asked = problem.targets()?.unwrap_or(pairs.len());
     if asked > pairs.len() {
         return Err(problem.unreachable(
             name,
@@ -207,25 +208,25 @@ fn from_one_end(problem: &Problem, name: &str, size: Option<usize>, from: From) 
         }
     };
     let pattern = format!("among the {side} {asked} targets in groups of {size}");
-    Ok(pairs.into_iter().map(|pair| choice(problem, &pattern, pair)).collect())
+    pairs.into_iter().map(|pair| choice(problem, &pattern, pair)).collect()
 }
 
 impl Strategy for Pairs {
     fn name(&self) -> &str {
-        "pairs"
+        StrategyName::Pairs.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
         regular(problem, self.name(), 2, "use `groups`, keep fewer layers or lower the budget")
     }
 }
 
 impl Strategy for Groups {
     fn name(&self) -> &str {
-        "groups"
+        StrategyName::Groups.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
         let advice = "use larger groups, keep fewer layers or lower the budget";
         regular(problem, self.name(), check_size(self.size)?, advice)
     }
@@ -233,30 +234,30 @@ impl Strategy for Groups {
 
 impl Strategy for Back {
     fn name(&self) -> &str {
-        "back"
+        StrategyName::Back.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
         from_one_end(problem, self.name(), self.size, From::End)
     }
 }
 
 impl Strategy for Front {
     fn name(&self) -> &str {
-        "front"
+        StrategyName::Front.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
         from_one_end(problem, self.name(), self.size, From::Start)
     }
 }
 
 impl Strategy for Explicit {
     fn name(&self) -> &str {
-        "explicit"
+        StrategyName::Explicit.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
         let invalid = |layer: usize, problem: String| Err(Error::InvalidDecision { layer, problem });
         for (i, &(target, reference)) in self.decisions.iter().enumerate() {
             for layer in [Some(target), reference].into_iter().flatten() {
@@ -283,7 +284,7 @@ impl Strategy for Explicit {
                 return invalid(target, "has no reference; write `target<-reference`".into());
             }
         }
-        if let Some(asked) = problem.targets().filter(|&asked| asked > self.decisions.len()) {
+        if let Some(asked) = problem.targets()?.filter(|&asked| asked > self.decisions.len()) {
             return Err(problem.unreachable(
                 self.name(),
                 self.decisions.len(),
@@ -291,13 +292,15 @@ impl Strategy for Explicit {
                 "list more layers or lower the budget",
             ));
         }
-        Ok(self
-            .decisions
+        self.decisions
             .iter()
-            .map(|&(target, reference)| match reference {
-                Some(r) => choice(problem, "as listed", (target, r)),
-                None => Choice { target, reference: None, reason: "as listed".into() },
+            .map(|&(layer, reference)| match reference {
+                Some(r) => choice(problem, "as listed", (layer, r)),
+                // Refused above where layers share; so it is the same for any reference.
+                None => {
+                    Ok(Choice { layer, treatment: problem.treatment(layer)?, reason: "as listed".into() })
+                }
             })
-            .collect())
+            .collect()
     }
 }

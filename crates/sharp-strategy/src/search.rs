@@ -2,6 +2,9 @@
 //!
 //! Both minimise the sum of the targets' costs, every target using its cheapest reference that keeps its own MLP.
 
+use sharp_model::Treatment;
+use sharp_schema::StrategyName;
+
 use crate::costs::Table;
 use crate::problem::{Choice, Problem, Strategy};
 use crate::{Error, Result};
@@ -32,15 +35,16 @@ fn cheapest(table: &Table, target: usize, stored: impl Fn(usize) -> bool) -> Opt
     table.references(target).iter().find(|(r, _)| stored(*r)).copied()
 }
 
-fn check_measured(problem: &Problem, strategy: &str) -> Result<()> {
+fn check_measured(problem: &Problem<'_>, strategy: &str) -> Result<()> {
     if problem.table().is_empty() {
         return Err(Error::MissingCosts { strategy: strategy.into(), needed: "measured replacement costs" });
     }
     Ok(())
 }
 
-/// Without sharing the layers do not depend on each other: the cheapest to do without are the best set, for both.
-fn without_sharing(problem: &Problem, strategy: &str) -> Result<Vec<Choice>> {
+/// Chooses the layers that are missed least: the best set where the layers do not depend on each other, for both
+/// strategies.
+fn missed_least(problem: &Problem<'_>, strategy: &str, treatment: Treatment) -> Result<Vec<Choice>> {
     let asked = problem.require_targets(strategy)?;
     let mut order = Vec::new();
     for layer in problem.range().filter(|&l| problem.may_be_target(l)) {
@@ -65,15 +69,15 @@ fn without_sharing(problem: &Problem, strategy: &str) -> Result<Vec<Choice>> {
         .into_iter()
         .take(asked)
         .enumerate()
-        .map(|(place, (cost, target))| Choice {
-            target,
-            reference: None,
+        .map(|(place, (cost, layer))| Choice {
+            layer,
+            treatment,
             reason: format!("without its MLP {metric} {cost:.4}, place {} of {candidates} layers", place + 1),
         })
         .collect())
 }
 
-fn finish(problem: &Problem, targets: &[usize], why: impl Fn(usize) -> String) -> Result<Vec<Choice>> {
+fn finish(problem: &Problem<'_>, targets: &[usize], why: impl Fn(usize) -> String) -> Result<Vec<Choice>> {
     targets
         .iter()
         .map(|&target| {
@@ -82,19 +86,19 @@ fn finish(problem: &Problem, targets: &[usize], why: impl Fn(usize) -> String) -
                     Error::InvalidDecision { layer: target, problem: "is left without a reference".into() }
                 })?;
             let reason = format!("{}; {}", why(target), problem.table().describe(target, reference));
-            Ok(Choice { target, reference: Some(reference), reason })
+            Ok(Choice { layer: target, treatment: problem.treatment(reference)?, reason })
         })
         .collect()
 }
 
 impl Strategy for Greedy {
     fn name(&self) -> &str {
-        "greedy"
+        StrategyName::Greedy.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
-        if !problem.shares() {
-            return without_sharing(problem, self.name());
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
+        if let Some(treatment) = problem.treatment_alone()? {
+            return missed_least(problem, self.name(), treatment);
         }
         let asked = problem.require_targets(self.name())?;
         check_measured(problem, self.name())?;
@@ -142,12 +146,12 @@ impl Strategy for Greedy {
 
 impl Strategy for Optimal {
     fn name(&self) -> &str {
-        "optimal"
+        StrategyName::Optimal.name()
     }
 
-    fn choose(&self, problem: &Problem) -> Result<Vec<Choice>> {
-        if !problem.shares() {
-            return without_sharing(problem, self.name());
+    fn choose(&self, problem: &Problem<'_>) -> Result<Vec<Choice>> {
+        if let Some(treatment) = problem.treatment_alone()? {
+            return missed_least(problem, self.name(), treatment);
         }
         let asked = problem.require_targets(self.name())?;
         if asked == 0 {
@@ -192,14 +196,14 @@ impl Strategy for Optimal {
 /// The table of the dynamic programme. A state is a bit set: bit `k` says that the layer `k + 1` before the one now
 /// being decided keeps its MLP; layers before the first and after the last are never stored.
 struct Programme<'a> {
-    problem: &'a Problem,
+    problem: &'a Problem<'a>,
     window: usize,
     asked: usize,
     states: usize,
 }
 
 impl<'a> Programme<'a> {
-    fn new(problem: &'a Problem, window: usize, asked: usize) -> Self {
+    fn new(problem: &'a Problem<'a>, window: usize, asked: usize) -> Self {
         Self { problem, window, asked: asked.min(problem.layers()), states: 1 << (2 * window) }
     }
 

@@ -1,10 +1,10 @@
 //! Every plan is valid and meets its budget; `optimal` is never beaten by brute force.
 
 use proptest::prelude::*;
-use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan};
+use sharp_model::{ModelConfig, Plan, Ranks, Treatment};
 use sharp_strategy::{
-    Back, Budget, Cost, Error, Even, Explicit, Front, Greedy, Groups, LayerCosts, Optimal, Options, Pairs,
-    Replacement, Strategy as Sharing, by_name, make_plan, without_sharing,
+    Back, Budget, Cost, Error, Even, Explicit, Form, Front, Greedy, Groups, LayerCosts, Optimal, Options,
+    Pairs, Strategy as Sharing, StrategyName, by_name, low_rank_twin, make_plan,
 };
 
 fn config(layers: usize) -> ModelConfig {
@@ -75,8 +75,8 @@ fn brute_force(case: &Case) -> Option<f64> {
         .min_by(f64::total_cmp)
 }
 
-fn total(case: &Case, plan: &SharingPlan) -> f64 {
-    plan.targets.iter().map(|t| lookup(&case.costs, t.layer, t.reference.unwrap()).unwrap()).sum()
+fn total(case: &Case, plan: &Plan) -> f64 {
+    decisions(plan).into_iter().map(|(layer, reference)| lookup(&case.costs, layer, reference).unwrap()).sum()
 }
 
 fn all(size: usize) -> Vec<Box<dyn Sharing>> {
@@ -102,7 +102,7 @@ proptest! {
         let plan = make_plan(&config, &Optimal, &case.costs, Budget::Targets(case.asked), &options);
         match (plan, brute_force(&case)) {
             (Ok(plan), Some(best)) => {
-                prop_assert_eq!(plan.targets.len(), case.asked);
+                prop_assert_eq!(plan.changes.len(), case.asked);
                 let found = total(&case, &plan);
                 prop_assert!((found - best).abs() < 1e-9, "optimal found {}, brute force {}", found, best);
             }
@@ -123,7 +123,7 @@ proptest! {
         let options = Options { keep: case.keep.clone(), ..Options::default() };
         let plan = make_plan(&config, &Greedy, &case.costs, Budget::Targets(case.asked), &options);
         if let Ok(plan) = plan {
-            prop_assert_eq!(plan.targets.len(), case.asked);
+            prop_assert_eq!(plan.changes.len(), case.asked);
             prop_assert!(total(&case, &plan) >= brute_force(&case).unwrap() - 1e-9);
         }
     }
@@ -131,32 +131,32 @@ proptest! {
     #[test]
     fn every_plan_is_valid_and_meets_its_budget(
         case in cases(), size in 2usize..5, fraction in 0.0f64..0.9, first in 0usize..3,
-        replacement in prop_oneof![Just(Replacement::Share), Just(Replacement::LowRankOnly), Just(Replacement::Drop)],
+        form in prop_oneof![Just(Form::LowRank), Just(Form::LowRankOnly), Just(Form::Drop)],
     ) {
         let layers = case.costs.num_layers;
         let config = config(layers);
         let options = Options {
-            keep: case.keep.clone(), first: first.min(layers), replacement, ..Options::default()
+            keep: case.keep.clone(), first: first.min(layers), form, ..Options::default()
         };
         for strategy in all(size) {
             for budget in [Budget::Pattern, Budget::Targets(case.asked), Budget::MlpFractionRemoved(fraction)] {
                 let Ok(plan) = make_plan(&config, strategy.as_ref(), &case.costs, budget, &options) else { continue };
                 plan.validate(&config).unwrap();
-                for t in &plan.targets {
+                for t in &plan.changes {
                     prop_assert!(!case.keep.contains(&t.layer), "{} replaced kept {}", strategy.name(), t.layer);
                     prop_assert!(t.layer >= options.first);
                     prop_assert!(!t.reason.is_empty());
-                    prop_assert_eq!(t.reference.is_some(), replacement == Replacement::Share);
-                    prop_assert_eq!(t.dropped, replacement == Replacement::Drop);
+                    prop_assert_eq!(t.treatment.form(), form);
+                    prop_assert_eq!(t.treatment.reference().is_some(), form == Form::LowRank);
                 }
                 match budget {
-                    Budget::Targets(n) => prop_assert_eq!(plan.targets.len(), n),
+                    Budget::Targets(n) => prop_assert_eq!(plan.changes.len(), n),
                     Budget::MlpFractionRemoved(f) => {
                         let saved = plan.saved_fraction(&config);
                         prop_assert!(saved >= f - 1e-9, "{}: saved {saved} of {f}", strategy.name());
                         // And not one target more than needed.
-                        let one = saved / plan.targets.len().max(1) as f64;
-                        prop_assert!(plan.targets.is_empty() || saved - one < f);
+                        let one = saved / plan.changes.len().max(1) as f64;
+                        prop_assert!(plan.changes.is_empty() || saved - one < f);
                     }
                     _ => {}
                 }
@@ -165,8 +165,8 @@ proptest! {
     }
 }
 
-fn decisions(plan: &SharingPlan) -> Vec<(usize, usize)> {
-    plan.targets.iter().map(|t| (t.layer, t.reference.unwrap())).collect()
+fn decisions(plan: &Plan) -> Vec<(usize, usize)> {
+    plan.changes.iter().map(|t| (t.layer, t.treatment.reference().unwrap())).collect()
 }
 
 fn pattern(strategy: &dyn Sharing, layers: usize, budget: Budget, options: &Options) -> Vec<(usize, usize)> {
@@ -211,7 +211,7 @@ fn a_budget_takes_the_cheapest_pairs_where_costs_are_measured() {
     let plan = make_plan(&config(8), &Pairs, &costs, Budget::Targets(2), &Options::default()).unwrap();
     assert_eq!(decisions(&plan), [(1, 0), (5, 4)]);
     assert_eq!(
-        plan.targets[0].reason,
+        plan.changes[0].reason,
         "every second layer, among the cheapest 2 of the pattern's 4; delta_nll 0.1000, the only reference measured"
     );
 }
@@ -226,7 +226,7 @@ fn the_papers_figures_come_out() {
     for (budget, targets) in [(0.378, 14), (0.379, 15), (0.65, 25), (0.649, 24)] {
         let plan = make_plan(&config, &Back::default(), &costs, Budget::MlpFractionRemoved(budget), &options)
             .unwrap();
-        assert_eq!(plan.targets.len(), targets, "{budget}");
+        assert_eq!(plan.changes.len(), targets, "{budget}");
     }
     let stored = 32 * 3 * 4096 * 11008 * 62 / 100;
     let plan =
@@ -255,9 +255,9 @@ fn explicit_lists_are_read_and_checked() {
     }
     let keep = Options { keep: vec![3], ..Options::default() };
     assert!(try_list("3<-2", &keep).unwrap_err().to_string().contains("is to keep its MLP"));
-    let alone = Options { replacement: Replacement::LowRankOnly, ..Options::default() };
+    let alone = Options { form: Form::LowRankOnly, ..Options::default() };
     let plan = try_list("3, 4", &alone).unwrap();
-    assert_eq!(plan.targets[1].form, RecoveryForm::LowRankOnly);
+    assert_eq!(plan.changes[1].treatment.form(), Form::LowRankOnly);
 }
 
 #[test]
@@ -323,19 +323,22 @@ fn wide_windows_can_be_narrowed_for_optimal() {
     assert!(error.contains("invalid window: 23; at most 6"), "{error}");
     let narrow = Options { window: Some(6), ..Options::default() };
     let plan = make_plan(&config, &Optimal, &costs, Budget::Targets(18), &narrow).unwrap();
-    let sum: usize = plan.targets.iter().map(|t| t.layer.abs_diff(t.reference.unwrap())).sum();
+    let sum: usize = decisions(&plan).into_iter().map(|(layer, reference)| layer.abs_diff(reference)).sum();
     // Six references, each with one user at distance 1 on each side: 12 at 1, and 6 more at 2.
     assert_eq!(sum, 12 + 12);
 }
 
 #[test]
 fn names_are_known_or_nearly() {
-    for name in sharp_strategy::STRATEGIES {
-        assert_eq!(by_name(name, None).unwrap().name(), name);
+    for name in StrategyName::ALL {
+        match by_name(name, None) {
+            Ok(strategy) => assert_eq!(strategy.name(), name.name()),
+            Err(e) => assert!(name == StrategyName::Explicit && e.to_string().contains("list"), "{e}"),
+        }
     }
-    let error = by_name("gready", None).err().unwrap().to_string();
+    let error = "gready".parse::<StrategyName>().unwrap_err().to_string();
     assert!(error.contains("did you mean `greedy`?"), "{error}");
-    assert!(by_name("pairs", Some(3)).is_err());
+    assert!(by_name(StrategyName::Pairs, Some(3)).is_err());
 }
 
 #[test]
@@ -343,14 +346,23 @@ fn the_twin_without_sharing_is_as_large() {
     let config = config(6);
     let plan =
         make_plan(&config, &Pairs, &LayerCosts::unmeasured(6), Budget::Pattern, &Options::default()).unwrap();
-    let twin = without_sharing(&plan);
+    let twin = low_rank_twin(&plan);
     twin.validate(&config).unwrap();
     assert_eq!(twin.stored_mlp_parameters(&config), plan.stored_mlp_parameters(&config));
 }
 
-fn pruned(remove: f64, keep: &[usize], importance: &[f64]) -> Result<SharingPlan, Error> {
+/// Layers that keep a part of their neurons, and how many.
+fn neurons(plan: &Plan) -> Vec<(usize, usize)> {
+    let neurons = |treatment| match treatment {
+        Treatment::Prune { neurons } => neurons,
+        other => panic!("{other:?}"),
+    };
+    plan.changes.iter().map(|c| (c.layer, neurons(c.treatment))).collect()
+}
+
+fn pruned(remove: f64, keep: &[usize], importance: &[f64]) -> Result<Plan, Error> {
     let costs = LayerCosts { importance: importance.to_vec(), ..LayerCosts::unmeasured(9) };
-    let options = Options { keep: keep.to_vec(), replacement: Replacement::Prune, ..Options::default() };
+    let options = Options { keep: keep.to_vec(), form: Form::Pruned, ..Options::default() };
     make_plan(&config(9), &Even, &costs, Budget::MlpFractionRemoved(remove), &options)
 }
 
@@ -374,20 +386,21 @@ proptest! {
         let saved = plan.saved_fraction(&config(9));
         prop_assert!(saved >= remove - 1e-9, "{saved} of {remove}");
         prop_assert!(saved < remove + 1.0 / (9.0 * 176.0) + 1e-9, "{saved} of {remove}: too much");
-        prop_assert_eq!(plan.targets.len(), 9 - keep.len());
-        let (least, most) = (
-            plan.targets.iter().map(|t| t.neurons).min().unwrap(),
-            plan.targets.iter().map(|t| t.neurons).max().unwrap(),
-        );
+        prop_assert_eq!(plan.changes.len(), 9 - keep.len());
+        let kept = neurons(&plan);
+        let least = kept.iter().map(|&(_, neurons)| neurons).min().unwrap();
+        let most = kept.iter().map(|&(_, neurons)| neurons).max().unwrap();
         prop_assert!(most - least <= 1);
         // Who keeps one more is missed more than who does not.
-        for (more, less) in plan.targets.iter().flat_map(|a| plan.targets.iter().map(move |b| (a, b))) {
-            if more.neurons > less.neurons {
-                prop_assert!(importance[more.layer] >= importance[less.layer]);
+        for ((more, less), (more_kept, less_kept)) in
+            kept.iter().flat_map(|a| kept.iter().map(move |b| ((a.0, b.0), (a.1, b.1))))
+        {
+            if more_kept > less_kept {
+                prop_assert!(importance[more] >= importance[less]);
             }
         }
         for layer in keep {
-            prop_assert!(plan.keeps_mlp(layer));
+            prop_assert!(plan.is_unchanged(layer));
         }
     }
 }
@@ -396,20 +409,20 @@ proptest! {
 fn even_keeps_whole_blocks_and_takes_forms_that_share_nothing() {
     let wide = ModelConfig::llama(64, 192, 4, 4, 2, 256).unwrap();
     let budget = Budget::MlpFractionRemoved(0.3);
-    let make = |replacement, form| {
-        let options = Options { replacement, form, keep: vec![0], ..Options::default() };
+    let make = |form| {
+        let options = Options { form, keep: vec![0], ..Options::default() };
         make_plan(&wide, &Even, &LayerCosts::unmeasured(4), budget, &options)
     };
-    let plan = make(Replacement::Prune, RecoveryForm::Pruned).unwrap();
-    let kept: Vec<(usize, usize)> = plan.targets.iter().map(|t| (t.layer, t.neurons)).collect();
+    let plan = make(Form::Pruned).unwrap();
     // 537 of 768 neurons may stay, 192 of them in layer 0: ten blocks of 32 for three layers.
-    assert_eq!(kept, [(1, 128), (2, 96), (3, 96)]);
+    assert_eq!(neurons(&plan), [(1, 128), (2, 96), (3, 96)]);
     assert!(plan.saved_fraction(&wide) >= 0.3);
-    let plan = make(Replacement::LowRankOnly, RecoveryForm::LowRankOnly).unwrap();
-    assert!(plan.targets.iter().all(|t| t.reference.is_none() && t.ranks.gate > 20));
+    let plan = make(Form::LowRankOnly).unwrap();
+    let low_rank = |t: &Treatment| matches!(t, Treatment::LowRank { ranks } if ranks.gate > 20);
+    assert!(plan.changes.iter().all(|t| low_rank(&t.treatment)));
     assert!((0.3..0.32).contains(&plan.saved_fraction(&wide)));
-    assert!(make(Replacement::Share, RecoveryForm::LowRank).unwrap_err().to_string().contains("even"));
-    let options = Options { replacement: Replacement::Prune, ..Options::default() };
+    assert!(make(Form::LowRank).unwrap_err().to_string().contains("even"));
+    let options = Options { form: Form::Pruned, ..Options::default() };
     let error = make_plan(&wide, &Optimal, &LayerCosts::unmeasured(4), budget, &options).unwrap_err();
     assert!(error.to_string().contains("even"), "{error}");
     assert!(matches!(pruned(0.9, &[0, 1, 2], &[]), Err(Error::BudgetUnreachable { .. })));

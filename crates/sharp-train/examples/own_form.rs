@@ -2,12 +2,11 @@
 //!
 //! A form says how a target's weight is made from its reference's and a few pieces, and how the pieces' gradients follow from what passed
 //! through the projection. This one only scales the columns: `W = W_ref diag(col)`. It is fitted here by gradient descent to a weight
-//! that it can reach. Plans and files name their form (`RecoveryForm`), so one that is to be stored also needs a name there and an arm in
-//! `forms::form`.
+//! that it can reach. A form that plans and files are to know also needs a place in `sharp_model::Treatment` and an
+//! arm in `forms::form`.
 
 use std::io::Write;
 
-use sharp_model::RecoveryForm;
 use sharp_train::forms::{Flow, Form, Pieces};
 use sharp_train::{Error, Result};
 use tch::{Device, Kind, Tensor};
@@ -20,9 +19,8 @@ fn need<'a>(tensor: Option<&'a Tensor>, what: &str) -> Result<&'a Tensor> {
 }
 
 impl Form for Columns {
-    // The nearest name there is: row and column scales with low rank, without rows and of rank nought.
-    fn kind(&self) -> RecoveryForm {
-        RecoveryForm::RowColumnScaledLowRank
+    fn name(&self) -> &'static str {
+        "column_scaled"
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

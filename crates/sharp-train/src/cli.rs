@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack, read, split};
 use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
-use sharp_model::{ModelSource, Recovery, SharingPlan};
+use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Terminal;
 use sharp_train::finetune::{FinetuneOptions, TrainMlps, check_memory, finetune, least_memory};
 use sharp_train::warmup::{WarmupOptions, Weighting, warmup};
@@ -201,7 +201,7 @@ struct FinetuneArgs {
 /// Everything that both trainings read.
 struct Prepared {
     source: ModelSource,
-    plan: SharingPlan,
+    plan: Plan,
     train: TokenBlocks,
     held_out: TokenBlocks,
     compute: Compute,
@@ -297,7 +297,7 @@ fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
 /// Says what memory it takes at least, or fails where there is less.
 fn check(args: &Args, a: &FinetuneArgs, options: &FinetuneOptions) -> Result<()> {
     let source = ModelSource::open(&a.shared.model)?;
-    let plan = SharingPlan::load(&a.shared.plan)?;
+    let plan = Plan::load(&a.shared.plan)?;
     plan.validate(source.config())?;
     let compute = compute(&a.shared)?;
     check_memory(&source, &plan, &compute, options)?;
@@ -328,7 +328,7 @@ fn loss(a: &FinetuneArgs) -> Result<Loss> {
 
 fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
     let source = ModelSource::open(&shared.model)?;
-    let plan = SharingPlan::load(&shared.plan)?;
+    let plan = Plan::load(&shared.plan)?;
     plan.validate(source.config())?;
     let tokenizer = Tokenizer::load(&shared.model)?;
     let chat = Chat::from_tokenizer(&tokenizer)?;

@@ -1,6 +1,6 @@
 //! The gated MLP, `down(silu(gate x) ∘ up x)`, forwards and backwards, and what of it is trained.
 
-use sharp_model::{ModelSource, Projection, Target, names};
+use sharp_model::{ModelSource, Projection, Treatment, names};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -98,12 +98,10 @@ impl Mlp {
         Ok(Self { gate_up: blank(&self.gate_up)?, down: blank(&self.down)?, inner: self.inner })
     }
 
-    /// The same in the shape that `target` asks for: with fewer neurons where it is pruned.
-    pub(crate) fn blank_for(&self, target: &Target) -> Result<Self> {
-        if !target.is_pruned() {
-            return self.blank();
-        }
-        let inner = dim(target.neurons)?;
+    /// The same in the shape that `treatment` asks for: with fewer neurons where it is pruned.
+    pub(crate) fn blank_for(&self, treatment: &Treatment) -> Result<Self> {
+        let Treatment::Prune { neurons } = *treatment else { return self.blank() };
+        let inner = dim(neurons)?;
         let outer = self.down.weight.size2()?.0;
         let zeros = |rows, cols| -> Result<Linear> {
             let like = (self.down.weight.f_kind()?, self.down.weight.device());

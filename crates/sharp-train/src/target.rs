@@ -1,7 +1,7 @@
 //! A target layer in training: its recovery parameters' places, and its effective weights made from them.
 
-use sharp_model::recovery::Replacement;
-use sharp_model::{LayerRecovery, Projection, ProjectionRecovery, Recovery, Target, names};
+use sharp_model::recovery::StoredTensor;
+use sharp_model::{LayerChange, LayerRecovery, Projection, ProjectionRecovery, Recovery, names};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -21,16 +21,17 @@ pub(crate) struct Recovered {
 
 impl Recovered {
     /// Adds a target's parameters to `layout`; `shape` is an MLP of its shape ([`Mlp::blank_for`]). `None` for a target without any: direct sharing, or a removed MLP.
-    pub(crate) fn register(target: &Target, shape: &Mlp, layout: &mut Layout) -> Result<Option<Self>> {
-        let Some(form) = form(target.form).filter(|_| !target.dropped) else { return Ok(None) };
-        let layer = target.layer;
+    pub(crate) fn register(target: &LayerChange, shape: &Mlp, layout: &mut Layout) -> Result<Option<Self>> {
+        let (layer, treatment) = (target.layer, &target.treatment);
+        let Some(form) = form(treatment) else { return Ok(None) };
+        let (ranks, scales) = (treatment.ranks(), treatment.scales());
         let mut ids = [PieceIds::default(); 3];
         for projection in Projection::ALL {
             let (out, input) = shape.weight(projection)?.size2()?;
             let (out, input) = (usize::try_from(out).unwrap_or(0), usize::try_from(input).unwrap_or(0));
-            let rank = target.ranks.of(projection);
+            let rank = ranks[projection];
             let Some(place) = ids.get_mut(index(projection)) else { continue };
-            if target.is_pruned() {
+            if treatment.stores_weights() {
                 place.own =
                     Some(layout.add(names::mlp_weight(layer, projection), &[out, input], Group::Pruned)?);
             }
@@ -39,14 +40,14 @@ impl Recovered {
                     Some(layout.add(names::lora_a(layer, projection), &[rank, input], Group::Factor)?);
                 place.b = Some(layout.add(names::lora_b(layer, projection), &[out, rank], Group::Factor)?);
             }
-            if target.form.row_scaled() {
+            if scales.rows() {
                 place.row = Some(layout.add(names::row_scale(layer, projection), &[out], Group::Scale)?);
             }
-            if target.form.column_scaled() {
+            if scales.columns() {
                 place.col = Some(layout.add(names::col_scale(layer, projection), &[input], Group::Scale)?);
             }
         }
-        Ok(Some(Self { layer, reference: target.reference, form, ids }))
+        Ok(Some(Self { layer, reference: treatment.reference(), form, ids }))
     }
 
     pub(crate) fn share(&self) -> Self {
@@ -74,8 +75,9 @@ impl Recovered {
                     (None, None) => {}
                     _ => {
                         return Err(Error::invalid(format!(
-                            "layer {}: a start that does not fit",
-                            self.layer
+                            "layer {}: a start that does not fit the form `{}`",
+                            self.layer,
+                            self.form.name()
                         )));
                     }
                 }
@@ -137,7 +139,7 @@ impl Recovered {
         }
         for id in self.ids.iter().filter_map(|ids| ids.own) {
             let spec = params.layout.spec(id)?;
-            let new = Replacement { shape: spec.shape.clone(), values: params.get(id)? };
+            let new = StoredTensor { shape: spec.shape.clone(), values: params.get(id)? };
             all.replacements.insert(spec.name.clone(), new);
         }
         Ok(all)

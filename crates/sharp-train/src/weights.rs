@@ -1,7 +1,7 @@
 //! Where a model's frozen weights are read from.
 
 use sharp_model::packed::{BlobFormat, PackedFile};
-use sharp_model::{ModelSource, SharingPlan, names};
+use sharp_model::{ModelSource, Plan, names};
 use sharp_quant::PackedFormat;
 use tch::{Device, Tensor};
 
@@ -25,16 +25,12 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a file of another model or plan.
-    pub(crate) fn rounded(
-        source: &'a ModelSource,
-        runtime: &'a PackedFile,
-        plan: &SharingPlan,
-    ) -> Result<Self> {
+    pub(crate) fn rounded(source: &'a ModelSource, runtime: &'a PackedFile, plan: &Plan) -> Result<Self> {
         let path = runtime.path().display();
         if !runtime.config().same_model(source.config()) {
             return Err(Error::invalid(format!("{path} is not of the model {}", source.path().display())));
         }
-        if runtime.plan().map(SharingPlan::to_toml) != Some(plan.to_toml()) {
+        if runtime.plan().map(Plan::to_toml) != Some(plan.to_toml()) {
             return Err(Error::invalid(format!("{path} was made with another plan")));
         }
         Ok(Self { source, runtime: Some(runtime) })

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sharp_data::TokenBlocks;
-use sharp_model::{ModelSource, Ranks, Recovery, RecoveryForm, SharingPlan, Target};
+use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Recovery, Repair, Treatment};
 use sharp_progress::Silent;
 use sharp_train::finetune::{FinetuneOptions, TrainMlps, finetune};
 use sharp_train::warmup::{WarmupOptions, warmup};
@@ -22,20 +22,30 @@ fn blocks(rows: usize, vocab: u32, seed: u32) -> TokenBlocks {
     TokenBlocks { seq_len: 16, tokens, mask: (0..n).map(|i| i % 5 != 0).collect() }
 }
 
-fn plan(form: RecoveryForm) -> SharingPlan {
-    let target = match form {
-        RecoveryForm::LowRankOnly => Target::low_rank_only(2, Ranks::uniform(4)),
-        RecoveryForm::Pruned => Target::pruned(2, 20),
-        _ => Target::sharing(2, 1, form, Ranks::uniform(4)),
-    };
-    SharingPlan::new("explicit", vec![target])
+const RANKS: Ranks = Ranks { gate: 4, up: 4, down: 4 };
+
+/// Every treatment that has something to train, of a layer whose neighbour `reference` is.
+fn trainable(reference: usize) -> [Treatment; 5] {
+    let share = |repair| Treatment::Share { reference, repair };
+    [
+        share(Repair::low_rank(RANKS)),
+        share(Repair::scaled(RANKS)),
+        share(Repair::row_column_scaled(RANKS)),
+        Treatment::LowRank { ranks: RANKS },
+        Treatment::Prune { neurons: 20 },
+    ]
+}
+
+fn plan(treatment: Treatment) -> Plan {
+    Plan::new("explicit", vec![LayerChange::new(2, treatment)])
 }
 
 #[test]
 fn warm_up_improves_every_form_from_every_start_and_resumes() {
     let source = model("tied");
     let (train, held) = (blocks(40, 61, 1), blocks(12, 61, 2));
-    for form in RecoveryForm::ALL.into_iter().filter(|f| *f != RecoveryForm::None) {
+    for treatment in trainable(1) {
+        let form = treatment.form();
         let mut started = Vec::new();
         for start in [Start::Zero, Start::Whitened] {
             let out = tempfile::tempdir().unwrap();
@@ -46,7 +56,16 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
             options.batch_tokens = 128;
             options.lr = 5e-3;
             let run = |threads, out: &Path, options: &WarmupOptions| {
-                warmup(&source, &plan(form), &train, &held, out, &Compute::cpu(threads), options, &Silent)
+                warmup(
+                    &source,
+                    &plan(treatment),
+                    &train,
+                    &held,
+                    out,
+                    &Compute::cpu(threads),
+                    options,
+                    &Silent,
+                )
             };
             let summary = run(2, out.path(), &options).unwrap();
             let layer = &summary.layers[0];
@@ -54,7 +73,7 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
             assert_eq!(layer.layer, 2);
             started.push(layer.start_error);
             let recovery = Recovery::load(out.path()).unwrap();
-            recovery.check(source.config(), &plan(form)).unwrap();
+            recovery.check(source.config(), &plan(treatment)).unwrap();
             // What is there is not done again; threads and files instead of memory change nothing.
             assert_eq!(run(2, out.path(), &options).unwrap().skipped, [2]);
             let other = tempfile::tempdir().unwrap();
@@ -68,17 +87,17 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
 
 struct Run {
     source: ModelSource,
-    plan: SharingPlan,
+    plan: Plan,
     options: FinetuneOptions,
     threads: usize,
 }
 
 impl Run {
-    fn new(case: &str, form: RecoveryForm) -> Self {
-        let mut plan = plan(form);
+    /// `treatment` is that of layer 2 of three, or of layer 1 of two.
+    fn new(case: &str, treatment: Treatment) -> Self {
+        let mut plan = plan(treatment);
         if case != "tied" {
-            plan.targets[0].layer = 1;
-            plan.targets[0].reference = plan.targets[0].reference.map(|_| 0);
+            plan.changes[0].layer = 1;
         }
         let mut options = FinetuneOptions::default();
         options.steps = 12;
@@ -119,7 +138,7 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 #[test]
 fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
     for (loss, extras) in [(Loss::Completion, false), (Loss::Mixed { weight: 0.3, temperature: 2.0 }, true)] {
-        let mut run = Run::new("tied", RecoveryForm::ScaledLowRank);
+        let mut run = Run::new("tied", trainable(1)[1]);
         run.options.loss = loss;
         run.options.train_norms = extras;
         run.options.train_mlps = if extras { TrainMlps::Shared } else { TrainMlps::None };
@@ -160,13 +179,14 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
 
 #[test]
 fn every_form_trains_on_every_kind_of_model() {
-    for form in RecoveryForm::ALL.into_iter().filter(|f| *f != RecoveryForm::None) {
+    for treatment in trainable(0) {
+        let form = treatment.form();
         // Pruned MLPs have no biases.
         let cases =
-            if form == RecoveryForm::Pruned { ["gqa_untied", "tied"] } else { ["gqa_untied", "biases"] };
+            if treatment.stores_weights() { ["gqa_untied", "tied"] } else { ["gqa_untied", "biases"] };
         for case in cases {
             let (_dir, out) = folder();
-            let summary = Run::new(case, form).go(&out).unwrap();
+            let summary = Run::new(case, treatment).go(&out).unwrap();
             assert!(summary.perplexity < summary.start_perplexity, "{form} {case}: {summary:?}");
         }
     }
@@ -175,7 +195,7 @@ fn every_form_trains_on_every_kind_of_model() {
 #[test]
 fn senseless_settings_are_refused() {
     let refused = |change: &dyn Fn(&mut Run)| {
-        let mut run = Run::new("tied", RecoveryForm::LowRank);
+        let mut run = Run::new("tied", trainable(1)[0]);
         change(&mut run);
         let (_dir, out) = folder();
         assert!(run.go(&out).is_err());
@@ -183,13 +203,13 @@ fn senseless_settings_are_refused() {
     refused(&|r| r.options.lr = f64::NAN);
     refused(&|r| r.options.loss = Loss::Distill { temperature: 0.0 });
     refused(&|r| r.options.loss = Loss::Mixed { weight: 2.0, temperature: 1.0 });
-    refused(&|r| r.plan.targets[0].layer = 99);
-    refused(&|r| r.plan.targets.clear());
+    refused(&|r| r.plan.changes[0].layer = 99);
+    refused(&|r| r.plan.changes.clear());
 }
 
 #[test]
 fn a_machine_too_small_is_told_before_anything_is_read() {
-    let mut run = Run::new("tied", RecoveryForm::LowRank);
+    let mut run = Run::new("tied", trainable(1)[0]);
     run.options.train_mlps = TrainMlps::All;
     let needed = sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options);
     // The weights in float32, and for each trained value itself, its gradient, two moments and its place among the weights.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use sharp_eval::Results;
 use sharp_model::{
-    CardNotes, DType, ExportOptions, ExportSummary, ModelSource, Recovery, SharingPlan, export_compact,
+    CardNotes, DType, ExportOptions, ExportSummary, ModelSource, Plan, Recovery, export_compact,
     export_dense, export_peft,
     gguf::{GgufOptions, export_gguf},
 };
@@ -86,7 +86,7 @@ pub(crate) fn overlay(
 ) -> Result<ModelSource> {
     let Some(plan) = plan else { return Ok(base.clone()) };
     let recovery = recovery.map(Recovery::load).transpose()?;
-    Ok(ModelSource::overlay(base, SharingPlan::load(plan)?, recovery.as_ref())?)
+    Ok(ModelSource::overlay(base, Plan::load(plan)?, recovery.as_ref())?)
 }
 
 #[derive(Serialize)]

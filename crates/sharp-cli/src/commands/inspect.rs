@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sharp_model::gguf::{Gguf, HfView};
 use sharp_model::packed::PackedFile;
-use sharp_model::{HfCheckpoint, ModelConfig, ModelSource, SharingPlan, Stored, TensorSource};
+use sharp_model::{HfCheckpoint, ModelConfig, ModelSource, Plan, Stored, TensorSource};
 
 use crate::Global;
 use crate::output::{self, Output};
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 struct Contents {
     kind: &'static str,
     config: ModelSummary,
-    plan: Option<SharingPlan>,
+    plan: Option<Plan>,
     tensors: Vec<TensorLine>,
     stored_bytes: u64,
     bytes_by_format: BTreeMap<String, u64>,
@@ -133,7 +133,7 @@ fn lines(source: &dyn TensorSource) -> Result<Vec<TensorLine>> {
 fn assemble(
     kind: &'static str,
     config: &ModelConfig,
-    plan: Option<SharingPlan>,
+    plan: Option<Plan>,
     tensors: Vec<TensorLine>,
 ) -> Contents {
     let mut bytes_by_format = BTreeMap::new();
@@ -172,15 +172,9 @@ fn describe(contents: &Contents, list: bool) -> String {
             .join(", "),
     );
     if let Some(plan) = &contents.plan {
-        text.push_str(&format!("sharing ({}):\n", plan.strategy));
-        for target in &plan.targets {
-            let what = match target.reference {
-                Some(reference) => format!("uses the MLP of layer {reference}"),
-                None if target.dropped => "has no MLP".to_owned(),
-                None if target.is_pruned() => format!("keeps {}", target.size()),
-                None => "has low-rank matrices alone".to_owned(),
-            };
-            text.push_str(&format!("  layer {} {what} ({})\n", target.layer, target.form.name()));
+        text.push_str(&format!("plan ({}):\n", plan.strategy));
+        for change in &plan.changes {
+            text.push_str(&format!("  layer {}: {}\n", change.layer, change.treatment.describe()));
         }
     }
     if list {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use sharp_model::{DType, Estimate, Ranks, RecoveryForm, SharingPlan, Stored};
+use sharp_model::{DType, Estimate, Plan, Ranks, Stored};
 use sharp_similarity::{Metric, Report};
-use sharp_strategy::{Budget, Cost, Explicit, LayerCosts, Options, Replacement, Strategy};
+use sharp_strategy::{Budget, Cost, Explicit, Form, LayerCosts, Options, Strategy, StrategyName};
 
 use crate::Global;
 use crate::output::{self, Output};
@@ -82,7 +82,7 @@ fn metric(name: &str) -> Result<Metric, String> {
 
 #[derive(Serialize)]
 struct Summary<'a> {
-    plan: &'a SharingPlan,
+    plan: &'a Plan,
     estimate: Estimate,
 }
 
@@ -97,8 +97,8 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
         }
         None => LayerCosts::unmeasured(config.num_hidden_layers),
     };
-    let strategy: Box<dyn Strategy> = match (args.strategy.as_str(), &args.explicit) {
-        ("explicit", Some(pairs)) => Box::new(Explicit::parse(pairs)?),
+    let strategy: Box<dyn Strategy> = match (args.strategy.parse()?, &args.explicit) {
+        (StrategyName::Explicit, Some(pairs)) => Box::new(Explicit::parse(pairs)?),
         (name, _) => sharp_strategy::by_name(name, args.group)?,
     };
     let budget = match (args.remove, args.targets) {
@@ -106,27 +106,18 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
         (None, Some(n)) => Budget::Targets(n),
         (None, None) => Budget::Pattern,
     };
-    let form: RecoveryForm = serde_json::from_value(args.form.as_str().into()).with_context(|| {
-        format!("--form {}: one of {}", args.form, RecoveryForm::ALL.map(RecoveryForm::name).join(", "))
-    })?;
-    let replacement = match (args.drop, form) {
-        (true, _) => Replacement::Drop,
-        (false, RecoveryForm::LowRankOnly) => Replacement::LowRankOnly,
-        (false, RecoveryForm::Pruned) => Replacement::Prune,
-        (false, _) => Replacement::Share,
-    };
+    let form = args.form.parse().with_context(|| format!("--form {}", args.form))?;
     let options = Options {
         keep: args.keep,
         first: args.first,
         end: args.end,
         window: args.window,
-        replacement,
-        form,
+        form: if args.drop { Form::Drop } else { form },
         ranks: args.rank.map(Ranks::uniform),
         rho: args.rho,
     };
     let plan = sharp_strategy::make_plan(&config, strategy.as_ref(), &costs, budget, &options)?;
-    if plan.targets.is_empty() {
+    if plan.changes.is_empty() {
         bail!("the plan replaces no layer; ask for more with --remove or --targets");
     }
     if let (Some(out), false) = (&args.out, args.dry_run) {
@@ -152,16 +143,13 @@ fn costs(report: &Report, metric: Option<Metric>) -> Result<LayerCosts> {
     })
 }
 
-fn describe(plan: &SharingPlan, estimate: &Estimate) -> String {
-    let mut rows =
-        vec![vec!["layer".to_string(), "uses".into(), "form".into(), "size".into(), "  why".into()]];
-    for target in &plan.targets {
+fn describe(plan: &Plan, estimate: &Estimate) -> String {
+    let mut rows = vec![vec!["layer".to_string(), "in place of its MLP".into(), "  why".into()]];
+    for change in &plan.changes {
         rows.push(vec![
-            target.layer.to_string(),
-            target.reference.map_or_else(|| "-".into(), |layer| layer.to_string()),
-            target.form.name().into(),
-            target.size(),
-            format!("  {}", target.reason),
+            change.layer.to_string(),
+            change.treatment.describe(),
+            format!("  {}", change.reason),
         ]);
     }
     format!(

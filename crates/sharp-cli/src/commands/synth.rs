@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde_json::json;
 use sharp_infer::{Recipe, Synthetic, Team};
-use sharp_model::{ModelConfig, Ranks, RecoveryForm, SharingPlan, Target, plan::rank_for_rho};
+use sharp_model::{LayerChange, ModelConfig, Plan, Ranks, Repair, plan::rank_for_rho};
 use sharp_progress::Terminal;
 
 use crate::Global;
@@ -115,17 +115,17 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
 }
 
 /// Groups of `share` layers, each with the MLP of its first.
-fn plan(config: &ModelConfig, share: usize, rho: f64, rank: Option<usize>) -> Result<Option<SharingPlan>> {
+fn plan(config: &ModelConfig, share: usize, rho: f64, rank: Option<usize>) -> Result<Option<Plan>> {
     if share == 0 || !(0.0..1.0).contains(&rho) {
         bail!("--share is at least 1 and --rho from 0 to less than 1");
     }
-    let (form, ranks) = match rank.unwrap_or_else(|| if rho == 0.0 { 0 } else { rank_for_rho(config, rho) }) {
-        0 => (RecoveryForm::None, Ranks::default()),
-        rank => (RecoveryForm::LowRank, Ranks::uniform(rank)),
+    let repair = match rank.unwrap_or_else(|| if rho == 0.0 { 0 } else { rank_for_rho(config, rho) }) {
+        0 => Repair::None,
+        rank => Repair::low_rank(Ranks::uniform(rank)),
     };
-    let targets: Vec<Target> = (0..config.num_hidden_layers)
+    let changes: Vec<LayerChange> = (0..config.num_hidden_layers)
         .filter(|layer| layer % share != 0)
-        .map(|layer| Target::sharing(layer, layer - layer % share, form, ranks).because("synthetic"))
+        .map(|layer| LayerChange::share(layer, layer - layer % share, repair).because("synthetic"))
         .collect();
-    Ok((!targets.is_empty()).then(|| SharingPlan::new("groups", targets)))
+    Ok((!changes.is_empty()).then(|| Plan::new("groups", changes)))
 }

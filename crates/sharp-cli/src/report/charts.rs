@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use sharp_model::SharingPlan;
+use sharp_model::{Plan, Treatment};
 use sharp_similarity::{escape, number};
 
 /// A curve.
@@ -27,7 +27,7 @@ const NAMES: usize = 2;
 
 /// Layers from left to right; those that keep their MLP stand on the upper line as boxes, filled as far as they keep their `whole`
 /// neurons, those that use another's hang below it, joined to their reference.
-pub(super) fn plan(plan: &SharingPlan, layers: usize, whole: usize) -> String {
+pub(super) fn plan(plan: &Plan, layers: usize, whole: usize) -> String {
     // A hand-made plan may name any layer; the picture shows those of the model.
     let layers = layers.clamp(1, 512);
     let cell = if layers > 64 { 14.0 } else { 20.0 };
@@ -40,19 +40,15 @@ pub(super) fn plan(plan: &SharingPlan, layers: usize, whole: usize) -> String {
          xmlns=\"http://www.w3.org/2000/svg\"><title>which layer uses whose MLP</title>"
     );
     for layer in 0..layers {
-        let target = plan.target(layer);
-        let (class, y, what) = match target {
-            None => ("own", 22.0, format!("layer {layer}: its own MLP")),
-            Some(t) => match t.reference {
-                Some(r) => ("uses", 76.0, format!("layer {layer}: the MLP of layer {r}, {}", t.form)),
-                None if t.dropped => ("none", 76.0, format!("layer {layer}: no MLP")),
-                None if t.is_pruned() => {
-                    ("cut", 22.0, format!("layer {layer}: its own MLP with {} of {whole} neurons", t.neurons))
-                }
-                None => ("none", 76.0, format!("layer {layer}: low rank alone, nothing shared")),
-            },
+        let treatment = plan.treatment(layer);
+        let (class, y) = match treatment {
+            None => ("own", 22.0),
+            Some(Treatment::Share { .. }) => ("uses", 76.0),
+            Some(Treatment::Prune { .. }) => ("cut", 22.0),
+            Some(Treatment::LowRank { .. } | Treatment::Drop) => ("none", 76.0),
         };
-        if let Some(r) = target.and_then(|t| t.reference).filter(|&r| r < layers) {
+        let what = treatment.map_or_else(|| "its own MLP".to_owned(), |t| t.describe());
+        if let Some(r) = treatment.and_then(|t| t.reference()).filter(|&r| r < layers) {
             let (from, to) = (x(r) + (cell - 3.0) / 2.0, x(layer) + (cell - 3.0) / 2.0);
             let _ =
                 write!(s, "<path class=\"link\" d=\"M{from:.1} 42C{from:.1} 60 {to:.1} 56 {to:.1} 76\"/>");
@@ -62,10 +58,10 @@ pub(super) fn plan(plan: &SharingPlan, layers: usize, whole: usize) -> String {
             "<rect class=\"{class}\" x=\"{:.1}\" y=\"{y}\" width=\"{:.1}\" height=\"20\" rx=\"3\"><title>{}</title></rect>",
             x(layer),
             cell - 3.0,
-            escape(&what)
+            escape(&format!("layer {layer}: {what}"))
         );
-        if let Some(t) = target.filter(|t| t.is_pruned()) {
-            let filled = 20.0 * t.neurons.min(whole) as f64 / whole.max(1) as f64;
+        if let Some(Treatment::Prune { neurons }) = treatment {
+            let filled = 20.0 * neurons.min(whole) as f64 / whole.max(1) as f64;
             let _ = write!(
                 s,
                 "<rect class=\"own\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{filled:.1}\"/>",
@@ -270,7 +266,7 @@ pub(super) fn marks(
 
 /// How many of its `whole` neurons each layer's own MLP keeps: a bar a layer in an outline of the whole. Layers without an MLP of
 /// their own have the outline alone.
-pub(super) fn neurons(plan: &SharingPlan, layers: usize, whole: usize) -> String {
+pub(super) fn neurons(plan: &Plan, layers: usize, whole: usize) -> String {
     let (layers, whole) = (layers.clamp(1, 512), whole.max(1));
     let (top, height) = (26.0, 200.0);
     let bottom = height - 36.0;
@@ -295,10 +291,10 @@ pub(super) fn neurons(plan: &SharingPlan, layers: usize, whole: usize) -> String
     }
     let step = [1, 2, 5, 10, 20, 50, 100].into_iter().find(|s| layers / s <= 12).unwrap_or(200);
     for layer in 0..layers {
-        let kept = match plan.target(layer) {
+        let kept = match plan.treatment(layer) {
             None => whole,
-            Some(t) if t.is_pruned() => t.neurons.min(whole),
-            Some(_) => 0,
+            Some(Treatment::Prune { neurons }) => neurons.min(whole),
+            Some(Treatment::Share { .. } | Treatment::LowRank { .. } | Treatment::Drop) => 0,
         };
         let at = y.at(kept as f64);
         let _ = write!(
@@ -425,6 +421,8 @@ fn tick(v: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sharp_model::{LayerChange, Repair};
+
     use super::*;
 
     #[test]
@@ -444,17 +442,8 @@ mod tests {
             let svg = curves("t", "x", "y", &[curve(points)], true);
             assert!(!svg.contains("NaN") && !svg.contains("inf") && !svg.contains("<b>"), "{svg}");
         }
-        let plan_of = |layer, reference| {
-            SharingPlan::new(
-                "x",
-                vec![sharp_model::Target::sharing(
-                    layer,
-                    reference,
-                    sharp_model::RecoveryForm::None,
-                    sharp_model::Ranks::default(),
-                )],
-            )
-        };
+        let plan_of =
+            |layer, reference| Plan::new("x", vec![LayerChange::share(layer, reference, Repair::None)]);
         assert!(plan(&plan_of(1, 0), 2, 8).contains("the MLP of layer 0"));
         assert!(!plan(&plan_of(1, 99), 2, 8).contains("class=\"link\""));
         assert_eq!(from_to("t", "x", &[("a".into(), f64::NAN, 1.0)]), "");
@@ -462,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_pruned_layer_is_drawn_as_high_as_what_it_keeps() {
-        let plan_of = |neurons| SharingPlan::new("x", vec![sharp_model::Target::pruned(1, neurons)]);
+        let plan_of = |neurons| Plan::new("x", vec![LayerChange::prune(1, neurons)]);
         let heights = |svg: &str, class: &str| -> Vec<f64> {
             let of = format!("<rect class=\"{class}\"");
             let height = |part: &str| part.split("height=\"").nth(1)?.split('"').next()?.parse().ok();

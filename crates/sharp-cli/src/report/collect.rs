@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
-use sharp_model::{ModelConfig, SharingPlan};
+use sharp_model::{ModelConfig, Plan};
 use sharp_similarity::Report as Similarity;
 
 use super::Sample;
@@ -51,7 +51,7 @@ pub(super) struct Run {
     /// The resolved configuration, as text.
     pub(super) config: Option<String>,
     pub(super) model: Option<ModelConfig>,
-    pub(super) plan: Option<SharingPlan>,
+    pub(super) plan: Option<Plan>,
     pub(super) similarity: Option<Similarity>,
     pub(super) warmup: Vec<Record>,
     pub(super) finetune: Vec<Record>,
@@ -87,7 +87,7 @@ impl Run {
         let at = |relative: &str| folder.join(relative);
         run.config = text(&at("config.toml")).ok();
         run.model = run.part("01-import/config.json", ModelConfig::load(at("01-import/config.json")));
-        run.plan = run.part("03-plan/plan.toml", SharingPlan::load(at("03-plan/plan.toml")));
+        run.plan = run.part("03-plan/plan.toml", Plan::load(at("03-plan/plan.toml")));
         let similarity = text(&at("02-analyze/similarity.json"))
             .and_then(|t| Similarity::from_json(&t).map_err(|e| e.to_string()));
         run.similarity = run.part("02-analyze/similarity.json", similarity);

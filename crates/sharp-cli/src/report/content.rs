@@ -1,7 +1,7 @@
 //! What the report says, as blocks that both pages are written from.
 
 use serde_json::{Map, Value};
-use sharp_model::{DType, Estimate, ModelConfig, SharingPlan, Target};
+use sharp_model::{DType, Estimate, ModelConfig, Plan, Treatment};
 
 use super::beside::beside;
 use super::charts::{self, Curve, Mark};
@@ -116,7 +116,8 @@ fn row_title(run: &Run, name: &str) -> String {
 
 /// Whether the plan shares nothing and keeps a part of layers' own neurons.
 fn pruned(run: &Run) -> bool {
-    run.plan.as_ref().is_some_and(|p| !p.targets.is_empty() && p.targets.iter().all(Target::is_pruned))
+    let prunes = |p: &Plan| p.changes.iter().all(|c| matches!(c.treatment, Treatment::Prune { .. }));
+    run.plan.as_ref().is_some_and(|p| !p.changes.is_empty() && prunes(p))
 }
 
 /// The names under `key` in any row, in the order they are met: texts or tasks.
@@ -168,12 +169,20 @@ fn summary(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
 }
 
 /// What the plan does, a sentence for each kind of layer.
-fn what_changes(plan: &SharingPlan, model: &ModelConfig) -> Vec<String> {
+fn what_changes(plan: &Plan, model: &ModelConfig) -> Vec<String> {
     let layers = model.num_hidden_layers;
-    let number = |is: &dyn Fn(&&Target) -> bool| plan.targets.iter().filter(is).count();
-    let kept = plan.targets.iter().filter(|t| t.is_pruned()).map(|t| t.neurons);
+    let mut kept = Vec::new();
+    let (mut sharing, mut dropped, mut low_rank) = (0, 0, 0);
+    for change in &plan.changes {
+        match change.treatment {
+            Treatment::Share { .. } => sharing += 1,
+            Treatment::LowRank { .. } => low_rank += 1,
+            Treatment::Prune { neurons } => kept.push(neurons),
+            Treatment::Drop => dropped += 1,
+        }
+    }
     let mut lines = Vec::new();
-    if let (Some(least), Some(most)) = (kept.clone().min(), kept.clone().max()) {
+    if let (Some(&least), Some(&most)) = (kept.iter().min(), kept.iter().max()) {
         let range = if least == most {
             count(least as u64)
         } else {
@@ -181,14 +190,14 @@ fn what_changes(plan: &SharingPlan, model: &ModelConfig) -> Vec<String> {
         };
         lines.push(format!(
             "{} of {layers} layers keep {range} of their {} neurons.",
-            kept.count(),
+            kept.len(),
             count(model.intermediate_size as u64)
         ));
     }
     for (n, what) in [
-        (number(&|t| t.reference.is_some()), "run with another layer's MLP"),
-        (number(&|t| t.dropped), "run without an MLP"),
-        (number(&|t| t.reference.is_none() && !t.dropped && !t.is_pruned()), "run with a low-rank MLP"),
+        (sharing, "run with another layer's MLP"),
+        (dropped, "run without an MLP"),
+        (low_rank, "run with a low-rank MLP"),
     ] {
         if n > 0 {
             lines.push(format!("{n} of {layers} layers {what}."));
@@ -205,7 +214,7 @@ fn sharing(run: &Run, blocks: &mut Vec<Block>) {
         return;
     };
     if let Some(model) = &run.model {
-        if plan.targets.iter().any(Target::is_pruned) {
+        if plan.changes.iter().any(|c| matches!(c.treatment, Treatment::Prune { .. })) {
             let picture = charts::neurons(plan, model.num_hidden_layers, model.intermediate_size);
             blocks.push(Block::Picture(picture));
             blocks.push(Block::Note(
@@ -222,31 +231,16 @@ fn sharing(run: &Run, blocks: &mut Vec<Block>) {
             ));
         }
     }
-    let targets = plan
-        .targets
+    let changes = plan
+        .changes
         .iter()
-        .map(|t| {
-            let uses = match (t.reference, t.dropped) {
-                (Some(r), _) => r.to_string(),
-                (None, true) => "dropped".into(),
-                (None, false) if t.is_pruned() => "its own".into(),
-                (None, false) => "nothing".into(),
-            };
-            let size = if t.is_pruned() {
-                t.size()
-            } else if t.ranks.gate == t.ranks.up && t.ranks.up == t.ranks.down {
-                t.ranks.gate.to_string()
-            } else {
-                t.size()
-            };
-            vec![t.layer.to_string(), uses, t.form.name().into(), size, t.reason.clone()]
-        })
+        .map(|c| vec![c.layer.to_string(), c.treatment.describe(), c.reason.clone()])
         .collect();
     blocks.push(Block::Text(format!("Chosen by the strategy {}.", plan.strategy)));
     blocks.push(Block::Table {
-        head: strings(&["layer", "uses", "recovery form", "size", "why"]),
-        rows: targets,
-        wide: Some(4),
+        head: strings(&["layer", "in place of its MLP", "why"]),
+        rows: changes,
+        wide: Some(2),
     });
 }
 
@@ -600,8 +594,12 @@ fn similarity(run: &Run, blocks: &mut Vec<Block>) {
         blocks.push(Block::Missing("The layers were not compared.".into()));
         return;
     };
-    let marked: Vec<(usize, usize)> =
-        run.plan.iter().flat_map(|p| &p.targets).filter_map(|t| Some((t.layer, t.reference?))).collect();
+    let marked: Vec<(usize, usize)> = run
+        .plan
+        .iter()
+        .flat_map(|p| &p.changes)
+        .filter_map(|c| Some((c.layer, c.treatment.reference()?)))
+        .collect();
     for metric in report.telling_metrics() {
         blocks.push(Block::Subheading(metric.title().into()));
         blocks.push(Block::Picture(report.heat_map(metric, &marked)));

@@ -127,7 +127,7 @@ pub(super) fn write(source: &ModelSource, kind: Kind, notes: &CardNotes) -> Resu
     let config = source.config();
     let mut text = origin.front_matter(&["sharp", "mlp-sharing"]);
     let _ = writeln!(text, "\n# {}, with MLPs shared between layers\n", origin.title());
-    let targets = source.plan().map_or(&[][..], |p| &p.targets);
+    let changes = source.changes();
     let (layers, stored) = (config.num_hidden_layers, source.mlp_parameters());
     let original = layers as u64 * config.mlp_parameters_per_layer();
     let saved = 100.0 * (1.0 - stored as f64 / original as f64);
@@ -136,19 +136,15 @@ pub(super) fn write(source: &ModelSource, kind: Kind, notes: &CardNotes) -> Resu
         "{} of {layers} layers give up their MLP: they run with another layer's, or with a low-rank one, repaired by recovery \
          parameters of their own (SHARP, [arXiv 2502.07832](https://arxiv.org/abs/2502.07832)). The MLPs come to {:.1} M \
          parameters instead of {:.1} M, {saved:.1} % fewer.\n",
-        targets.len(),
+        changes.len(),
         stored as f64 / 1e6,
         original as f64 / 1e6,
     );
     let _ = writeln!(text, "## Use\n\n{}\n", usage(kind));
-    if !targets.is_empty() {
-        text.push_str(
-            "## Plan\n\n| layer | MLP of layer | form | ranks of gate/up/down, or neurons |\n|---|---|---|---|\n",
-        );
-        for t in targets {
-            let reference = t.reference.map_or("none".to_owned(), |r| r.to_string());
-            let form = if t.dropped { "dropped" } else { t.form.name() };
-            let _ = writeln!(text, "| {} | {reference} | `{form}` | {} |", t.layer, t.size());
+    if !changes.is_empty() {
+        text.push_str("## Plan\n\n| layer | in place of its MLP |\n|---|---|\n");
+        for change in changes {
+            let _ = writeln!(text, "| {} | {} |", change.layer, change.treatment.describe());
         }
         text.push('\n');
     }

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::family;
 use crate::model::ModelSource;
 use crate::names;
+use crate::plan::Treatment;
 use crate::source::TensorInfo;
 use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
@@ -133,15 +134,15 @@ fn write_dense(
     }
     let task = progress.task("writing the dense checkpoint", tensors.len() as u64, "tensors");
     for (_, layer, info) in &rules {
-        let target = layer.and_then(|l| source.target(l));
-        match (names::parse_mlp(&info.name), target) {
+        let treatment = layer.and_then(|l| source.treatment(l));
+        match (names::parse_mlp(&info.name), treatment) {
             (Some((layer, projection, "weight")), Some(_)) => {
                 let mut part = source.projection(layer, projection)?;
                 part.lora = part.lora.filter(|_| factors);
                 writer.append_f32(&info.name, &part.padded_f32(source.config())?)?;
             }
             // A dropped MLP has no biases either.
-            (Some(_), Some(target)) if target.dropped => {
+            (Some(_), Some(Treatment::Drop)) => {
                 writer.append_f32(&info.name, &vec![0.0; info.elements()?])?;
             }
             _ => writer.copy(&info.name, &source.tensor(&info.name)?)?,

@@ -10,7 +10,8 @@ use super::card::{self, CARD_FILE};
 use super::{ExportOptions, ExportSummary, begin, write_dense};
 use crate::error::{Error, Result};
 use crate::model::{LoraSource, ModelSource};
-use crate::names::{self, Projection};
+use crate::names;
+use crate::projection::Projection;
 use crate::source::TensorInfo;
 
 /// Folder of the dense base, in the adapter's.
@@ -65,10 +66,10 @@ struct Factors {
 
 fn factors(source: &ModelSource) -> Result<Vec<Factors>> {
     let mut all = Vec::new();
-    for target in source.plan().map_or(&[][..], |p| &p.targets) {
+    for change in source.changes() {
         for projection in Projection::ALL {
-            if let Some(lora) = source.projection(target.layer, projection)?.lora {
-                all.push(Factors { module: names::mlp(target.layer, projection), lora });
+            if let Some(lora) = source.projection(change.layer, projection)?.lora {
+                all.push(Factors { module: names::mlp(change.layer, projection), lora });
             }
         }
     }

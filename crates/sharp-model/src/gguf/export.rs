@@ -116,8 +116,8 @@ fn rows(
         _ => 1,
     };
     let step = CHUNK.next_multiple_of(cols.max(1));
-    let target = layer.and_then(|l| source.target(l));
-    if let (Some((layer, projection, "weight")), Some(_)) = (names::parse_mlp(&info.name), target) {
+    let treatment = layer.and_then(|l| source.treatment(l));
+    if let (Some((layer, projection, "weight")), Some(_)) = (names::parse_mlp(&info.name), treatment) {
         let values = source.projection(layer, projection)?.padded_f32(source.config())?;
         return values.chunks(step).try_for_each(f);
     }

@@ -29,7 +29,7 @@ use sharp_quant::{PackedFormat, PackedRef};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::mmap::{map_file, read_file};
-use crate::plan::SharingPlan;
+use crate::plan::Plan;
 use crate::source::TensorBytes;
 use crate::tokenizer::Tokenizer;
 
@@ -158,7 +158,7 @@ pub struct PackedFile {
     data_start: usize,
     header: header::Header,
     model: ModelConfig,
-    plan: Option<SharingPlan>,
+    plan: Option<Plan>,
 }
 
 impl PackedFile {
@@ -208,7 +208,7 @@ impl PackedFile {
     }
 
     /// How layers share their MLPs, if they do.
-    pub fn plan(&self) -> Option<&SharingPlan> {
+    pub fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref()
     }
 

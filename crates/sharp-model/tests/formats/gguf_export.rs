@@ -6,8 +6,7 @@ use sharp_model::gguf::{Gguf, GgufOptions, HfView, export_gguf};
 use sharp_model::import::import;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{
-    DType, HfCheckpoint, ModelConfig, ModelSource, Projection, RecoveryForm, SharingPlan, Target,
-    TensorSource, names,
+    DType, HfCheckpoint, LayerChange, ModelConfig, ModelSource, Plan, Projection, Repair, TensorSource, names,
 };
 use sharp_progress::Silent;
 use sharp_quant::ScaleRule;
@@ -96,10 +95,7 @@ fn matrices_are_quantised_and_vectors_are_not() {
 fn shared_layers_get_their_effective_weights() {
     let folder = tempfile::tempdir().unwrap();
     let base = ModelSource::open(imported("llama_mixed", folder.path())).unwrap();
-    let plan = SharingPlan::new(
-        "explicit",
-        vec![Target::sharing(1, 0, RecoveryForm::None, Default::default()).because("a test")],
-    );
+    let plan = Plan::new("explicit", vec![LayerChange::share(1, 0, Repair::None).because("a test")]);
     let shared = ModelSource::overlay(&base, plan, None).unwrap();
     let file = folder.path().join("shared.gguf");
     export_gguf(&shared, None, &file, GgufOptions::uniform(DType::F32), &Silent).unwrap();

@@ -7,6 +7,7 @@ mod gguf_hostile;
 mod import;
 mod packed;
 mod packed_hostile;
+mod plan;
 mod pruned;
 mod raw;
 mod stored;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use sharp_model::gguf::{Gguf, tokenizer_config_json, tokenizer_json};
 use sharp_model::packed::{BlobFormat, PackedFile, PackedWriter};
-use sharp_model::{Error, ModelConfig, SharingPlan};
+use sharp_model::{Error, ModelConfig, Plan};
 use sharp_progress::Silent;
 use sharp_quant::PackedFormat;
 
@@ -93,7 +93,7 @@ fn the_tokenizer_and_the_plan_travel_along() {
     let mut with_plan = config();
     let target = "layer = 2\nreference = 1\nform = \"none\"\nranks = { gate = 0, up = 0, down = 0 }\nreason = \"test\"";
     let text = format!("version = 1\nstrategy = \"explicit\"\n[[targets]]\n{target}\n");
-    let plan = SharingPlan::from_toml(Path::new("plan.toml"), &text).unwrap();
+    let plan = Plan::from_toml(Path::new("plan.toml"), &text).unwrap();
     for (k, v) in ModelConfig::from_map(Path::new("x"), with_plan.clone()).unwrap().to_json_with_plan(&plan) {
         with_plan.insert(k, v);
     }
@@ -101,7 +101,7 @@ fn the_tokenizer_and_the_plan_travel_along() {
     w.tokenizer(tokenizer_json(&gguf).unwrap().to_string(), tokenizer_config_json(&gguf).unwrap());
     write(w, &path, &[]).unwrap();
     let file = PackedFile::open(&path).unwrap();
-    assert_eq!(file.plan().unwrap().source_of(2), 1);
+    assert_eq!(file.plan().unwrap().treatment(2).unwrap().reference(), Some(1));
     let tokenizer = file.tokenizer().unwrap();
     assert_eq!(tokenizer.decode(&tokenizer.encode("The layer", false).unwrap()).unwrap(), "The layer");
     assert!(tokenizer.chat_template().is_some());

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use sharp_model::export::{ExportOptions, export_compact, export_dense};
-use sharp_model::recovery::Replacement;
-use sharp_model::{Error, ModelSource, Projection, Recovery, SharingPlan, Target, names};
+use sharp_model::recovery::StoredTensor;
+use sharp_model::{Error, LayerChange, ModelSource, Plan, Projection, Recovery, names};
 use sharp_progress::Silent;
 use sharp_quant::DType;
 
@@ -13,8 +13,8 @@ fn golden(case: &str) -> ModelSource {
         .unwrap()
 }
 
-fn plan(neurons: usize) -> SharingPlan {
-    SharingPlan::new("explicit", vec![Target::pruned(1, neurons).because("a test")])
+fn plan(neurons: usize) -> Plan {
+    Plan::new("explicit", vec![LayerChange::prune(1, neurons).because("a test")])
 }
 
 #[test]
@@ -23,9 +23,9 @@ fn a_plan_with_pruned_layers_survives_toml_and_json_and_counts_what_it_stores() 
     let config = base.config();
     let plan = plan(5);
     plan.validate(config).unwrap();
-    assert_eq!(SharingPlan::from_toml(Path::new("plan.toml"), &plan.to_toml()).unwrap(), plan);
+    assert_eq!(Plan::from_toml(Path::new("plan.toml"), &plan.to_toml()).unwrap(), plan);
     let json = serde_json::to_value(&plan).unwrap();
-    assert_eq!(SharingPlan::from_json_value(Path::new("config.json"), json).unwrap(), plan);
+    assert_eq!(Plan::from_json_value(Path::new("config.json"), json).unwrap(), plan);
     let (d, f) = (config.hidden_size as u64, config.intermediate_size as u64);
     let layers = config.num_hidden_layers as u64;
     assert_eq!(plan.stored_mlp_parameters(config), (layers - 1) * 3 * d * f + 3 * d * 5);
@@ -35,24 +35,18 @@ fn a_plan_with_pruned_layers_survives_toml_and_json_and_counts_what_it_stores() 
 }
 
 #[test]
-fn impossible_pruned_targets_are_refused() {
+fn impossible_pruned_layers_are_refused() {
     let base = golden("tied");
-    let refuse = |target: Target, word: &str| {
-        let error =
-            SharingPlan::new("explicit", vec![target]).validate(base.config()).unwrap_err().to_string();
+    let refuse = |change: LayerChange, word: &str| {
+        let error = Plan::new("explicit", vec![change]).validate(base.config()).unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("layer 1"), "{error}");
     };
-    refuse(Target::pruned(1, 0), "at least one");
-    refuse(Target::pruned(1, base.config().intermediate_size + 1), "neurons");
-    refuse(Target { reference: Some(0), ..Target::pruned(1, 4) }, "shares nothing");
-    refuse(
-        Target { neurons: 4, ..Target::sharing(1, 0, Default::default(), Default::default()) },
-        "no neurons",
-    );
+    refuse(LayerChange::prune(1, 0), "at least one");
+    refuse(LayerChange::prune(1, base.config().intermediate_size + 1), "neurons");
     let biased = golden("biases");
-    assert!(SharingPlan::new("explicit", vec![Target::pruned(1, 4)]).validate(biased.config()).is_err());
+    assert!(Plan::new("explicit", vec![LayerChange::prune(1, 4)]).validate(biased.config()).is_err());
     let typo = "version = 1\n[[targets]]\nlayer = 1\nform = \"pruned\"\nneuron = 4\n";
-    let error = SharingPlan::from_toml(Path::new("plan.toml"), typo).unwrap_err().to_string();
+    let error = Plan::from_toml(Path::new("plan.toml"), typo).unwrap_err().to_string();
     assert!(error.contains("neurons"), "{error}");
 }
 
@@ -119,7 +113,7 @@ fn what_a_pruned_layer_keeps_must_be_there_and_fit() {
     let mut recovery = Recovery::default();
     for projection in Projection::ALL {
         let part = pruned.projection(1, projection).unwrap();
-        let new = Replacement {
+        let new = StoredTensor {
             shape: vec![part.out_features, part.in_features],
             values: part.effective_f32().unwrap(),
         };

@@ -6,8 +6,8 @@ use sharp_model::gguf::{GgufOptions, export_gguf};
 use sharp_model::import::import;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{
-    DType, ExportOptions, HfCheckpoint, ModelConfig, ModelSource, Ranks, RecoveryForm, SharingPlan, Stored,
-    Target, TensorSource, export_compact, export_dense,
+    DType, ExportOptions, HfCheckpoint, LayerChange, ModelConfig, ModelSource, Plan, Repair, Stored,
+    TensorSource, export_compact, export_dense,
 };
 use sharp_progress::Silent;
 
@@ -56,8 +56,7 @@ fn what_is_written_from_a_gguf_file_is_what_is_written_from_its_import() {
     let at = |name: &str| folder.path().join(name);
     import(&file, at("imported"), DType::F32, &Silent).unwrap();
     let sources = [ModelSource::open(&file).unwrap(), ModelSource::open(at("imported")).unwrap()];
-    let plan =
-        SharingPlan::new("explicit", vec![Target::sharing(1, 0, RecoveryForm::None, Ranks::default())]);
+    let plan = Plan::new("explicit", vec![LayerChange::share(1, 0, Repair::None)]);
     let options = ExportOptions::new(DType::F32);
     let mut written = Vec::new();
     for (i, source) in sources.iter().enumerate() {

@@ -8,7 +8,7 @@ use sharp_data::TokenBlocks;
 use sharp_model::packed::PackedFile;
 use sharp_model::recovery::RECOVERY_FILE;
 use sharp_model::{
-    DType, HfCheckpoint, Recovery, SafetensorsWriter, SharingPlan, TensorInfo, TensorSource, write_atomic,
+    DType, HfCheckpoint, Plan, Recovery, SafetensorsWriter, TensorInfo, TensorSource, write_atomic,
 };
 use tch::Tensor;
 
@@ -40,7 +40,7 @@ struct State {
 
 /// A number that changes with anything that changes the course of training: plan, parameters, data, start, settings.
 pub(super) fn fingerprint(
-    plan: &SharingPlan,
+    plan: &Plan,
     layout: &Layout,
     train: &TokenBlocks,
     recovery: Option<&Recovery>,

@@ -1,6 +1,6 @@
 //! What fine-tuning needs at least, so that a machine too small for it is told at once and not by being killed hours later.
 
-use sharp_model::{ModelSource, SharingPlan};
+use sharp_model::{ModelSource, Plan};
 
 use super::FinetuneOptions;
 use super::trained::owned_layers;
@@ -12,16 +12,11 @@ const TRAINED: u64 = 16;
 
 /// Bytes that fine-tuning surely takes: the original's weights, and what is trained with its gradient and moments. Activations,
 /// norms and the rest come on top.
-pub fn least_memory(
-    source: &ModelSource,
-    plan: &SharingPlan,
-    compute: &Compute,
-    options: &FinetuneOptions,
-) -> u64 {
+pub fn least_memory(source: &ModelSource, plan: &Plan, compute: &Compute, options: &FinetuneOptions) -> u64 {
     let config = source.config();
     let layers = config.num_hidden_layers;
     let owned = owned_layers(plan, layers, options.train_mlps);
-    let trained = plan.recovery_parameters(config) + owned.len() as u64 * config.mlp_parameters_per_layer();
+    let trained = plan.stored_parameters(config) + owned.len() as u64 * config.mlp_parameters_per_layer();
     let product = compute.precision.kind().elt_size_in_bytes() as u64;
     (config.total_parameters() + trained)
         .saturating_mul(product)
@@ -35,7 +30,7 @@ pub fn least_memory(
 /// [`Error::Memory`].
 pub fn check_memory(
     source: &ModelSource,
-    plan: &SharingPlan,
+    plan: &Plan,
     compute: &Compute,
     options: &FinetuneOptions,
 ) -> Result<()> {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sharp_data::{TokenBlocks, shuffle};
 use sharp_model::packed::PackedFile;
-use sharp_model::{ModelSource, Recovery, SharingPlan};
+use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Progress;
 
 use crate::adamw::{AdamW, AdamWConfig, clip};
@@ -157,7 +157,7 @@ pub struct FinetuneSummary {
 #[allow(clippy::too_many_arguments)]
 pub fn finetune(
     source: &ModelSource,
-    plan: &SharingPlan,
+    plan: &Plan,
     recovery: Option<&Recovery>,
     runtime: Option<&PackedFile>,
     train: &TokenBlocks,
@@ -279,7 +279,7 @@ pub fn finetune(
 
 fn check(
     source: &ModelSource,
-    plan: &SharingPlan,
+    plan: &Plan,
     train: &TokenBlocks,
     held_out: &TokenBlocks,
     options: &FinetuneOptions,

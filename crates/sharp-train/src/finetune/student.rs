@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sharp_model::packed::PackedFile;
-use sharp_model::recovery::Replacement;
-use sharp_model::{ModelSource, Projection, Recovery, SharingPlan};
+use sharp_model::recovery::StoredTensor;
+use sharp_model::{ModelSource, Plan, Projection, Recovery, Repair, Treatment};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
@@ -53,7 +53,7 @@ pub(super) struct Student {
 impl Student {
     pub(super) fn new(
         source: &ModelSource,
-        plan: &SharingPlan,
+        plan: &Plan,
         recovery: Option<&Recovery>,
         runtime: Option<&PackedFile>,
         positions: usize,
@@ -71,7 +71,7 @@ impl Student {
             model.head = Head::load(weights, compute)?;
             for (layer, block) in model.blocks.iter_mut().enumerate() {
                 block.attention = Attention::load(weights, layer, compute)?;
-                if plan.target(layer).is_none() && block.mlp.is_some() {
+                if plan.is_unchanged(layer) && block.mlp.is_some() {
                     block.mlp = Some(Mlp::load_stored(weights, layer, compute)?);
                 }
             }
@@ -95,9 +95,9 @@ impl Student {
         let mut references = BTreeMap::new();
         let mut merged = BTreeMap::new();
         for target in &targets {
-            let planned = plan.target(target.layer);
+            let planned = plan.treatment(target.layer);
             let whole = original.mlp(target.layer)?;
-            merged.insert(target.layer, planned.map_or_else(|| whole.blank(), |t| whole.blank_for(t))?);
+            merged.insert(target.layer, planned.map_or_else(|| whole.blank(), |t| whole.blank_for(&t))?);
             if let Some(reference) = target.reference {
                 let weights = match owned.get(&reference) {
                     Some([gate, up, down]) => {
@@ -111,14 +111,17 @@ impl Student {
         for &layer in owned.keys() {
             merged.insert(layer, original.mlp(layer)?.blank()?);
         }
-        for target in &plan.targets {
-            let Some(block) = model.blocks.get_mut(target.layer) else { continue };
-            if target.dropped {
-                block.mlp = None;
-            } else if let (true, Some(reference)) =
-                (crate::forms::form(target.form).is_none(), target.reference)
-            {
-                block.mlp = Some(shared_directly(original.mlp(reference)?, original.mlp(target.layer)?));
+        for change in &plan.changes {
+            let Some(block) = model.blocks.get_mut(change.layer) else { continue };
+            match change.treatment {
+                Treatment::Drop => block.mlp = None,
+                Treatment::Share { reference, repair: Repair::None } => {
+                    let own = original.mlp(change.layer)?;
+                    block.mlp = Some(shared_directly(original.mlp(reference)?, own));
+                }
+                Treatment::Share { repair: Repair::LowRank { .. }, .. }
+                | Treatment::LowRank { .. }
+                | Treatment::Prune { .. } => {}
             }
         }
         for (&layer, mlp) in &merged {
@@ -141,7 +144,7 @@ impl Student {
         // The original is needed from the first layer that differs, trained or not.
         let differs = match weights.are_rounded() {
             true => 0,
-            false => plan.targets.iter().map(|t| t.layer).chain([first]).min().unwrap_or(first),
+            false => plan.changes.iter().map(|t| t.layer).chain([first]).min().unwrap_or(first),
         };
         let layout = Arc::new(layout);
         let mut replicas = Vec::new();
@@ -271,7 +274,7 @@ impl Student {
             Recovery { layers: saved_layers(&self.targets, &self.effective)?, ..Recovery::default() };
         for &id in &self.replaced {
             let spec = self.params.layout.spec(id)?;
-            let new = Replacement { shape: spec.shape.clone(), values: self.effective.get(id)? };
+            let new = StoredTensor { shape: spec.shape.clone(), values: self.effective.get(id)? };
             all.replacements.insert(spec.name.clone(), new);
         }
         Ok(all)

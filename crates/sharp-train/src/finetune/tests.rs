@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use sharp_model::packed::PackedFile;
-use sharp_model::{ModelSource, Ranks, RecoveryForm, SharingPlan, Target};
+use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Repair, Treatment};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
 
@@ -16,16 +16,11 @@ use crate::tensors::scalar;
 use crate::testing::seeded;
 
 /// Along a random direction and along every parameter's own: the slope of the loss between two points near each other.
-fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
+fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
     let source = ModelSource::open(folder.join(case)).unwrap();
-    let target = match form {
-        RecoveryForm::LowRankOnly => Target::low_rank_only(1, Ranks::uniform(3)),
-        RecoveryForm::Pruned => Target::pruned(1, 7),
-        RecoveryForm::None => Target::dropped(1),
-        _ => Target::sharing(1, 0, form, Ranks::uniform(3)),
-    };
-    let plan = SharingPlan::new("explicit", vec![target]);
+    let form = treatment.form();
+    let plan = Plan::new("explicit", vec![LayerChange::new(1, treatment)]);
     let options = FinetuneOptions {
         loss,
         train_norms: extras,
@@ -87,16 +82,18 @@ fn check(case: &str, form: RecoveryForm, loss: Loss, extras: bool) {
 #[test]
 fn gradients_are_slopes_of_the_loss() {
     let mixed = Loss::Mixed { weight: 0.4, temperature: 2.0 };
-    check("gqa_untied", RecoveryForm::LowRank, Loss::Completion, false);
-    check("biases", RecoveryForm::ScaledLowRank, Loss::Distill { temperature: 1.0 }, false);
-    check("rope_llama3", RecoveryForm::RowColumnScaledLowRank, mixed, true);
-    check("biases", RecoveryForm::RowColumnScaledLowRank, Loss::Completion, false);
-    check("tied", RecoveryForm::LowRankOnly, mixed, false);
-    check("tied", RecoveryForm::LowRankOnly, mixed, true);
-    check("tied", RecoveryForm::Pruned, mixed, false);
-    check("gqa_untied", RecoveryForm::Pruned, Loss::Completion, true);
-    check("tied", RecoveryForm::None, mixed, true);
-    check("biases", RecoveryForm::ScaledLowRank, mixed, true);
+    let ranks = Ranks::uniform(3);
+    let share = |repair| Treatment::Share { reference: 0, repair };
+    check("gqa_untied", share(Repair::low_rank(ranks)), Loss::Completion, false);
+    check("biases", share(Repair::scaled(ranks)), Loss::Distill { temperature: 1.0 }, false);
+    check("rope_llama3", share(Repair::row_column_scaled(ranks)), mixed, true);
+    check("biases", share(Repair::row_column_scaled(ranks)), Loss::Completion, false);
+    check("tied", Treatment::LowRank { ranks }, mixed, false);
+    check("tied", Treatment::LowRank { ranks }, mixed, true);
+    check("tied", Treatment::Prune { neurons: 7 }, mixed, false);
+    check("gqa_untied", Treatment::Prune { neurons: 7 }, Loss::Completion, true);
+    check("tied", Treatment::Drop, mixed, true);
+    check("biases", share(Repair::scaled(ranks)), mixed, true);
 }
 
 /// As on a GPU: several sequences through the model together give the sums of each by itself. What counts differs from one to
@@ -105,7 +102,7 @@ fn gradients_are_slopes_of_the_loss() {
 fn sequences_taken_together_give_what_each_gives_alone() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
     let source = ModelSource::open(folder).unwrap();
-    let plan = SharingPlan::new("explicit", vec![Target::pruned(1, 7)]);
+    let plan = Plan::new("explicit", vec![LayerChange::prune(1, 7)]);
     let loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
     let options = FinetuneOptions { loss, train_norms: true, ..FinetuneOptions::default() };
     let mut student = Student::new(&source, &plan, None, None, 12, &Compute::cpu(2), &options).unwrap();
@@ -147,7 +144,7 @@ fn stored(shape: &[usize], values: &[f32]) -> Vec<f32> {
 fn repair_computes_with_what_the_runtime_file_will_hold() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
     let source = ModelSource::open(folder).unwrap();
-    let plan = SharingPlan::new("explicit", vec![Target::pruned(1, 7)]);
+    let plan = Plan::new("explicit", vec![LayerChange::prune(1, 7)]);
     let compute = Compute::cpu(2);
     let loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
     let options = FinetuneOptions { loss, train_norms: true, ..FinetuneOptions::default() };
@@ -212,9 +209,9 @@ fn gradients_do_not_depend_on_the_threads() {
     let source = ModelSource::open(folder).unwrap();
     let layers = source.config().num_hidden_layers;
     let targets = (1..layers)
-        .map(|layer| Target::sharing(layer, 0, RecoveryForm::RowColumnScaledLowRank, Ranks::uniform(3)))
+        .map(|layer| LayerChange::share(layer, 0, Repair::row_column_scaled(Ranks::uniform(3))))
         .collect();
-    let plan = SharingPlan::new("explicit", targets);
+    let plan = Plan::new("explicit", targets);
     let options = FinetuneOptions {
         loss: Loss::Mixed { weight: 0.5, temperature: 1.0 },
         train_norms: true,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sharp_model::{ModelSource, Projection, Recovery, SharingPlan, names};
+use sharp_model::{ModelSource, Plan, Projection, Recovery, Treatment, names};
 
 use super::{COLD, FinetuneOptions, TrainMlps};
 use crate::block::BlockTrain;
@@ -32,16 +32,16 @@ pub(super) struct Trained {
 impl Trained {
     pub(super) fn new(
         source: &ModelSource,
-        plan: &SharingPlan,
+        plan: &Plan,
         original: &Llama,
         options: &FinetuneOptions,
     ) -> Result<Self> {
         let mut layout = Layout::default();
         let mut targets = Vec::new();
         let layers = original.blocks.len();
-        for target in &plan.targets {
-            let shape = original.mlp(target.layer)?.blank_for(target)?;
-            targets.extend(Recovered::register(target, &shape, &mut layout)?);
+        for change in &plan.changes {
+            let shape = original.mlp(change.layer)?.blank_for(&change.treatment)?;
+            targets.extend(Recovered::register(change, &shape, &mut layout)?);
         }
         targets.sort_by_key(|t| t.layer);
 
@@ -58,7 +58,7 @@ impl Trained {
             .iter()
             .map(|t| t.layer)
             .chain(owned.keys().copied())
-            .chain(plan.targets.iter().filter(|_| options.train_norms).map(|t| t.layer))
+            .chain(plan.changes.iter().filter(|_| options.train_norms).map(|t| t.layer))
             .min()
             .ok_or_else(|| {
                 Error::invalid(
@@ -74,7 +74,7 @@ impl Trained {
                     place.input_norm = Some(layout.add(names::input_norm(layer), &d, Group::Norm)?);
                 }
                 // Nothing comes after the norm of an MLP that was left out.
-                if !plan.target(layer).is_some_and(|t| t.dropped) {
+                if plan.treatment(layer) != Some(Treatment::Drop) {
                     place.mlp_norm = Some(layout.add(names::mlp_norm(layer), &d, Group::Norm)?);
                 }
             }
@@ -98,7 +98,7 @@ impl Trained {
     pub(super) fn begin(
         &self,
         source: &ModelSource,
-        plan: &SharingPlan,
+        plan: &Plan,
         recovery: Option<&Recovery>,
         original: &Llama,
         seed: u64,
@@ -113,7 +113,7 @@ impl Trained {
             }
         }
         for target in &self.targets {
-            let planned = plan.target(target.layer);
+            let planned = plan.change(target.layer);
             if let (None, Some(planned)) = (recovery, planned) {
                 debug_assert_eq!(COLD, crate::start::Start::Zero);
                 let pieces = begin_cold(planned, original.mlp(target.layer)?, seed, compute)?;
@@ -141,14 +141,14 @@ impl Trained {
 }
 
 /// The layers whose own MLP is trained.
-pub(super) fn owned_layers(plan: &SharingPlan, layers: usize, which: TrainMlps) -> BTreeSet<usize> {
-    let shared: BTreeSet<usize> = plan.targets.iter().filter_map(|t| t.reference).collect();
+pub(super) fn owned_layers(plan: &Plan, layers: usize, which: TrainMlps) -> BTreeSet<usize> {
+    let shared = plan.references();
     match which {
         TrainMlps::None => BTreeSet::new(),
         TrainMlps::Shared => shared,
         TrainMlps::All => {
-            let first = plan.targets.iter().map(|t| t.layer).chain(shared).min().unwrap_or(layers);
-            (first..layers).filter(|&layer| plan.target(layer).is_none()).collect()
+            let first = plan.changes.iter().map(|t| t.layer).chain(shared).min().unwrap_or(layers);
+            (first..layers).filter(|&layer| plan.is_unchanged(layer)).collect()
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `B A`: low rank alone, nothing shared; the baseline every sharing form is compared with.
 
-use sharp_model::RecoveryForm;
 use tch::Tensor;
 
 use super::{Flow, Form, Pieces, factors};
@@ -11,8 +10,8 @@ use crate::error::Result;
 pub struct LowRankOnly;
 
 impl Form for LowRankOnly {
-    fn kind(&self) -> RecoveryForm {
-        RecoveryForm::LowRankOnly
+    fn name(&self) -> &'static str {
+        "low_rank_only"
     }
 
     fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

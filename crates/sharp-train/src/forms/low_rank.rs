@@ -1,6 +1,5 @@
 //! `W_ref + B A`: the paper's form (Wang et al., arXiv 2502.07832).
 
-use sharp_model::RecoveryForm;
 use tch::Tensor;
 
 use super::{Flow, Form, Pieces, factors, need};
@@ -11,8 +10,8 @@ use crate::error::Result;
 pub struct LowRank;
 
 impl Form for LowRank {
-    fn kind(&self) -> RecoveryForm {
-        RecoveryForm::LowRank
+    fn name(&self) -> &'static str {
+        "low_rank"
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

@@ -11,7 +11,7 @@ mod pruned;
 mod row_column;
 mod scaled;
 
-use sharp_model::RecoveryForm;
+use sharp_model::{Repair, Scales, Treatment};
 use tch::Tensor;
 
 use crate::error::{Error, Result};
@@ -52,8 +52,8 @@ pub struct Flow<'a> {
 
 /// A way to make a target's weight `(out, in)` from a reference's and a few parameters.
 pub trait Form: Send + Sync + std::fmt::Debug {
-    /// The plan's name of the form.
-    fn kind(&self) -> RecoveryForm;
+    /// The form's name, for messages.
+    fn name(&self) -> &'static str;
 
     /// Writes the effective weight into `out (out, in)`, float32.
     ///
@@ -90,15 +90,17 @@ pub trait Form: Send + Sync + std::fmt::Debug {
     ) -> Result<(Pieces, Option<Tensor>)>;
 }
 
-/// The implementation of a plan's form; `None` for direct sharing, which has no parameters.
-pub fn form(kind: RecoveryForm) -> Option<&'static dyn Form> {
-    match kind {
-        RecoveryForm::None => None,
-        RecoveryForm::LowRank => Some(&LowRank),
-        RecoveryForm::ScaledLowRank => Some(&ScaledLowRank),
-        RecoveryForm::RowColumnScaledLowRank => Some(&RowColumnScaledLowRank),
-        RecoveryForm::LowRankOnly => Some(&LowRankOnly),
-        RecoveryForm::Pruned => Some(&Pruned),
+/// Returns the form of a plan's treatment; `None` for direct sharing and removed MLPs, which have no parameters.
+pub fn form(treatment: &Treatment) -> Option<&'static dyn Form> {
+    match treatment {
+        Treatment::Share { repair: Repair::None, .. } | Treatment::Drop => None,
+        Treatment::Share { repair: Repair::LowRank { scales, .. }, .. } => Some(match scales {
+            Scales::None => &LowRank,
+            Scales::Rows => &ScaledLowRank,
+            Scales::RowsAndColumns => &RowColumnScaledLowRank,
+        }),
+        Treatment::LowRank { .. } => Some(&LowRankOnly),
+        Treatment::Prune { .. } => Some(&Pruned),
     }
 }
 

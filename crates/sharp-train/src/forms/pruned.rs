@@ -1,6 +1,5 @@
 //! Neurons of the layer's own, nothing shared: structured pruning.
 
-use sharp_model::RecoveryForm;
 use tch::Tensor;
 
 use super::{Flow, Form, Pieces, need};
@@ -11,8 +10,8 @@ use crate::error::Result;
 pub struct Pruned;
 
 impl Form for Pruned {
-    fn kind(&self) -> RecoveryForm {
-        RecoveryForm::Pruned
+    fn name(&self) -> &'static str {
+        "pruned"
     }
 
     fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

@@ -1,6 +1,5 @@
 //! `diag(row_scale) W_ref diag(col_scale) + B A`.
 
-use sharp_model::RecoveryForm;
 use tch::Tensor;
 
 use super::scaled::row_gradient;
@@ -12,8 +11,8 @@ use crate::error::Result;
 pub struct RowColumnScaledLowRank;
 
 impl Form for RowColumnScaledLowRank {
-    fn kind(&self) -> RecoveryForm {
-        RecoveryForm::RowColumnScaledLowRank
+    fn name(&self) -> &'static str {
+        "row_column_scaled_low_rank"
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

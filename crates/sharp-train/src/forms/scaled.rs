@@ -1,6 +1,5 @@
 //! `diag(row_scale) W_ref + B A`: the reference lends its directions, not its sizes.
 
-use sharp_model::RecoveryForm;
 use tch::Tensor;
 
 use super::{Flow, Form, Pieces, factors, need};
@@ -11,8 +10,8 @@ use crate::error::Result;
 pub struct ScaledLowRank;
 
 impl Form for ScaledLowRank {
-    fn kind(&self) -> RecoveryForm {
-        RecoveryForm::ScaledLowRank
+    fn name(&self) -> &'static str {
+        "scaled_low_rank"
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Every form's effective weight against its formula, and both gradients against libtorch's autograd.
 
-use sharp_model::RecoveryForm;
+use sharp_model::{Ranks, Repair, Treatment};
 use tch::{Device, Kind, Tensor};
 
 use super::{Flow, Pieces, form};
@@ -20,10 +20,11 @@ fn close(what: &str, found: &Tensor, expected: &Tensor) {
     assert!(error < 2e-4, "{what}: relative error {error}");
 }
 
-fn with_rank(kind: RecoveryForm, rank: i64) {
+fn with_rank(treatment: Treatment, rank: i64) {
     let _generator = seeded(7);
     let (n, input, output) = (19, 11, 13);
-    let (shares, pruned) = (kind.shares(), kind == RecoveryForm::Pruned);
+    let (shares, pruned) = (treatment.reference().is_some(), treatment.stores_weights());
+    let (scales, kind) = (treatment.scales(), treatment.form());
     let reference = leaf(random(&[output, input]));
     let a = leaf(random(&[rank, input]));
     let b = leaf(random(&[output, rank]));
@@ -34,10 +35,10 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
     let mut weight = if pruned { own.shallow_clone() } else { b.matmul(&a) };
     if shares {
         let mut base = reference.shallow_clone();
-        if kind.row_scaled() {
+        if scales.rows() {
             base = row.unsqueeze(1) * base;
         }
-        if kind.column_scaled() {
+        if scales.columns() {
             base *= &col;
         }
         weight += base;
@@ -51,11 +52,11 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
     let pieces = Pieces {
         a: lora(&a),
         b: lora(&b),
-        row: kind.row_scaled().then(|| row.detach()),
-        col: kind.column_scaled().then(|| col.detach()),
+        row: scales.rows().then(|| row.detach()),
+        col: scales.columns().then(|| col.detach()),
         own: pruned.then(|| own.detach()),
     };
-    let form = form(kind).unwrap();
+    let form = form(&treatment).unwrap();
     let held = reference.detach();
     let held = shares.then_some(&held);
     let mut effective = Tensor::zeros([output, input], (Kind::Float, Device::Cpu));
@@ -70,8 +71,8 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
         for (name, found, leaf, has) in [
             ("A", found.a, &a, rank > 0 && !pruned),
             ("B", found.b, &b, rank > 0 && !pruned),
-            ("row", found.row, &row, kind.row_scaled()),
-            ("col", found.col, &col, kind.column_scaled()),
+            ("row", found.row, &row, scales.rows()),
+            ("col", found.col, &col, scales.columns()),
             ("own", found.own, &own, pruned),
         ] {
             assert_eq!(found.is_some(), has, "{kind} {path} {name}");
@@ -88,13 +89,14 @@ fn with_rank(kind: RecoveryForm, rank: i64) {
 
 #[test]
 fn effective_weights_and_gradients_agree_with_autograd() {
-    for kind in RecoveryForm::ALL {
-        if kind != RecoveryForm::None {
-            with_rank(kind, 4);
-            with_rank(kind, 1);
-            if kind != RecoveryForm::LowRankOnly {
-                with_rank(kind, 0);
-            }
+    for rank in [4, 1, 0] {
+        let ranks = Ranks::uniform(rank);
+        for repair in [Repair::low_rank(ranks), Repair::scaled(ranks), Repair::row_column_scaled(ranks)] {
+            with_rank(Treatment::Share { reference: 0, repair }, rank as i64);
+        }
+        with_rank(Treatment::Prune { neurons: 13 }, rank as i64);
+        if rank > 0 {
+            with_rank(Treatment::LowRank { ranks }, rank as i64);
         }
     }
 }
@@ -105,7 +107,9 @@ fn a_missing_piece_is_an_error_not_a_panic() {
     let mut out = random(&[2, 2]);
     let w = random(&[2, 2]);
     let none = Pieces::default();
-    assert!(form(RecoveryForm::LowRank).unwrap().effective_into(&mut out, None, &none).is_err());
-    assert!(form(RecoveryForm::ScaledLowRank).unwrap().effective_into(&mut out, Some(&w), &none).is_err());
-    assert!(form(RecoveryForm::None).is_none());
+    let form = |repair| form(&Treatment::Share { reference: 0, repair });
+    let ranks = Ranks::uniform(1);
+    assert!(form(Repair::low_rank(ranks)).unwrap().effective_into(&mut out, None, &none).is_err());
+    assert!(form(Repair::scaled(ranks)).unwrap().effective_into(&mut out, Some(&w), &none).is_err());
+    assert!(form(Repair::None).is_none());
 }

@@ -1,7 +1,7 @@
 //! Hidden neurons of an MLP can be permuted freely; the target's are put in the order in which the reference serves
 //! them best (the idea of Git Re-Basin, Ainsworth et al., arXiv 2209.04836, with the activations' metric).
 
-use sharp_model::{Projection, RecoveryForm};
+use sharp_model::{Projection, Scales};
 use tch::{Kind, Tensor};
 
 use super::lap::assign;
@@ -16,7 +16,7 @@ use crate::tensors::to_vec;
 /// `metric (d, d)` is the second moment of the MLP's inputs. What is maximised is the output energy that a neuron pair
 /// explains, gate, up and down together: for scaled forms with the best scale, otherwise as the reference stands.
 pub(crate) fn align(
-    form: RecoveryForm,
+    scales: Scales,
     target: &Mlp,
     reference: &Mlp,
     metric: &Tensor,
@@ -30,7 +30,7 @@ pub(crate) fn align(
         let ours_metric = ours.f_mm(metric)?;
         let cross = theirs.f_mm(&ours_metric.f_tr()?)?;
         let size = ours_metric.f_mul(&ours)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Float)?;
-        let part = explained(form, &cross, &size)?;
+        let part = explained(scales, &cross, &size)?;
         let _ = gain.f_add_(&part.f_mul(&weight.f_unsqueeze(1)?)?)?;
     }
     let theirs = target.down.weight.f_to_kind(Kind::Float)?;
@@ -38,9 +38,9 @@ pub(crate) fn align(
     let cross = theirs.f_tr()?.f_mm(&ours)?;
     let size = ours.f_square()?.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Float)?;
     // The down projection's scales belong to outputs, not to neurons: a pair of opposite sign explains nothing.
-    let part = match form.row_scaled() {
-        true => explained(form, &cross.f_clamp_min(0.0)?, &size)?,
-        false => explained(form, &cross, &size)?,
+    let part = match scales.rows() {
+        true => explained(scales, &cross.f_clamp_min(0.0)?, &size)?,
+        false => explained(scales, &cross, &size)?,
     };
     let _ = gain.f_add_(&part.f_mul(&importance.hidden.f_unsqueeze(1)?)?)?;
     let n = usize::try_from(f).unwrap_or(0);
@@ -53,8 +53,8 @@ pub(crate) fn align(
 
 /// What of each target row's energy a reference row explains, from inner products `cross (target, reference)` and the
 /// reference rows' squared sizes `(reference)`; up to a term of the target's own.
-fn explained(form: RecoveryForm, cross: &Tensor, size: &Tensor) -> Result<Tensor> {
-    if form.row_scaled() {
+fn explained(scales: Scales, cross: &Tensor, size: &Tensor) -> Result<Tensor> {
+    if scales.rows() {
         return Ok(cross.f_square()?.f_div(&size.f_clamp_min(1e-20)?)?);
     }
     Ok(cross.f_mul_scalar(2.0)?.f_sub(size)?)

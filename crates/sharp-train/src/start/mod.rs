@@ -6,7 +6,7 @@ mod pruned;
 mod whitened;
 mod zero;
 
-use sharp_model::{RecoveryForm, Target};
+use sharp_model::{LayerChange, Repair, Treatment};
 use tch::Tensor;
 
 use crate::device::Compute;
@@ -102,7 +102,7 @@ impl Activations {
 /// The recovery parameters, in the order of [`sharp_model::Projection::ALL`], that a target begins with.
 pub(crate) fn begin(
     start: Start,
-    target: &Target,
+    target: &LayerChange,
     original: &Mlp,
     reference: Option<&Mlp>,
     activations: &Activations,
@@ -110,12 +110,16 @@ pub(crate) fn begin(
     pool: &Pool<()>,
     compute: &Compute,
 ) -> Result<[Pieces; 3]> {
-    if target.form.shares() != reference.is_some() {
+    if target.treatment.reference().is_some() != reference.is_some() {
         return Err(Error::invalid(format!("layer {}: form and reference do not fit", target.layer)));
     }
-    match (start, target.form) {
-        (_, RecoveryForm::None) => Ok([Pieces::default(), Pieces::default(), Pieces::default()]),
-        (Start::Whitened, RecoveryForm::Pruned) => pruned::fitted(target, original, activations, pool),
+    match (start, target.treatment) {
+        (_, Treatment::Share { repair: Repair::None, .. } | Treatment::Drop) => {
+            Ok([Pieces::default(), Pieces::default(), Pieces::default()])
+        }
+        (Start::Whitened, Treatment::Prune { neurons }) => {
+            pruned::fitted(neurons, original, activations, pool)
+        }
         (Start::Zero, _) => begin_cold(target, original, seed, compute),
         (Start::Whitened, _) => whitened(target, original, reference, activations, pool, compute),
     }
@@ -123,13 +127,13 @@ pub(crate) fn begin(
 
 /// The start that needs no activations.
 pub(crate) fn begin_cold(
-    target: &Target,
+    target: &LayerChange,
     original: &Mlp,
     seed: u64,
     compute: &Compute,
 ) -> Result<[Pieces; 3]> {
-    match target.form {
-        RecoveryForm::Pruned => pruned::largest(target, original),
+    match target.treatment {
+        Treatment::Prune { neurons } => pruned::largest(neurons, original),
         _ => zero(target, original, seed, compute),
     }
 }

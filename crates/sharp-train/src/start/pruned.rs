@@ -5,7 +5,7 @@
 //! brain surgeon (Hassibi and Stork, 1992) for whole neurons. The cheapest sixteenth goes at a time, `H⁻¹` and `W` follow, until as many are
 //! left as are wanted; those that stay keep their gate and up rows, and the down projection repairs what it can.
 
-use sharp_model::{Projection, Target};
+use sharp_model::Projection;
 use tch::{Kind, Tensor};
 
 use super::whitened::{cholesky, hidden_moments};
@@ -23,11 +23,11 @@ const RIDGE: f64 = 1e-3;
 const STEPS: i64 = 16;
 
 /// The neurons that stay by their weights alone ([`sharp_model::pruned::largest`]), as they are.
-pub(crate) fn largest(target: &Target, original: &Mlp) -> Result<[Pieces; 3]> {
+pub(crate) fn largest(keep: usize, original: &Mlp) -> Result<[Pieces; 3]> {
     let values = |p| -> Result<Vec<f32>> { to_vec(&original.weight(p)?) };
     let [gate, up, down] = [values(Projection::Gate)?, values(Projection::Up)?, values(Projection::Down)?];
     let neurons = usize::try_from(original.down.weight.size2()?.1).unwrap_or(0);
-    let kept = sharp_model::pruned::largest([&gate, &up, &down], neurons, target.neurons);
+    let kept = sharp_model::pruned::largest([&gate, &up, &down], neurons, keep);
     let kept = kept.into_iter().map(dim).collect::<Result<Vec<i64>>>()?;
     let kept = Tensor::f_from_slice(&kept)?.f_to_device(original.down.weight.device())?;
     let down = original.down.weight.f_index_select(1, &kept)?;
@@ -36,14 +36,14 @@ pub(crate) fn largest(target: &Target, original: &Mlp) -> Result<[Pieces; 3]> {
 
 /// The neurons that explain the original's outputs best, with the down projection that does so.
 pub(crate) fn fitted(
-    target: &Target,
+    keep: usize,
     original: &Mlp,
     activations: &Activations,
     pool: &Pool<()>,
 ) -> Result<[Pieces; 3]> {
     let (outer, inner) = original.down.weight.size2()?;
     let second = hidden_moments(original, original, activations, pool, inner, outer)?;
-    let kept = select(&second, dim(target.neurons)?)?;
+    let kept = select(&second, dim(keep)?)?;
     let down = solve(&second, &kept)?.0;
     pieces(original, &kept, down.f_tr()?)
 }

@@ -1,6 +1,6 @@
 //! The mathematics of the closed-form start.
 
-use sharp_model::{Projection, Ranks, RecoveryForm, Target};
+use sharp_model::{LayerChange, Projection, Ranks, Repair, Scales, Treatment};
 use tch::{Device, Kind, Tensor};
 
 use super::pruned::{Explained, fitted, largest, select};
@@ -72,14 +72,16 @@ fn regression_with_full_rank_is_least_squares() {
     let base = random(&[out, input]);
     let y = x.matmul(&truth.tr());
     let second = Second { xx: x.tr().matmul(&x) / n as f64, xy: x.tr().matmul(&y) / n as f64 };
-    for kind in [RecoveryForm::LowRank, RecoveryForm::ScaledLowRank] {
-        let pieces = regression(kind, Some(&base), &second, out).unwrap();
+    for scales in [Scales::None, Scales::Rows] {
+        let pieces = regression(scales, Some(&base), &second, out).unwrap();
+        let repair = Repair::LowRank { scales, ranks: Ranks::uniform(4) };
         let mut effective = Tensor::zeros([out, input], (Kind::Double, Device::Cpu));
-        form(kind).unwrap().effective_into(&mut effective, Some(&base), &pieces).unwrap();
-        assert!(error(&effective, &truth) < 1e-6, "{kind}");
+        let form = form(&Treatment::Share { reference: 0, repair }).unwrap();
+        form.effective_into(&mut effective, Some(&base), &pieces).unwrap();
+        assert!(error(&effective, &truth) < 1e-6, "{scales:?}");
     }
     // Row scales alone: what least squares says for each row.
-    let pieces = regression(RecoveryForm::ScaledLowRank, Some(&base), &second, 0).unwrap();
+    let pieces = regression(Scales::Rows, Some(&base), &second, 0).unwrap();
     let through = x.matmul(&base.tr());
     let best = (&through * &y).sum_dim_intlist([0i64].as_slice(), false, Kind::Double)
         / through.square().sum_dim_intlist([0i64].as_slice(), false, Kind::Double);
@@ -111,17 +113,13 @@ fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
     let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
     let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
     let pool = Pool::new(vec![(), ()]).unwrap();
-    let fitted_error = |kind: RecoveryForm, reference: Option<&Mlp>, rank: usize| {
-        let target = match kind {
-            RecoveryForm::LowRankOnly => Target::low_rank_only(1, Ranks::uniform(rank)),
-            _ => Target::sharing(1, 0, kind, Ranks::uniform(rank)),
-        };
+    let fitted_error = |target: LayerChange, reference: Option<&Mlp>| {
         let pieces = whitened(&target, &original, reference, &rows, &pool, &compute).unwrap();
         let mut weights = Vec::new();
         for (projection, pieces) in Projection::ALL.into_iter().zip(&pieces) {
             let base = reference.map(|r| r.weight(projection).unwrap());
             let mut w = original.weight(projection).unwrap().zeros_like();
-            form(kind).unwrap().effective_into(&mut w, base.as_ref(), pieces).unwrap();
+            form(&target.treatment).unwrap().effective_into(&mut w, base.as_ref(), pieces).unwrap();
             weights.push(w);
         }
         let [gate, up, down] = <[Tensor; 3]>::try_from(weights).unwrap();
@@ -130,16 +128,19 @@ fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
     };
     // The same function with its neurons shuffled, as reference: alignment alone must repair it, at rank 0.
     let shuffled = permuted(&original, &Tensor::randperm(f, (Kind::Int64, Device::Cpu)), &compute).unwrap();
-    for kind in [RecoveryForm::LowRank, RecoveryForm::ScaledLowRank, RecoveryForm::RowColumnScaledLowRank] {
-        let found = fitted_error(kind, Some(&shuffled), 0);
-        assert!(found < 1e-8, "{kind}: a permuted reference leaves {found}");
-        let found = fitted_error(kind, Some(&mlp(d, f)), 8);
-        assert!(found < 1e-5, "{kind}: full rank leaves {found}");
-        let (little, more) =
-            (fitted_error(kind, Some(&mlp(d, f)), 1), fitted_error(kind, Some(&mlp(d, f)), 6));
-        assert!(more < little, "{kind}: rank 6 leaves {more}, rank 1 {little}");
+    for scales in [Scales::None, Scales::Rows, Scales::RowsAndColumns] {
+        let fitted_error = |reference: &Mlp, rank| {
+            let repair = Repair::LowRank { scales, ranks: Ranks::uniform(rank) };
+            fitted_error(LayerChange::share(1, 0, repair), Some(reference))
+        };
+        let found = fitted_error(&shuffled, 0);
+        assert!(found < 1e-8, "{scales:?}: a permuted reference leaves {found}");
+        let found = fitted_error(&mlp(d, f), 8);
+        assert!(found < 1e-5, "{scales:?}: full rank leaves {found}");
+        let (little, more) = (fitted_error(&mlp(d, f), 1), fitted_error(&mlp(d, f), 6));
+        assert!(more < little, "{scales:?}: rank 6 leaves {more}, rank 1 {little}");
     }
-    assert!(fitted_error(RecoveryForm::LowRankOnly, None, 8) < 1e-5);
+    assert!(fitted_error(LayerChange::low_rank(1, Ranks::uniform(8)), None) < 1e-5);
 }
 
 /// The least squared error of outputs explained by a set of neurons, less what all of them leave.
@@ -220,16 +221,15 @@ fn neurons_that_say_nothing_new_can_go_without_loss() {
     let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
     let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
     let pool = Pool::new(vec![(), ()]).unwrap();
-    let target = Target::pruned(1, f as usize);
     let left = |pieces: [crate::forms::Pieces; 3]| {
         let [gate, up, down] = pieces.map(|p| p.own.unwrap());
         assert_eq!((gate.size(), down.size()), (vec![f, d], vec![d, f]));
         let made = Mlp::from_weights(gate, up, down, &Compute::cpu(1)).unwrap();
         error(made.forward(&x).unwrap().y(), &y)
     };
-    let found = left(fitted(&target, &original, &rows, &pool).unwrap());
+    let found = left(fitted(f as usize, &original, &rows, &pool).unwrap());
     assert!(found < 1e-3, "half of the neurons suffice, and yet {found} is left");
-    let plain = left(largest(&target, &original).unwrap());
+    let plain = left(largest(f as usize, &original).unwrap());
     assert!(plain > 100.0 * found, "the largest alone leave {plain}");
     let all = left_with_all(&original, &rows, &pool, &x, &y);
     assert!(all < 1e-5, "with all neurons kept {all} is left");
@@ -238,7 +238,7 @@ fn neurons_that_say_nothing_new_can_go_without_loss() {
 /// What is left with every neuron kept and the down projection fitted.
 fn left_with_all(original: &Mlp, rows: &Activations, pool: &Pool<()>, x: &Tensor, y: &Tensor) -> f64 {
     let inner = original.down.weight.size()[1] as usize;
-    let pieces = fitted(&Target::pruned(1, inner), original, rows, pool).unwrap();
+    let pieces = fitted(inner, original, rows, pool).unwrap();
     let [gate, up, down] = pieces.map(|p| p.own.unwrap());
     let made = Mlp::from_weights(gate, up, down, &Compute::cpu(1)).unwrap();
     error(made.forward(x).unwrap().y(), y)

@@ -5,7 +5,7 @@
 //! 2403.07378). Down: with gate and up in place, reduced-rank regression of what is missing from the output on the hidden
 //! activations there really are (Izenman, 1975), so that it repairs the others' errors as far as it can.
 
-use sharp_model::{Projection, RecoveryForm, Target};
+use sharp_model::{LayerChange, Projection, Scales, Treatment};
 use tch::{Kind, Tensor};
 
 use super::{Activations, align, permuted};
@@ -44,7 +44,7 @@ pub(crate) struct Second {
 
 /// See the module.
 pub(crate) fn whitened(
-    target: &Target,
+    target: &LayerChange,
     original: &Mlp,
     reference: Option<&Mlp>,
     activations: &Activations,
@@ -55,7 +55,7 @@ pub(crate) fn whitened(
     let aligned = match reference {
         None => original.share(),
         Some(reference) => {
-            let order = align(target.form, original, reference, &metric, &importance)?;
+            let order = align(target.treatment.scales(), original, reference, &metric, &importance)?;
             permuted(original, &order, compute)?
         }
     };
@@ -74,8 +74,8 @@ pub(crate) fn whitened(
         let base = reference
             .map(|r| r.weight(projection)?.f_to_kind(Kind::Double).map_err(Error::from))
             .transpose()?;
-        let rank = dim(target.ranks.of(projection))?;
-        let mut pieces = scales(target.form, &wanted, base.as_ref(), &metric64)?;
+        let rank = dim(target.treatment.ranks()[projection])?;
+        let mut pieces = scales(target.treatment.scales(), &wanted, base.as_ref(), &metric64)?;
         let rest = match &base {
             Some(base) => wanted.f_sub(&scaled(base, &pieces)?)?,
             None => wanted,
@@ -87,12 +87,17 @@ pub(crate) fn whitened(
             pieces.b = Some(b);
         }
         let pieces = single(pieces)?;
-        install(target.form, &mut fitted, reference, projection, &pieces)?;
+        install(&target.treatment, &mut fitted, reference, projection, &pieces)?;
         put(&mut all, projection, pieces);
     }
     let second = hidden_moments(&fitted, original, activations, pool, inner, out_d)?;
     let base = reference.map(|r| r.down.weight.f_to_kind(Kind::Double)).transpose()?;
-    let pieces = regression(target.form, base.as_ref(), &second, dim(target.ranks.of(Projection::Down))?)?;
+    let pieces = regression(
+        target.treatment.scales(),
+        base.as_ref(),
+        &second,
+        dim(target.treatment.ranks()[Projection::Down])?,
+    )?;
     put(&mut all, Projection::Down, single(pieces)?);
     Ok(all)
 }
@@ -119,13 +124,13 @@ fn single(pieces: Pieces) -> Result<Pieces> {
 
 /// Writes an effective weight into `fitted`.
 fn install(
-    kind: RecoveryForm,
+    treatment: &Treatment,
     fitted: &mut Mlp,
     reference: Option<&Mlp>,
     projection: Projection,
     pieces: &Pieces,
 ) -> Result<()> {
-    let form = form(kind).ok_or_else(|| Error::invalid("direct sharing has nothing to fit"))?;
+    let form = form(treatment).ok_or_else(|| Error::invalid("direct sharing has nothing to fit"))?;
     let base =
         reference.map(|r| r.weight(projection)?.f_to_kind(Kind::Float).map_err(Error::from)).transpose()?;
     let mut place = fitted.weight(projection)?;
@@ -136,16 +141,16 @@ fn install(
 }
 
 /// Row scales by least squares in the metric, where the form has them; column scales one.
-fn scales(form: RecoveryForm, wanted: &Tensor, base: Option<&Tensor>, metric: &Tensor) -> Result<Pieces> {
+fn scales(which: Scales, wanted: &Tensor, base: Option<&Tensor>, metric: &Tensor) -> Result<Pieces> {
     let mut pieces = Pieces::default();
-    if let (Some(base), true) = (base, form.row_scaled()) {
+    if let (Some(base), true) = (base, which.rows()) {
         let weighted = base.f_mm(metric)?;
         let along = |t: &Tensor| -> Result<Tensor> {
             Ok(weighted.f_mul(t)?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?)
         };
         pieces.row = Some(along(wanted)?.f_div(&along(base)?.f_clamp_min(1e-30)?)?);
     }
-    if let (Some(base), true) = (base, form.column_scaled()) {
+    if let (Some(base), true) = (base, which.columns()) {
         pieces.col = Some(Tensor::f_ones([base.size2()?.1], (Kind::Double, base.device()))?);
     }
     Ok(pieces)
@@ -218,18 +223,13 @@ pub(super) fn cholesky(matrix: &Tensor, ridge: f64) -> Result<Tensor> {
 }
 
 /// Row scales and rank-`rank` factors that best predict `y` from the hidden activations on top of a base `(out, in)`.
-pub(crate) fn regression(
-    form: RecoveryForm,
-    base: Option<&Tensor>,
-    second: &Second,
-    rank: i64,
-) -> Result<Pieces> {
+pub(crate) fn regression(which: Scales, base: Option<&Tensor>, second: &Second, rank: i64) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     let mut missing = second.xy.shallow_clone(); // E[x (y − base x)ᵀ], (in, out)
     if let Some(base) = base {
         let through = second.xx.f_mm(&base.f_tr()?)?; // E[x (base x)ᵀ], (in, out)
         let mut taken = through.shallow_clone();
-        if form.row_scaled() {
+        if which.rows() {
             let transposed = base.f_tr()?;
             let along = |t: &Tensor| -> Result<Tensor> {
                 Ok(transposed.f_mul(t)?.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Double)?)
@@ -238,7 +238,7 @@ pub(crate) fn regression(
             taken = through.f_mul(&row)?;
             pieces.row = Some(row);
         }
-        if form.column_scaled() {
+        if which.columns() {
             pieces.col = Some(Tensor::f_ones([base.size2()?.1], (Kind::Double, base.device()))?);
         }
         missing = missing.f_sub(&taken)?;

@@ -2,7 +2,7 @@
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sharp_model::{Projection, RecoveryForm, Target};
+use sharp_model::{LayerChange, Projection, Treatment};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -14,7 +14,7 @@ use crate::tensors::{dim, from_f32};
 /// `A` uniform within `±sqrt(3 / in)` (variance `1 / in`: Kaiming's for a linear map), `B` zero, scales one: the target
 /// begins exactly as its reference. Low rank alone draws `B` too, for with both its base and `B` at zero every
 /// gradient of gate and up would stay zero.
-pub(crate) fn zero(target: &Target, shape: &Mlp, seed: u64, compute: &Compute) -> Result<[Pieces; 3]> {
+pub(crate) fn zero(target: &LayerChange, shape: &Mlp, seed: u64, compute: &Compute) -> Result<[Pieces; 3]> {
     let mut all = [Pieces::default(), Pieces::default(), Pieces::default()];
     for projection in Projection::ALL {
         let (out, input) = shape.weight(projection)?.size2()?;
@@ -29,19 +29,19 @@ pub(crate) fn zero(target: &Target, shape: &Mlp, seed: u64, compute: &Compute) -
             from_f32(&values, &shape, compute.device)
         };
         let options = (Kind::Float, compute.device);
-        let rank = dim(target.ranks.of(projection))?;
+        let rank = dim(target.treatment.ranks()[projection])?;
         let Some(pieces) = all.get_mut(index(projection)) else { continue };
         if rank > 0 {
             pieces.a = Some(uniform(rank, input)?);
-            pieces.b = Some(match target.form {
-                RecoveryForm::LowRankOnly => uniform(out, rank)?,
+            pieces.b = Some(match target.treatment {
+                Treatment::LowRank { .. } => uniform(out, rank)?,
                 _ => Tensor::f_zeros([out, rank], options)?,
             });
         }
-        if target.form.row_scaled() {
+        if target.treatment.scales().rows() {
             pieces.row = Some(Tensor::f_ones([out], options)?);
         }
-        if target.form.column_scaled() {
+        if target.treatment.scales().columns() {
             pieces.col = Some(Tensor::f_ones([input], options)?);
         }
     }

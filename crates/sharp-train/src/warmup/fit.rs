@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use sharp_model::{ModelSource, Projection, Recovery, Target};
+use sharp_model::{LayerChange, ModelSource, Projection, Recovery};
 use sharp_progress::Task;
 use tch::{Kind, Tensor};
 
@@ -47,7 +47,7 @@ struct Errors {
 /// Fits `target`; returns what it stores of its own, a summary, and the lines of metrics.
 pub(super) fn fit(
     source: &ModelSource,
-    target: &Target,
+    target: &LayerChange,
     reached: Reached,
     options: &WarmupOptions,
     pool: &Pool<()>,
@@ -56,7 +56,7 @@ pub(super) fn fit(
 ) -> Result<(Recovery, LayerSummary, Vec<Value>)> {
     let layer = target.layer;
     let Reached { train, held_out, original } = reached;
-    let reference = match target.reference {
+    let reference = match target.treatment.reference() {
         None => None,
         Some(reference) => {
             let mlp = Mlp::load(source, reference, compute)?;
@@ -70,7 +70,7 @@ pub(super) fn fit(
     };
     let begun = Instant::now();
     let mut layout = Layout::default();
-    let student = original.blank_for(target)?;
+    let student = original.blank_for(&target.treatment)?;
     let recovered = Recovered::register(target, &student, &mut layout)?
         .ok_or_else(|| Error::invalid(format!("layer {layer} has nothing to fit")))?;
     let mut params = Params::zeros(layout.clone(), compute.device)?;
@@ -91,7 +91,7 @@ pub(super) fn fit(
     let start = errors;
     let line = |step: u64, errors: &Errors, train_error: Option<f64>, lr: f64| {
         json!({
-            "stage": "warmup", "layer": layer, "reference": target.reference, "start": options.start.name(),
+            "stage": "warmup", "layer": layer, "reference": target.treatment.reference(), "start": options.start.name(),
             "step": step, "held_out_error": errors.plain, "held_out_token_error": errors.token,
             "held_out_weighted_error": errors.weighted, "train_weighted_error": train_error, "lr": lr,
             "seconds": begun.elapsed().as_secs_f64(),
@@ -147,7 +147,7 @@ pub(super) fn fit(
     task.advance(8);
     let summary = LayerSummary {
         layer,
-        reference: target.reference,
+        reference: target.treatment.reference(),
         direct_error: direct.map(|e| e.plain),
         start_error: start.plain,
         error: errors.plain,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sharp_data::TokenBlocks;
-use sharp_model::{ModelSource, Recovery, SharingPlan};
+use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Progress;
 
 use crate::device::Compute;
@@ -137,7 +137,7 @@ pub struct WarmupSummary {
 #[allow(clippy::too_many_arguments)]
 pub fn warmup(
     source: &ModelSource,
-    plan: &SharingPlan,
+    plan: &Plan,
     train: &TokenBlocks,
     held_out: &TokenBlocks,
     out: &Path,
@@ -147,7 +147,7 @@ pub fn warmup(
 ) -> Result<WarmupSummary> {
     plan.validate(source.config())?;
     if source.plan().is_some() {
-        return Err(Error::invalid(format!("{} already has shared layers", source.path().display())));
+        return Err(Error::invalid(format!("{} is already compressed", source.path().display())));
     }
     if train.rows() == 0 || options.batch_tokens == 0 || options.eval_every == 0 {
         return Err(Error::invalid("warm-up needs data, a batch size and an evaluation interval above 0"));
@@ -155,8 +155,8 @@ pub fn warmup(
     std::fs::create_dir_all(out).map_err(Error::io(out))?;
     let file = |layer: usize| -> PathBuf { out.join(Recovery::layer_file(layer)) };
     let (mut todo, mut skipped) = (BTreeMap::new(), Vec::new());
-    for target in &plan.targets {
-        if target.dropped || form(target.form).is_none() {
+    for target in &plan.changes {
+        if form(&target.treatment).is_none() {
             continue;
         }
         // A file that does not load is done again rather than trusted.
