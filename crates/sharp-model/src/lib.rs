@@ -21,7 +21,6 @@ pub mod recovery;
 pub mod shape;
 pub mod source;
 pub mod stored;
-pub mod suggest;
 pub mod tokenizer;
 pub mod writer;
 

@@ -153,7 +153,7 @@ impl std::str::FromStr for Metric {
 
     fn from_str(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| Error::UnknownMetric {
-            message: sharp_model::suggest::unknown("metric", name, &Self::ALL.map(Self::name)),
+            message: sharp_schema::suggest::unknown("metric", name, &Self::ALL.map(Self::name)),
         })
     }
 }

@@ -330,7 +330,7 @@ fn wide_windows_can_be_narrowed_for_optimal() {
 
 #[test]
 fn names_are_known_or_nearly() {
-    for name in StrategyName::ALL {
+    for &name in StrategyName::ALL {
         match by_name(name, None) {
             Ok(strategy) => assert_eq!(strategy.name(), name.name()),
             Err(e) => assert!(name == StrategyName::Explicit && e.to_string().contains("list"), "{e}"),

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
-use sharp_schema::Form;
+use sharp_schema::{Form, suggest};
 
 use super::{LayerChange, PLAN_VERSION, Plan, Ranks, Treatment};
 use crate::error::{Error, Result};
-use crate::suggest;
 
 const PLAN_KEYS: [&str; 3] = ["version", "strategy", "targets"];
 const CHANGE_KEYS: [&str; 7] = ["layer", "reference", "form", "ranks", "neurons", "dropped", "reason"];
@@ -225,11 +224,10 @@ fn check_keys(path: &Path, plan: &Value) -> Result<()> {
         if let Some(ranks) = target.get("ranks") {
             check(&place, ranks, &RANK_KEYS)?;
         }
-        if let Some(form) = target.get("form").and_then(Value::as_str) {
-            let names = Form::ALL.map(Form::name);
-            if !names.contains(&form) {
-                return fault(place, suggest::unknown("recovery form", form, &names));
-            }
+        if let Some(form) = target.get("form").and_then(Value::as_str)
+            && let Err(unknown) = form.parse::<Form>()
+        {
+            return fault(place, unknown.to_string());
         }
     }
     Ok(())
