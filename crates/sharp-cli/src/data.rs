@@ -3,36 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use serde::Deserialize;
 use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack};
 use sharp_infer::Model;
 use sharp_model::tokenizer::Tokenizer;
-
-/// Which side of the split of a data file is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Side {
-    /// Everything in the file.
-    #[default]
-    All,
-    /// What training sees.
-    Train,
-    /// What training never sees.
-    #[value(name = "held_out")]
-    HeldOut,
-}
-
-impl Side {
-    /// Its name in files and on the command line.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::All => "all",
-            Self::Train => "train",
-            Self::HeldOut => "held_out",
-        }
-    }
-}
+use sharp_schema::Side;
 
 /// A data file and the part of it that is used.
 #[derive(Debug, Clone, clap::Args)]
@@ -76,7 +50,7 @@ pub(crate) fn documents(
         Side::HeldOut => sharp_data::split(all, held_out, seed)?.held_out,
     };
     if documents.is_empty() {
-        bail!("{}: no documents on the {side:?} side of the split; give more text", spec.path.display());
+        bail!("{}: no documents on the {side} side of the split; give more text", spec.path.display());
     }
     Ok(documents)
 }

@@ -9,6 +9,7 @@ mod tasks;
 mod text;
 
 pub use error::{Error, Result};
-pub use results::{Results, Row, Text};
-pub use tasks::{TaskScore, score_task};
+pub use results::{Text, load, measure, save};
+pub use sharp_schema::evaluation::{EvalRow, Results, Settings, TaskScore, TextSettings};
+pub use tasks::score_task;
 pub use text::{TextScore, Windows, compare, perplexity, text_tokens};

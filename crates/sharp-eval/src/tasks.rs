@@ -4,12 +4,12 @@
 //! questions as fit a batch, go through the model in one pass: what the answers begin with in common is a segment of its own,
 //! run once, and each answer continues it. Models that share their first layers with the first one share that work too.
 
-use serde::{Deserialize, Serialize};
 use sharp_data::{Question, Task, encode_pair};
 use sharp_infer::{Model, Segment};
 use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Progress;
 use sharp_quant::float;
+use sharp_schema::evaluation::TaskScore;
 
 use crate::error::{Error, Result};
 use crate::shared::Group;
@@ -18,36 +18,6 @@ use crate::text::begin_tokens;
 
 /// Tokens of questions that go through the model together.
 const BATCH_TOKENS: usize = 1024;
-
-/// What was measured of one model on one task. The names in a file are lm-evaluation-harness's.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TaskScore {
-    /// Fraction of questions where the right answer has the highest log likelihood.
-    #[serde(rename = "acc,none")]
-    pub acc: f64,
-    /// Standard error of `acc`: sqrt(p (1 - p) / (n - 1)).
-    #[serde(rename = "acc_stderr,none")]
-    pub acc_stderr: f64,
-    /// The same with each log likelihood divided by its answer's length in characters.
-    #[serde(rename = "acc_norm,none")]
-    pub acc_norm: f64,
-    /// Standard error of `acc_norm`.
-    #[serde(rename = "acc_norm_stderr,none")]
-    pub acc_norm_stderr: f64,
-    /// The same with each log likelihood divided by its answer's length in bytes of UTF-8.
-    #[serde(rename = "acc_bytes,none")]
-    pub acc_bytes: f64,
-    /// Standard error of `acc_bytes`.
-    #[serde(rename = "acc_bytes_stderr,none")]
-    pub acc_bytes_stderr: f64,
-    /// Number of questions.
-    pub n: usize,
-    /// Fraction of questions where the model gives the same answer (by `acc`'s rule) as the first model; 1 for the first.
-    pub same_answer: f64,
-    /// Log likelihood of every answer to every question, in nats, in the task's order.
-    #[serde(skip)]
-    pub log_likelihoods: Vec<Vec<f64>>,
-}
 
 /// One answer as tokens.
 struct Answer {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sharp_data::Task;
-use sharp_eval::{Results, Text, Windows, compare, perplexity, score_task, text_tokens};
+use sharp_eval::{Text, Windows, compare, perplexity, score_task, text_tokens};
 use sharp_infer::{Model, Options};
 use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Silent;
@@ -157,7 +157,7 @@ fn results_are_the_same_bytes_every_time() {
     let measure = || {
         let models = [("original", first), ("direct", second)];
         let cut = Windows { window: 40, stride: 24 };
-        Results::measure(&models, &golden.tokenizer, &texts, cut, &[golden.task()], &Silent).unwrap()
+        sharp_eval::measure(&models, &golden.tokenizer, &texts, cut, &[golden.task()], &Silent).unwrap()
     };
     let results = measure();
     let json = results.to_json().unwrap();
@@ -165,11 +165,11 @@ fn results_are_the_same_bytes_every_time() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("results.json");
-    results.save(&path).unwrap();
-    let loaded = Results::load(&path).unwrap();
+    sharp_eval::save(&results, &path).unwrap();
+    let loaded = sharp_eval::load(&path).unwrap();
     assert_eq!(loaded.to_json().unwrap(), json);
     std::fs::write(&path, "{}").unwrap();
-    let said = Results::load(&path).unwrap_err().to_string();
+    let said = sharp_eval::load(&path).unwrap_err().to_string();
     assert!(said.contains("results.json") && said.contains("rows"), "{said}");
 
     // The contract of the file.
@@ -217,6 +217,7 @@ fn what_cannot_be_measured_is_refused() {
     assert!(said.contains("300") && said.contains("360"), "{said}");
     let text = Text { name: "a".into(), tokens: vec![1, 2] };
     let texts = [text.clone(), text];
-    let said = Results::measure(&[("m", first)], &golden.tokenizer, &texts, cut, &[], &Silent).unwrap_err();
+    let said =
+        sharp_eval::measure(&[("m", first)], &golden.tokenizer, &texts, cut, &[], &Silent).unwrap_err();
     assert!(said.to_string().contains("two texts"), "{said}");
 }

@@ -156,6 +156,20 @@ names! {
 }
 
 names! {
+    /// Which side of the train/held-out split of a data file is read.
+    #[derive(Default)]
+    Side, "side" {
+        /// Everything in the file.
+        #[default]
+        All = "all",
+        /// What training sees.
+        Train = "train",
+        /// What training never sees.
+        HeldOut = "held_out",
+    }
+}
+
+names! {
     /// The type that a checkpoint's weights are stored in.
     FloatType, "type" {
         /// IEEE single precision, 4 bytes.
@@ -207,6 +221,7 @@ mod tests {
         round_trip(Start::ALL, Start::NAMES);
         round_trip(Weighting::ALL, Weighting::NAMES);
         round_trip(TrainMlps::ALL, TrainMlps::NAMES);
+        round_trip(Side::ALL, Side::NAMES);
         round_trip(FloatType::ALL, FloatType::NAMES);
         round_trip(Bf16::ALL, Bf16::NAMES);
     }

@@ -5,10 +5,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 use sharp_infer::{Batch, Isa, Load, Model, Options, Session};
 use sharp_model::{ModelSource, Stored, write_atomic};
 use sharp_progress::{Progress, Terminal};
+use sharp_schema::benchmark::{Bench, Measurement, ModelSpeed};
 
 use crate::Global;
 use crate::machine;
@@ -74,54 +74,6 @@ impl From<LoadArg> for Load {
     }
 }
 
-/// One run of one model.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Measurement {
-    load_seconds: f64,
-    first_token_seconds: f64,
-    prefill_tokens_per_second: f64,
-    decode_tokens_per_second: f64,
-    /// What decoding could at most be: the products of the same matrices and nothing else. 0 for weights that are not packed.
-    bare_loop_tokens_per_second: f64,
-    /// Tokens of all sequences together; 0 where that was not asked for.
-    together_tokens_per_second: f64,
-    peak_memory_bytes: u64,
-    /// Keys and values of the prompt and the decoded tokens.
-    kv_cache_bytes: u64,
-    /// Distinct bytes of weights: each stored matrix once.
-    bytes_per_token: u64,
-    /// Shared matrices counted every time they are used.
-    bytes_used_per_token: u64,
-}
-
-/// The medians of a model's runs.
-#[derive(Debug, Serialize)]
-struct Row {
-    name: String,
-    path: PathBuf,
-    file_bytes: u64,
-    #[serde(flatten)]
-    median: Measurement,
-    /// Bytes read for a token, each stored matrix once, times tokens a second, over the memory bandwidth. Above 1
-    /// where caches keep a part of the model.
-    roofline_fraction: f64,
-    /// Bytes of distinct weights read a second while decoding.
-    decode_bytes_per_second: f64,
-    /// The median of the runs' speed over the bare loop's in the same run; none for weights that are not packed.
-    bare_loop_fraction: Option<f64>,
-    runs: Vec<Measurement>,
-}
-
-#[derive(Debug, Serialize)]
-struct Bench {
-    kernels: &'static str,
-    threads: usize,
-    prompt_tokens: usize,
-    decode_tokens: usize,
-    memory_bandwidth_bytes_per_second: f64,
-    models: Vec<Row>,
-}
-
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     if args.prompt_tokens == 0 || args.decode_tokens == 0 || args.repeats == 0 {
         bail!("--prompt-tokens, --decode-tokens and --repeats are at least 1");
@@ -168,7 +120,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
     let mut models = Vec::new();
     for (path, runs) in args.model.iter().zip(runs) {
         let median = median(&runs);
-        models.push(Row {
+        models.push(ModelSpeed {
             name: path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned()),
             path: path.clone(),
             file_bytes: file_bytes(path)?,
@@ -180,7 +132,7 @@ fn compare(args: &Args, global: &Global) -> Result<Bench> {
         });
     }
     Ok(Bench {
-        kernels: Isa::from_env()?.name(),
+        kernels: Isa::from_env()?.name().to_owned(),
         threads,
         prompt_tokens: args.prompt_tokens,
         decode_tokens: args.decode_tokens,

@@ -6,18 +6,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
-use serde_json::json;
 use sharp_data::{Chat, DataSpec, Task};
-use sharp_eval::{Results, Row, Text, Windows};
+use sharp_eval::{EvalRow, Results, Text, TextSettings, Windows};
 use sharp_infer::{Model, Options, Team};
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Stored};
 use sharp_progress::Terminal;
+use sharp_schema::Side;
+use sharp_schema::evaluation::{self, RowRequest, TaskRequest, default_held_out};
 
 use crate::Global;
 use crate::commands::export;
-use crate::data::{self, Side};
+use crate::data;
 use crate::hub;
 use crate::output::{self, Output};
 
@@ -79,88 +79,42 @@ impl<T: FromStr> FromStr for Named<T> {
     }
 }
 
-/// What is measured: the contents of `rows.toml`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Request {
-    window: usize,
-    stride: usize,
-    #[serde(default = "default_held_out")]
-    held_out: f64,
-    #[serde(default)]
-    seed: u64,
-    rows: Vec<RowRequest>,
-    #[serde(default)]
-    texts: Vec<TextRequest>,
-    #[serde(default)]
-    tasks: Vec<TaskRequest>,
+/// Texts are named by files and views.
+type Request = evaluation::Request<DataSpec>;
+type TextRequest = evaluation::TextRequest<DataSpec>;
+
+fn read_request(path: &Path) -> Result<Request> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in {}", path.display()))
 }
 
-fn default_held_out() -> f64 {
-    0.05
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RowRequest {
-    name: String,
-    model: PathBuf,
-    plan: Option<PathBuf>,
-    recovery: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TextRequest {
-    name: String,
-    data: DataSpec,
-    #[serde(default)]
-    split: Side,
-    tokens: Option<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TaskRequest {
-    name: String,
-    path: PathBuf,
-    limit: Option<usize>,
-}
-
-impl Request {
-    fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
-    }
-
-    fn from_options(args: &Args) -> Self {
-        let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let rows = args.model.iter().map(|m| RowRequest {
-            name: m.name.clone().unwrap_or_else(|| hub::name(&m.value)),
-            model: m.value.clone(),
-            plan: None,
-            recovery: None,
-        });
-        let texts = args.text.iter().map(|t| TextRequest {
-            name: t.name.clone().unwrap_or_else(|| stem(&t.value.path)),
-            data: t.value.clone(),
-            split: Side::All,
-            tokens: args.tokens,
-        });
-        let tasks = args.task.iter().map(|t| TaskRequest {
-            name: t.name.clone().or_else(|| Task::name_of(&t.value)).unwrap_or_else(|| stem(&t.value)),
-            path: t.value.clone(),
-            limit: args.limit,
-        });
-        Request {
-            window: args.window,
-            stride: args.stride.unwrap_or(args.window),
-            held_out: default_held_out(),
-            seed: 0,
-            rows: rows.collect(),
-            texts: texts.collect(),
-            tasks: tasks.collect(),
-        }
+fn request_of(args: &Args) -> Request {
+    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let rows = args.model.iter().map(|m| RowRequest {
+        name: m.name.clone().unwrap_or_else(|| hub::name(&m.value)),
+        model: m.value.clone(),
+        plan: None,
+        recovery: None,
+    });
+    let texts = args.text.iter().map(|t| TextRequest {
+        name: t.name.clone().unwrap_or_else(|| stem(&t.value.path)),
+        data: t.value.clone(),
+        split: Side::All,
+        tokens: args.tokens,
+    });
+    let tasks = args.task.iter().map(|t| TaskRequest {
+        name: t.name.clone().or_else(|| Task::name_of(&t.value)).unwrap_or_else(|| stem(&t.value)),
+        path: t.value.clone(),
+        limit: args.limit,
+    });
+    Request {
+        window: args.window,
+        stride: args.stride.unwrap_or(args.window),
+        held_out: default_held_out(),
+        seed: 0,
+        rows: rows.collect(),
+        texts: texts.collect(),
+        tasks: tasks.collect(),
     }
 }
 
@@ -200,8 +154,8 @@ fn text(request: &TextRequest, all: &Request, tokenizer: &Tokenizer, chat: Optio
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let request = match &args.rows {
-        Some(path) => Request::load(path)?,
-        None => Request::from_options(&args),
+        Some(path) => read_request(path)?,
+        None => request_of(&args),
     };
     let Some(first) = request.rows.first() else { bail!("there is no model to evaluate: give a row") };
     if request.texts.is_empty() && request.tasks.is_empty() {
@@ -225,15 +179,11 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let named: Vec<(&str, &Model)> =
         request.rows.iter().map(|r| r.name.as_str()).zip(models.iter()).collect();
     let cut = Windows { window: request.window, stride: request.stride };
-    let mut results = Results::measure(&named, &tokenizer, &texts, cut, &tasks, &Terminal::stderr())?;
-    let about: BTreeMap<&str, _> = request
-        .texts
-        .iter()
-        .map(|t| (t.name.as_str(), json!({ "view": t.data.view.name(), "split": t.split.name() })))
-        .collect();
-    results.settings.insert("texts".into(), json!(about));
+    let mut results = sharp_eval::measure(&named, &tokenizer, &texts, cut, &tasks, &Terminal::stderr())?;
+    let settings = |t: &TextRequest| TextSettings { view: t.data.view.name().to_owned(), split: t.split };
+    results.settings.texts = Some(request.texts.iter().map(|t| (t.name.clone(), settings(t))).collect());
     if let Some(path) = &args.out {
-        results.save(path)?;
+        sharp_eval::save(&results, path)?;
     }
     output.result(&results, || describe(&results))
 }
@@ -244,7 +194,7 @@ fn describe(results: &Results) -> String {
     let mut head = vec!["model".to_owned(), "MLP parameters".into(), "bytes".into()];
     head.extend(first.perplexity.keys().map(|text| format!("perplexity {text}")));
     head.extend(first.tasks.keys().map(|task| format!("acc {task}")));
-    let line = |row: &Row| {
+    let line = |row: &EvalRow| {
         let mut line = vec![
             row.name.clone(),
             format!("{:.1} M", row.mlp_parameters as f64 / 1e6),
