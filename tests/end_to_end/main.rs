@@ -4,6 +4,7 @@
 
 mod architecture;
 mod damage;
+mod documents;
 mod fixture;
 mod inputs;
 mod pipeline;
