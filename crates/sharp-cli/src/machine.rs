@@ -1,4 +1,4 @@
-//! What the machine can do: memory bandwidth by reading, peak memory of this process.
+//! What the machine can do: memory bandwidth, by reading.
 
 use std::io;
 use std::time::Instant;
@@ -48,14 +48,6 @@ fn sum(bytes: &[u8]) -> u64 {
     }
     let add = |total: u64, word: u64| total.wrapping_add(word);
     lanes.into_iter().chain(rest.iter().map(|word| u64::from_le_bytes(*word))).fold(0, add)
-}
-
-/// The largest resident memory this process has had, in bytes, where the system tells it.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ impl Load {
             Self::Read => true,
             Self::Auto => {
                 let file = std::fs::metadata(path).map_or(u64::MAX, |meta| meta.len());
-                has_large_pages() && available_memory().is_some_and(|memory| file <= memory / 2)
+                has_large_pages() && sharp_host::available_memory().is_some_and(|memory| file <= memory / 2)
             }
         }
     }
@@ -60,13 +60,6 @@ impl Load {
 fn has_large_pages() -> bool {
     std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
         .is_ok_and(|setting| setting.contains("[always]") || setting.contains("[madvise]"))
-}
-
-/// Bytes that can be had without pushing others out; known of Linux alone.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib.saturating_mul(1024))
 }
 
 impl fmt::Debug for Options {

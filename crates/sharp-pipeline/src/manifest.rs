@@ -83,16 +83,9 @@ pub struct Host {
 impl Host {
     /// This machine.
     pub fn here() -> Self {
-        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let cpu = info
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned())
-            })
-            .unwrap_or_else(|| "unknown".to_owned());
         Self {
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu,
+            cpu: sharp_host::processor().unwrap_or_else(|| "unknown".to_owned()),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         }
     }

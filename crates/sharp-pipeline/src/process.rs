@@ -37,13 +37,12 @@ pub(crate) fn run(command: &mut Command, lock: &File) -> Result<(ExitStatus, Usa
         .stdout(Stdio::from(std::io::stderr()))
         .spawn()
         .with_context(|| format!("starting {program}"))?;
-    let status_file = format!("/proc/{}/status", child.id());
     let mut peak = None;
     let mut pause = Duration::from_millis(2);
     let mut stop_by: Option<Instant> = None;
     loop {
         // The mark is of the whole life of the process, so the last look is all that counts.
-        peak = peak_of(&status_file).or(peak);
+        peak = sharp_host::peak_memory_of(child.id()).or(peak);
         if let Some(status) = child.try_wait().with_context(|| format!("waiting for {program}"))? {
             if STOP.load(Ordering::SeqCst) {
                 return Err(Error::Stopped);
@@ -66,13 +65,6 @@ pub(crate) fn run(command: &mut Command, lock: &File) -> Result<(ExitStatus, Usa
 /// True where [`request_stop`] was called.
 pub fn stop_requested() -> bool {
     STOP.load(Ordering::SeqCst)
-}
-
-/// The high-water mark of a process's resident memory, in bytes.
-fn peak_of(status_file: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(status_file).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 #[cfg(test)]

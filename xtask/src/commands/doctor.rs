@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let host = Host::here();
     line(true, "machine", &format!("{}, {}, {} threads", host.system, host.cpu, host.threads));
-    match memory_gib() {
+    match sharp_host::total_memory().map(|bytes| bytes as f64 / (1u64 << 30) as f64) {
         Some(gib) => line(
             gib >= 6.0,
             "memory",
@@ -118,12 +118,4 @@ fn first_line(command: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
-}
-
-/// Memory of the machine in GiB.
-fn memory_gib() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes / (1 << 20) as f64)
 }

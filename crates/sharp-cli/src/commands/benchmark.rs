@@ -163,7 +163,7 @@ fn measure(path: &Path, args: &Args, threads: usize) -> Result<Measurement> {
         session.decode(token(args.prompt_tokens + i))?;
     }
     let decode_seconds = begun.elapsed().as_secs_f64();
-    let peak_memory_bytes = machine::peak_memory().unwrap_or(0);
+    let peak_memory_bytes = sharp_host::peak_memory().unwrap_or(0);
     let bare = model.bare_loop(args.decode_tokens)?.map_or(0.0, |took| took.as_secs_f64());
     let together = together(&model, args.together, args.decode_tokens)?;
     let bytes = model.weight_bytes();

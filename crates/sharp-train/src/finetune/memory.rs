@@ -34,24 +34,11 @@ pub fn check_memory(
     compute: &Compute,
     options: &FinetuneOptions,
 ) -> Result<()> {
-    let machine = if compute.device.is_cuda() { None } else { machine() };
+    let machine = if compute.device.is_cuda() { None } else { sharp_host::memory_limit() };
     let Some(there) = options.memory_bytes.or(machine) else { return Ok(()) };
     let needed = least_memory(source, plan, compute, options);
     if needed > there {
         return Err(Error::Memory { needed, there });
     }
     Ok(())
-}
-
-/// Bytes of memory and swap that this process may use at most; known of Linux alone.
-fn machine() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let bytes = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    let whole = bytes("MemTotal:")?.saturating_add(bytes("SwapTotal:").unwrap_or(0));
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);
-    Some(whole.min(group))
 }

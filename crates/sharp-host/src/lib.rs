@@ -1,0 +1,61 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as system;
+
+/// Answers nothing, where the system is not known.
+#[cfg(not(target_os = "linux"))]
+mod system {
+    pub(crate) fn total_memory() -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn memory_limit() -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn available_memory() -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn peak_memory(_: Option<u32>) -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn processor() -> Option<String> {
+        None
+    }
+}
+
+/// Returns the bytes of memory that the machine has.
+pub fn total_memory() -> Option<u64> {
+    system::total_memory()
+}
+
+/// Returns the bytes of memory and swap that this process may use at most: the machine's, or its control group's.
+pub fn memory_limit() -> Option<u64> {
+    system::memory_limit()
+}
+
+/// Returns the bytes of memory that can be had without pushing other processes out.
+pub fn available_memory() -> Option<u64> {
+    system::available_memory()
+}
+
+/// Returns the largest resident memory that this process has had, in bytes.
+pub fn peak_memory() -> Option<u64> {
+    system::peak_memory(None)
+}
+
+/// Returns the largest resident memory that another process has had so far, in bytes; `None` once it has ended.
+pub fn peak_memory_of(process: u32) -> Option<u64> {
+    system::peak_memory(Some(process))
+}
+
+/// Returns the processor's name, such as `AMD EPYC 9554 64-Core Processor`.
+pub fn processor() -> Option<String> {
+    system::processor()
+}
