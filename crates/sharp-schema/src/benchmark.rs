@@ -33,11 +33,13 @@ pub struct ModelSpeed {
     /// The median of each measurement.
     #[serde(flatten)]
     pub median: Measurement,
-    /// Distinct bytes of weights read a second, over the memory bandwidth; above 1 where caches keep a part of the model.
+    /// Distinct bytes of weights read a second, over the memory bandwidth; above 1 where caches keep a part
+    /// of the model.
     pub roofline_fraction: f64,
     /// Distinct bytes of weights read a second while decoding.
     pub decode_bytes_per_second: f64,
-    /// The median of the runs' decoding speed over the bare loop's in the same run; none for weights that are not packed.
+    /// The median of the runs' decoding speed over the bare loop's in the same run; none for weights that are
+    /// not packed.
     pub bare_loop_fraction: Option<f64>,
     /// Every run.
     pub runs: Vec<Measurement>,
@@ -54,7 +56,8 @@ pub struct Measurement {
     pub prefill_tokens_per_second: f64,
     /// Tokens decoded a second.
     pub decode_tokens_per_second: f64,
-    /// Tokens a second of the bare loop: the matrix products of a token and nothing else; 0 for weights that are not packed.
+    /// Tokens a second of the bare loop: the matrix products of a token and nothing else; 0 for weights that
+    /// are not packed.
     pub bare_loop_tokens_per_second: f64,
     /// Tokens a second of all sequences decoded together; 0 where that was not asked for.
     pub together_tokens_per_second: f64,

@@ -119,7 +119,8 @@ pub struct TextSettings {
 
 /// What was measured of one model.
 ///
-/// Maps are by the text's or the task's name. Those that compare a model with the first one are empty in the first row.
+/// Maps are by the text's or the task's name. Those that compare a model with the first one are empty in the
+/// first row.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
     /// The model's name.
@@ -183,7 +184,8 @@ pub struct TaskScore {
     pub acc_bytes_stderr: f64,
     /// Number of questions.
     pub n: usize,
-    /// Fraction of questions where the model gives the same answer (by `acc`'s rule) as the first model; 1 for the first.
+    /// Fraction of questions where the model gives the same answer (by `acc`'s rule) as the first model; 1
+    /// for the first.
     pub same_answer: f64,
     /// Log likelihood of every answer to every question, in nats, in the task's order; not part of the file.
     #[serde(skip)]

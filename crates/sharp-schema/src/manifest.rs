@@ -57,40 +57,6 @@ pub struct Recorded {
     pub digest: Digest,
 }
 
-/// The digest of a file, in hexadecimal. In a manifest SHA-256 has the prefix `sha256:`, blake3 has none.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
-pub enum Digest {
-    /// blake3: every file that a run reads or writes.
-    Blake3(String),
-    /// SHA-256: a file that is pinned by its published hash.
-    Sha256(String),
-}
-
-impl From<String> for Digest {
-    fn from(text: String) -> Self {
-        match text.strip_prefix("sha256:") {
-            Some(hex) => Self::Sha256(hex.to_owned()),
-            None => Self::Blake3(text),
-        }
-    }
-}
-
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
-        digest.to_string()
-    }
-}
-
-impl std::fmt::Display for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Blake3(hex) => f.write_str(hex),
-            Self::Sha256(hex) => write!(f, "sha256:{hex}"),
-        }
-    }
-}
-
 /// The machine a stage ran on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -108,19 +74,103 @@ impl std::fmt::Display for Host {
     }
 }
 
+/// Identifies contents by a hash of 256 bits.
+///
+/// As text: 64 hexadecimal digits for blake3, the same after `sha256:` for SHA-256.
+///
+/// ```
+/// use sharp_schema::manifest::Digest;
+///
+/// let text = format!("sha256:{}", "0f".repeat(32));
+/// let digest: Digest = text.parse()?;
+/// assert_eq!(digest, Digest::Sha256([0x0f; 32]));
+/// assert_eq!(digest.to_string(), text);
+/// # Ok::<(), sharp_schema::manifest::NoDigest>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Digest {
+    /// Of a file that the pipeline has read.
+    Blake3([u8; 32]),
+    /// Of a file that is known by the digest its publisher gives.
+    Sha256([u8; 32]),
+}
+
+/// What stands before the digits of a SHA-256.
+const SHA256: &str = "sha256:";
+
+/// A text that is no [`Digest`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no digest: 64 hexadecimal digits, after `sha256:` where it is no blake3")]
+pub struct NoDigest(String);
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let bytes = match self {
+            Self::Blake3(bytes) => bytes,
+            Self::Sha256(bytes) => {
+                f.write_str(SHA256)?;
+                bytes
+            }
+        };
+        bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = NoDigest;
+
+    fn from_str(text: &str) -> Result<Self, NoDigest> {
+        let (kind, digits): (fn([u8; 32]) -> Self, &str) = match text.strip_prefix(SHA256) {
+            Some(digits) => (Self::Sha256, digits),
+            None => (Self::Blake3, text),
+        };
+        let value = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
+        let bytes: Option<Vec<u8>> = digits
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| match pair {
+                [high, low] => Some(value(*high)? << 4 | value(*low)?),
+                _ => None,
+            })
+            .collect();
+        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        bytes.map(kind).ok_or_else(|| NoDigest(text.to_owned()))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text: std::borrow::Cow<'de, str> = Deserialize::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_keeps_its_kind_and_its_text() {
-        for (text, digest) in [
-            ("\"0123ab\"", Digest::Blake3("0123ab".into())),
-            ("\"sha256:0123ab\"", Digest::Sha256("0123ab".into())),
-        ] {
-            assert_eq!(serde_json::from_str::<Digest>(text).unwrap(), digest);
-            assert_eq!(serde_json::to_string(&digest).unwrap(), text);
+    fn only_64_digits_are_a_digest() {
+        let digits = "86c302fbc3dc494062a5f7fc322a0189742aefa59496af51b192afdcf39916fd";
+        assert_eq!(digits.parse::<Digest>().unwrap().to_string(), digits);
+        for wrong in
+            ["", "sha256:", "ab", &digits[1..], &format!("{digits}0"), &digits.replace('8', "x"), "md5:00"]
+        {
+            let error = wrong.parse::<Digest>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{wrong}` is no digest")), "{error}");
         }
-        assert_ne!(Digest::Blake3("ab".into()), Digest::Sha256("ab".into()));
+        assert_ne!(digits.parse::<Digest>(), format!("sha256:{digits}").parse());
     }
 }

@@ -1,140 +1,153 @@
-//! The lines of `metrics.jsonl`: what warm-up and fine-tuning measure while they train, one JSON object a line.
+//! Describes `metrics.jsonl`, a JSON object a line: the course of the warm-up and of the fine-tuning.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Start;
 
-/// A line of the warm-up: the errors of one layer after some steps.
-///
-/// Errors are relative: the squared error of the layer's MLP output over the squared output of the original's.
+/// Holds one line, of either training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "lowercase")]
+pub enum Line {
+    /// Of the warm-up.
+    Warmup(WarmupLine),
+    /// Of the fine-tuning.
+    Finetune(FinetuneLine),
+}
+
+/// Holds a measurement of one layer's warm-up. Errors are relative squared errors: 1 is what no MLP at all
+/// would give.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WarmupLine {
-    /// Always `warmup`.
-    pub stage: WarmupStage,
-    /// The layer.
+    /// The changed layer.
     pub layer: usize,
-    /// The layer whose MLP it runs with.
+    /// The layer whose MLP it uses.
     pub reference: Option<usize>,
     /// Where its parameters began.
     pub start: Start,
-    /// Steps done; 0: the start.
+    /// Steps taken.
     pub step: u64,
-    /// Error over all held-out tokens together.
+    /// Error on held-out tokens.
+    #[serde(deserialize_with = "or_nan")]
     pub held_out_error: f64,
-    /// Mean over held-out tokens of each token's own error.
+    /// Mean over held-out tokens of each token's error.
+    #[serde(deserialize_with = "or_nan")]
     pub held_out_token_error: f64,
-    /// Error over held-out tokens, weighted as in training.
+    /// Error on held-out tokens in the weighting that is trained.
+    #[serde(deserialize_with = "or_nan")]
     pub held_out_weighted_error: f64,
-    /// Weighted error of the training batches since the line before; none at the start.
+    /// The same on training tokens, since the last measurement; none before the first step.
     pub train_weighted_error: Option<f64>,
-    /// Learning rate of the last step.
+    /// The learning rate.
     pub lr: f64,
-    /// Seconds since the layer was begun.
+    /// Seconds since the layer's start.
     pub seconds: f64,
 }
 
-/// The tag of [`WarmupLine`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WarmupStage {
-    /// `warmup`.
-    #[default]
-    Warmup,
-}
-
-/// A line of the fine-tuning: what a step did, what held-out text was measured at, or both.
+/// Holds a step of the fine-tuning. The order of the keys differs between the two kinds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FinetuneLine {
-    /// Always `finetune`.
-    pub stage: FinetuneStage,
-    /// Steps done; 0: the start.
-    pub step: u64,
-    /// What the step did; absent at the start.
-    #[serde(flatten)]
-    pub training: Option<StepFigures>,
-    /// What held-out text was measured at, where it was.
-    #[serde(flatten)]
-    pub held_out: Option<HeldOutFigures>,
-    /// Seconds since training began, earlier sittings included.
-    pub seconds: f64,
+#[serde(untagged)]
+pub enum FinetuneLine {
+    /// After a step.
+    Step {
+        /// The number of the step, from 1.
+        step: u64,
+        /// Mean loss of its tokens, in nats.
+        train_loss: f64,
+        /// Mean divergence of its tokens from the original, in nats; none for a loss without it.
+        train_kl: Option<f64>,
+        /// The learning rate.
+        lr: f64,
+        /// Norm of the gradient before clipping.
+        grad_norm: f64,
+        /// Training tokens a second.
+        tokens_per_second: f64,
+        /// Seconds of training, those before a resume included.
+        seconds: f64,
+        /// The measurement after it, where one was due.
+        #[serde(flatten)]
+        held_out: Option<HeldOut>,
+    },
+    /// Before the first step.
+    Start {
+        /// 0.
+        step: u64,
+        /// The measurement.
+        #[serde(flatten)]
+        held_out: HeldOut,
+        /// 0.
+        seconds: f64,
+    },
 }
 
-/// The tag of [`FinetuneLine`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FinetuneStage {
-    /// `finetune`.
-    #[default]
-    Finetune,
+/// Holds a measurement on held-out text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HeldOut {
+    /// Mean loss of a token, in nats.
+    #[serde(rename = "held_out_loss", deserialize_with = "or_nan")]
+    pub loss: f64,
+    /// `exp` of that.
+    #[serde(rename = "held_out_perplexity", deserialize_with = "or_nan")]
+    pub perplexity: f64,
+    /// Mean divergence from the original, in nats; none for a loss without it.
+    #[serde(rename = "held_out_kl")]
+    pub kl: Option<f64>,
 }
 
-/// Figures of one training step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepFigures {
-    /// Mean negative log likelihood of the step's tokens, in nats.
-    pub train_loss: f64,
-    /// Mean divergence from the teacher, in nats; none without a teacher.
-    pub train_kl: Option<f64>,
-    /// Learning rate.
-    pub lr: f64,
-    /// Norm of the gradient before it was clipped.
-    pub grad_norm: f64,
-    /// Training tokens a second so far, measurements left out.
-    pub tokens_per_second: f64,
+/// Reads `null` as NaN: JSON has no other way to write a number that is not finite.
+fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// Figures of held-out text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct HeldOutFigures {
-    /// Mean negative log likelihood of a token, in nats.
-    pub held_out_loss: f64,
-    /// `exp` of the loss.
-    pub held_out_perplexity: f64,
-    /// Mean divergence from the teacher, in nats; none without a teacher.
-    pub held_out_kl: Option<f64>,
-}
-
-/// Reads the lines of a file's text; a line cut off by a kill, or of another stage, is left out.
-pub fn lines<T: serde::de::DeserializeOwned>(text: &str) -> Vec<T> {
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_as_they_were_always_written_are_read() {
-        let text = concat!(
-            r#"{"stage":"warmup","layer":3,"reference":2,"start":"whitened","step":0,"held_out_error":0.95,"#,
-            r#""held_out_token_error":1.06,"held_out_weighted_error":1.0,"train_weighted_error":null,"lr":0.0,"#,
-            r#""seconds":0.03}"#,
-            "\n",
-            r#"{"stage":"warmup","layer":3,"reference":null,"start":"zero","step":20,"held_out_er"#
-        );
-        let read: Vec<WarmupLine> = lines(text);
-        assert_eq!(read.len(), 1, "the line that was cut off is left out");
-        assert_eq!((read[0].layer, read[0].reference, read[0].start), (3, Some(2), Start::Whitened));
-        assert_eq!(serde_json::to_string(&read[0]).unwrap(), text.lines().next().unwrap());
-    }
-
-    #[test]
-    fn a_fine_tuning_has_lines_of_three_kinds() {
-        let text = [
-            r#"{"stage":"finetune","step":0,"held_out_loss":6.0,"held_out_perplexity":403.4,"held_out_kl":null,"seconds":0.0}"#,
-            r#"{"stage":"finetune","step":1,"train_loss":6.1,"train_kl":0.5,"lr":0.001,"grad_norm":0.8,"tokens_per_second":69.0,"seconds":0.1}"#,
-            r#"{"stage":"finetune","step":2,"train_loss":6.1,"train_kl":null,"lr":0.001,"grad_norm":0.8,"tokens_per_second":69.0,"seconds":0.2,"held_out_loss":5.0,"held_out_perplexity":148.4,"held_out_kl":0.1}"#,
-        ]
-        .join("\n");
-        let read: Vec<FinetuneLine> = lines(&text);
-        assert_eq!(read.len(), 3);
-        assert!(read[0].training.is_none() && read[0].held_out.as_ref().unwrap().held_out_kl.is_none());
-        assert!(read[1].held_out.is_none() && read[1].training.as_ref().unwrap().train_kl == Some(0.5));
-        assert_eq!(read[2].held_out.as_ref().unwrap().held_out_loss, 5.0);
-        for line in read {
-            let again: FinetuneLine = serde_json::from_str(&serde_json::to_string(&line).unwrap()).unwrap();
-            assert_eq!(again, line);
+impl FinetuneLine {
+    /// Returns the number of steps taken.
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step { step, .. } | Self::Start { step, .. } => *step,
         }
-        assert!(lines::<WarmupLine>(&text).is_empty(), "lines of another stage are left out");
     }
+
+    /// Returns the seconds of training so far.
+    pub fn seconds(&self) -> f64 {
+        match self {
+            Self::Step { seconds, .. } | Self::Start { seconds, .. } => *seconds,
+        }
+    }
+
+    /// Returns the mean loss of the step's tokens in nats; none before the first step.
+    pub fn train_loss(&self) -> Option<f64> {
+        match self {
+            Self::Step { train_loss, .. } => Some(*train_loss),
+            Self::Start { .. } => None,
+        }
+    }
+
+    /// Returns the measurement on held-out text, where one was due.
+    pub fn held_out(&self) -> Option<HeldOut> {
+        match self {
+            Self::Step { held_out, .. } => *held_out,
+            Self::Start { held_out, .. } => Some(*held_out),
+        }
+    }
+}
+
+/// Reads the warm-up's lines. A line that is cut off, as a kill may leave one, is left out.
+pub fn read_warmup(text: &str) -> Vec<WarmupLine> {
+    let warmup = |line| match line {
+        Line::Warmup(line) => Some(line),
+        Line::Finetune(_) => None,
+    };
+    lines(text).filter_map(warmup).collect()
+}
+
+/// Reads the fine-tuning's lines. A line that is cut off, as a kill may leave one, is left out.
+pub fn read_finetune(text: &str) -> Vec<FinetuneLine> {
+    let finetune = |line| match line {
+        Line::Finetune(line) => Some(line),
+        Line::Warmup(_) => None,
+    };
+    lines(text).filter_map(finetune).collect()
+}
+
+fn lines(text: &str) -> impl Iterator<Item = Line> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok())
 }

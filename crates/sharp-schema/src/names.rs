@@ -5,13 +5,19 @@
 #[error("{0}")]
 pub struct UnknownName(String);
 
-/// Defines an enum by its names: `ALL`, `name`, `Display`, `FromStr` with a suggestion, serde as the name, and
-/// `clap::ValueEnum` behind the feature `clap`. `$kind` is what an error calls it.
+/// Defines an enum by its names: `ALL`, `name`, `Display`, `FromStr` with a suggestion, serde as the name,
+/// and `clap::ValueEnum` behind the feature `clap`. `$kind` is what an error calls it, `default` names the
+/// `Default`.
 macro_rules! names {
-    ($(#[$doc:meta])* $enum:ident, $kind:literal { $($(#[$variant_doc:meta])* $variant:ident = $name:literal,)+ }) => {
+    (
+        $(#[$doc:meta])*
+        $enum:ident, $kind:literal $(, default $default:ident)? {
+            $($(#[doc = $variant_doc:literal])+ $variant:ident = $name:literal,)+
+        }
+    ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $enum { $($(#[$variant_doc])* $variant,)+ }
+        pub enum $enum { $($(#[doc = $variant_doc])+ $variant,)+ }
 
         impl $enum {
             /// All values, in the order in which they are listed to people.
@@ -25,6 +31,12 @@ macro_rules! names {
                 match self { $(Self::$variant => $name,)+ }
             }
         }
+
+        $(impl Default for $enum {
+            fn default() -> Self {
+                Self::$default
+            }
+        })?
 
         impl std::fmt::Display for $enum {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -63,7 +75,8 @@ macro_rules! names {
             }
 
             fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-                Some(clap::builder::PossibleValue::new(self.name()))
+                let help = match self { $(Self::$variant => concat!($($variant_doc),+),)+ };
+                Some(clap::builder::PossibleValue::new(self.name()).help(help.trim().trim_end_matches('.')))
             }
         }
     };
@@ -115,10 +128,8 @@ names! {
 
 names! {
     /// Where the parameters of a changed layer begin.
-    #[derive(Default)]
-    Start, "start" {
+    Start, "start", default Zero {
         /// The paper's: `A` random, `B` zero, scales one; a pruned layer begins with its largest neurons.
-        #[default]
         Zero = "zero",
         /// The closed-form fit to what the original's MLP computes on calibration text.
         Whitened = "whitened",
@@ -127,45 +138,27 @@ names! {
 
 names! {
     /// How the warm-up weights each token's squared error.
-    #[derive(Default)]
-    Weighting, "weighting" {
+    Weighting, "weighting", default Residual {
         /// All alike, the paper's L2: a few tokens with massive activations decide.
         None = "none",
-        /// Divides by the squared norm of the token's residual stream after the layer, which the next norm divides by:
-        /// the error as the layers above see it.
-        #[default]
+        /// Divides by the squared norm of the token's residual stream after the layer, which the next norm
+        /// divides by: the error as the layers above see it.
         Residual = "residual",
-        /// Divides by the squared norm of the token's own MLP output plus a tenth of the median, so that tiny outputs
-        /// do not decide either.
+        /// Divides by the squared norm of the token's own MLP output plus a tenth of the median, so that tiny
+        /// outputs do not decide either.
         Output = "output",
     }
 }
 
 names! {
     /// Which whole MLPs fine-tuning trains beside the recovery parameters.
-    #[derive(Default)]
-    TrainMlps, "choice of MLPs" {
+    TrainMlps, "choice of MLPs", default None {
         /// None, the paper's recipe: the recovery parameters alone.
-        #[default]
         None = "none",
         /// Those that several layers run with.
         Shared = "shared",
         /// Those, and every other layer's above the first of them.
         All = "all",
-    }
-}
-
-names! {
-    /// Which side of the train/held-out split of a data file is read.
-    #[derive(Default)]
-    Side, "side" {
-        /// Everything in the file.
-        #[default]
-        All = "all",
-        /// What training sees.
-        Train = "train",
-        /// What training never sees.
-        HeldOut = "held_out",
     }
 }
 
@@ -183,15 +176,25 @@ names! {
 
 names! {
     /// Whether training multiplies matrices in bf16.
-    #[derive(Default)]
-    Bf16, "choice of bf16" {
+    Bf16, "choice of bf16", default Auto {
         /// Where the processor has instructions for it.
-        #[default]
         Auto = "auto",
         /// Everywhere.
         On = "on",
         /// Nowhere: float32.
         Off = "off",
+    }
+}
+
+names! {
+    /// Which side of the train/held-out split of a data file is read.
+    Side, "side", default All {
+        /// Everything in the file.
+        All = "all",
+        /// What training sees.
+        Train = "train",
+        /// What training never sees.
+        HeldOut = "held_out",
     }
 }
 
@@ -221,9 +224,18 @@ mod tests {
         round_trip(Start::ALL, Start::NAMES);
         round_trip(Weighting::ALL, Weighting::NAMES);
         round_trip(TrainMlps::ALL, TrainMlps::NAMES);
-        round_trip(Side::ALL, Side::NAMES);
         round_trip(FloatType::ALL, FloatType::NAMES);
         round_trip(Bf16::ALL, Bf16::NAMES);
+        round_trip(Side::ALL, Side::NAMES);
+    }
+
+    #[cfg(feature = "clap")]
+    #[test]
+    fn a_command_line_lists_names_with_their_meaning() {
+        use clap::ValueEnum as _;
+        let value = Side::HeldOut.to_possible_value().unwrap();
+        assert_eq!(value.get_name(), "held_out");
+        assert_eq!(value.get_help().unwrap().to_string(), "What training never sees");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 /// Returns the candidate nearest to `word`, if it is near enough to be a likely slip.
 ///
-/// Near enough: at most a third of the letters changed, dropped, doubled or swapped. Two edits are always forgiven in
-/// words of four letters and more, one in shorter words. Case does not count, and `-` counts as `_`.
+/// Near enough: at most a third of the letters changed, dropped, doubled or swapped. Two edits are always
+/// forgiven in words of four letters and more, one in shorter words. Case does not count, and `-` counts as
+/// `_`.
 ///
 /// ```
 /// assert_eq!(sharp_schema::suggest::nearest("refernce", ["layer", "reference"]), Some("reference"));
