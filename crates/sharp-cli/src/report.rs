@@ -3,13 +3,14 @@
 //! [`write_report`] reads what the stages of a run left in its folder and writes `report.html` (one self-contained
 //! page) and `report.md` (the same in Markdown). Stages that have not run are said to be missing; nothing is made up.
 
-mod beside;
+mod blocks;
 mod charts;
 mod collect;
-mod content;
 mod html;
 mod markdown;
-mod speed;
+mod metrics;
+mod rows;
+mod sections;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub(crate) struct Written {
 }
 
 /// Writes the report of the run in folder `run`: to `out` (`report.html` in the run folder where `None`), and its
-/// Markdown twin beside it with the ending `.md`. Both replace an older report at once or not at all. `beside` are other runs'
+/// Markdown twin beside it with the ending `.md`. Both replace an older report at once or not at all. `compared` are other runs'
 /// folders by name, whose rows are set beside this run's.
 ///
 /// # Errors
@@ -52,14 +53,14 @@ pub(crate) fn write_report(
     run: &Path,
     out: Option<&Path>,
     samples: &[Sample],
-    beside: &[(String, PathBuf)],
+    compared: &[(String, PathBuf)],
 ) -> Result<Written> {
     let mut found = collect::Run::read(run, samples)?;
-    found.beside =
-        beside.iter().map(|(name, folder)| (name.clone(), collect::Run::read_beside(folder))).collect();
+    found.compared =
+        compared.iter().map(|(name, folder)| (name.clone(), collect::Run::read_results(folder))).collect();
     let html = out.map_or_else(|| run.join("report.html"), Path::to_path_buf);
     let markdown = html.with_extension("md");
-    let document = content::document(&found);
+    let document = sections::document(&found);
     let page = html::page(&document);
     let twin = markdown::page(&document);
     sharp_model::write_atomic(&html, |w| w.write_all(page.as_bytes()))?;

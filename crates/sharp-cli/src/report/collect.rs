@@ -1,13 +1,12 @@
 //! What the stages of a run left in its folder, read leniently: a missing or damaged file becomes a line of the report.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
-use sharp_model::{ModelConfig, Plan};
+use sharp_model::{DType, Estimate, ModelConfig, Plan, Treatment};
 use sharp_similarity::Report as Similarity;
 
 use super::Sample;
@@ -61,8 +60,8 @@ pub(super) struct Run {
     /// Bytes of what can be shipped, by a name for the reader.
     pub(super) sizes: Vec<(String, u64)>,
     pub(super) samples: Vec<Sample>,
-    /// Other runs that this one is set beside, by name.
-    pub(super) beside: Vec<(String, Run)>,
+    /// Other runs that this one is compared with, by name.
+    pub(super) compared: Vec<(String, Run)>,
     /// What is not there, as lines for the reader.
     pub(super) missing: Vec<String>,
 }
@@ -115,12 +114,23 @@ impl Run {
         Ok(run)
     }
 
-    /// Reads what another run came to; where that cannot be read, `missing` says why.
-    pub(super) fn read_beside(folder: &Path) -> Self {
+    /// Reads the results of a run to compare with; where they cannot be read, `missing` says why.
+    pub(super) fn read_results(folder: &Path) -> Self {
         let mut run = Run::default();
         let results = json(&folder.join("08-evaluate/results.json"));
         run.results = run.part("08-evaluate/results.json", results);
         run
+    }
+
+    /// Whether the plan shares nothing and keeps a part of layers' own neurons.
+    pub(super) fn only_prunes(&self) -> bool {
+        let prunes = |p: &Plan| p.changes.iter().all(|c| matches!(c.treatment, Treatment::Prune { .. }));
+        self.plan.as_ref().is_some_and(|p| !p.changes.is_empty() && prunes(p))
+    }
+
+    /// Returns parameters and bytes before and after, where both plan and model are there.
+    pub(super) fn estimate(&self) -> Option<Estimate> {
+        self.plan.as_ref()?.estimate(self.model.as_ref()?, DType::F16).ok()
     }
 
     fn part<T, E: std::fmt::Display>(&mut self, name: &str, found: Result<T, E>) -> Option<T> {
@@ -185,34 +195,4 @@ fn weight_bytes(path: &Path) -> Option<u64> {
         .filter_map(|p| std::fs::metadata(p).ok().map(|m| m.len()))
         .sum();
     (bytes > 0).then_some(bytes)
-}
-
-/// The first of these keys that holds a finite number.
-pub(super) fn number(record: &Record, keys: &[&str]) -> Option<f64> {
-    keys.iter().find_map(|key| record.get(*key).and_then(Value::as_f64).filter(|v| v.is_finite()))
-}
-
-/// Points `(x, y)` of the records that hold both, by series: `by` names the number that tells series apart.
-pub(super) fn series(
-    records: &[Record],
-    by: Option<&str>,
-    x: &[&str],
-    y: &[&str],
-) -> BTreeMap<u64, Vec<(f64, f64)>> {
-    let mut found: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
-    for record in records {
-        let key = match by {
-            Some(by) => record.get(by).and_then(Value::as_u64),
-            None => Some(0),
-        };
-        if let (Some(key), Some(x), Some(y)) = (key, number(record, x), number(record, y)) {
-            let points = found.entry(key).or_default();
-            // A resumed run repeats the steps after its last saved state: the later line counts.
-            while points.last().is_some_and(|&(last, _)| last >= x) {
-                points.pop();
-            }
-            points.push((x, y));
-        }
-    }
-    found
 }

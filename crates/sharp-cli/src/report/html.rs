@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sharp_similarity::{escape, heat_map_css};
 
-use super::content::{Block, Document};
+use super::blocks::{Block, Document};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--bg:#fff;--fg:#1a1f24;--soft:#5a6570;--line:#d5dae0;--box:#f4f6f8;--warn:#8a4b00;\

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::content::{Block, Document};
+use super::blocks::{Block, Document};
 
 /// The page.
 pub(super) fn page(document: &Document) -> String {

@@ -1,11 +1,12 @@
-//! What the report says of speed and memory: the benchmark's figures, and decoding against the roofline.
+//! Section "Speed and memory": the benchmark's figures, and decoding against the roofline.
 
 use serde_json::{Map, Value};
 
-use super::charts::{self, Mark};
-use super::collect::{Run, number};
-use super::content::Block;
-use super::text::{labelled, row_name};
+use crate::report::blocks::Block;
+use crate::report::charts::{self, Mark};
+use crate::report::collect::Run;
+use crate::report::metrics::number;
+use crate::report::text::{labelled, row_name};
 
 /// The measurements of a benchmark file: an array of objects under whatever name, one a model.
 fn benchmark_rows(bench: &Value) -> Vec<&Map<String, Value>> {
@@ -34,7 +35,7 @@ fn flat(prefix: &str, map: &Map<String, Value>, out: &mut Vec<(String, f64)>) {
     }
 }
 
-pub(super) fn speed(run: &Run, blocks: &mut Vec<Block>) {
+pub(in crate::report) fn speed(run: &Run, blocks: &mut Vec<Block>) {
     blocks.push(Block::Heading("Speed and memory".into()));
     let measured = run.bench.as_ref().map(benchmark_rows).unwrap_or_default();
     if measured.is_empty() {

@@ -1,8 +1,9 @@
-//! Other runs beside this one: what another recipe came to on the same texts.
+//! Section "Beside other runs": the rows of other runs, measured on the same texts, next to this run's.
 
-use super::collect::Run;
-use super::content::{Block, Row, find, names, rows};
-use super::text::{count, percent, perplexity, row_name};
+use crate::report::blocks::Block;
+use crate::report::collect::Run;
+use crate::report::rows::{Row, find, names, rows};
+use crate::report::text::{count, percent, perplexity, row_name};
 
 /// The rows of another run that are shown: its method after each kind of training.
 const SHOWN: [&str; 2] = ["slw", "slw_sft"];
@@ -10,8 +11,8 @@ const SHOWN: [&str; 2] = ["slw", "slw_sft"];
 /// Mean losses of one model on one text differ by less between machines, in nats.
 const SAME: f64 = 1e-3;
 
-pub(super) fn beside(run: &Run, own: &[Row], blocks: &mut Vec<Block>) {
-    if run.beside.is_empty() {
+pub(in crate::report) fn comparison(run: &Run, own: &[Row], blocks: &mut Vec<Block>) {
+    if run.compared.is_empty() {
         return;
     }
     blocks.push(Block::Heading("Beside other runs".into()));
@@ -23,7 +24,7 @@ pub(super) fn beside(run: &Run, own: &[Row], blocks: &mut Vec<Block>) {
     };
     let texts = names(own, "perplexity");
     let mut lines = line("this run", own, original, &texts, None);
-    for (name, other) in &run.beside {
+    for (name, other) in &run.compared {
         let theirs = rows(other);
         match incomparable(run, own, other, &theirs, &texts) {
             Some(why) => blocks.push(Block::Missing(format!("{name}: {why}."))),
