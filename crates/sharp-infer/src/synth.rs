@@ -8,8 +8,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use sharp_model::{
-    DType, ExportOptions, LayerChange, ModelConfig, ModelSource, Plan, Projection, TensorBytes, TensorInfo,
-    TensorSource, Treatment, export_compact, family, names,
+    DType, ExportOptions, ModelConfig, ModelLayout, ModelSource, Plan, TensorBytes, TensorInfo, TensorSlot,
+    TensorSource, export_compact,
 };
 use sharp_progress::Progress;
 
@@ -56,40 +56,10 @@ impl Synthetic {
         if let Some(plan) = plan {
             plan.validate(config)?;
         }
-        let treatment = |layer: usize| plan.and_then(|p| p.treatment(layer));
-        let mut tensors = BTreeMap::new();
-        let mut add = |name: String, shape: Vec<usize>| {
-            tensors.insert(name.clone(), TensorInfo { name, dtype: DType::F32, shape });
+        let info = |TensorSlot { name, shape, .. }: TensorSlot| {
+            (name.clone(), TensorInfo { name, dtype: DType::F32, shape })
         };
-        for (_, layer, info) in family::tensors_of(config, DType::F32) {
-            if let (Some(treatment), Some((_, projection, part))) =
-                (layer.and_then(treatment), names::parse_mlp(&info.name))
-                && (part == "weight" || treatment == Treatment::Drop)
-            {
-                if treatment.stores_weights() {
-                    let (rows, cols) = treatment.shape(projection, config);
-                    add(info.name, vec![rows, cols]);
-                }
-                continue;
-            }
-            add(info.name, info.shape);
-        }
-        for LayerChange { layer, treatment, .. } in plan.map_or(&[][..], |p| &p.changes) {
-            for p in Projection::ALL {
-                let (rows, cols) = p.shape(config);
-                let (layer, rank, scales) = (*layer, treatment.ranks()[p], treatment.scales());
-                if rank > 0 {
-                    add(names::lora_a(layer, p), vec![rank, cols]);
-                    add(names::lora_b(layer, p), vec![rows, rank]);
-                }
-                if scales.rows() {
-                    add(names::row_scale(layer, p), vec![rows]);
-                }
-                if scales.columns() {
-                    add(names::col_scale(layer, p), vec![cols]);
-                }
-            }
-        }
+        let tensors = ModelLayout::new(config, plan).stored().into_iter().map(info).collect();
         let source = Self { path: PathBuf::from("(synthetic)"), seed, tensors, kept };
         Ok(ModelSource::new(config.clone(), plan.cloned(), Arc::new(source))?)
     }

@@ -334,7 +334,7 @@ impl ModelConfig {
 
     /// Weights of the whole dense model; a tied head counts once.
     pub fn total_parameters(&self) -> u64 {
-        crate::family::TENSORS
+        crate::tensors::TENSORS
             .iter()
             .filter(|r| r.when.holds(self))
             .map(|r| {

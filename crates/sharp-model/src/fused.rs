@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::family::{self, FUSED};
+use crate::family::FUSED;
 use crate::hf::HfCheckpoint;
 use crate::source::{TensorBytes, TensorInfo, TensorSource};
+use crate::tensors;
 
 /// A checkpoint whose fused tensors are cut along their rows. Nothing is copied.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ struct Part {
 /// # Errors
 /// [`Error::Shape`] for a fused tensor that is not its parts one below the other.
 pub(crate) fn split(config: &ModelConfig, base: HfCheckpoint) -> Result<Arc<dyn TensorSource>> {
-    let shapes: BTreeMap<String, Vec<usize>> = family::tensors_of(config, sharp_quant::DType::F32)
+    let shapes: BTreeMap<String, Vec<usize>> = tensors::tensors_of(config, sharp_quant::DType::F32)
         .into_iter()
         .map(|(_, _, info)| (info.name, info.shape))
         .collect();

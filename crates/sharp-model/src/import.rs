@@ -17,13 +17,13 @@ use sharp_quant::DType;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::export::CARD_FILE;
-use crate::family;
 use crate::fused;
 use crate::gguf::{Gguf, HfView};
 use crate::hf::HfCheckpoint;
 use crate::model::ModelSource;
 use crate::source::{TensorInfo, TensorSource};
 use crate::stored::Stored;
+use crate::tensors;
 use crate::tokenizer::Tokenizer;
 use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
@@ -86,7 +86,7 @@ pub fn import_sharded(
     }
     let model = &opened.model;
     let tensors: Vec<TensorInfo> =
-        family::tensors_of(model.config(), dtype).into_iter().map(|(_, _, info)| info).collect();
+        tensors::tensors_of(model.config(), dtype).into_iter().map(|(_, _, info)| info).collect();
     check_space(out, &tensors)?;
 
     let mut writer = SafetensorsWriter::create(out, &tensors, max_shard_bytes)?;
@@ -164,7 +164,7 @@ fn open_folder(folder: &Path) -> Result<Opened> {
 /// A tensor the architecture does not have means that the model computes something this project would leave out.
 fn refuse_strangers(config: &config::ModelConfig, checkpoint: &dyn TensorSource) -> Result<()> {
     let known: std::collections::HashSet<String> =
-        family::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();
+        tensors::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();
     for info in checkpoint.tensors() {
         // A tied head stored once more, and tables that older versions of transformers saved.
         let harmless = (config.tie_word_embeddings && info.name == crate::names::LM_HEAD)

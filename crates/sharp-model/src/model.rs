@@ -8,129 +8,19 @@ use sharp_quant::DType;
 
 use crate::config::{self, ModelConfig};
 use crate::error::{Error, Result};
-use crate::family;
 use crate::fused;
 use crate::gguf::{Gguf, HfView};
 use crate::hf::HfCheckpoint;
+use crate::layout::{ModelLayout, TensorSlot};
 use crate::names;
 use crate::plan::{LayerChange, Plan, Treatment};
 use crate::projection::Projection;
+use crate::projection_source::ProjectionSource;
 use crate::pruned;
 use crate::recovery::Recovery;
 use crate::source::{TensorInfo, TensorRef, TensorSource};
 use crate::stored::Stored;
 use crate::tokenizer::Tokenizer;
-
-/// Low-rank factors of one projection.
-#[derive(Debug, Clone)]
-pub struct LoraSource<T = TensorRef> {
-    /// `r`, at least 1.
-    pub rank: usize,
-    /// `A (r, in)`.
-    pub a: T,
-    /// `B (out, r)`.
-    pub b: T,
-}
-
-/// What one MLP projection of one layer is made of:
-/// `diag(row_scale) base diag(col_scale) + B A`, then the bias. What is absent counts as nothing (scales: as ones).
-///
-/// Of tensors, or of their descriptions alone ([`ModelSource::projection_info`]).
-#[derive(Debug, Clone)]
-pub struct ProjectionSource<T = TensorRef> {
-    /// The layer that computes with it.
-    pub layer: usize,
-    /// Which of the three.
-    pub projection: Projection,
-    /// Rows of the effective weight.
-    pub out_features: usize,
-    /// Columns of the effective weight.
-    pub in_features: usize,
-    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank alone and for
-    /// dropped layers.
-    pub base: Option<T>,
-    /// Low-rank factors.
-    pub lora: Option<LoraSource<T>>,
-    /// `(out)`.
-    pub row_scale: Option<T>,
-    /// `(in)`.
-    pub col_scale: Option<T>,
-    /// `(out)`: the layer's own; biases are never shared.
-    pub bias: Option<T>,
-}
-
-impl ProjectionSource {
-    /// Whether the output is zero whatever the input (a dropped layer).
-    pub fn is_zero(&self) -> bool {
-        self.base.is_none() && self.lora.is_none() && self.bias.is_none()
-    }
-
-    /// Whether the effective weight is the stored one as it lies.
-    pub fn is_plain(&self) -> bool {
-        self.base.is_some() && self.lora.is_none() && self.row_scale.is_none() && self.col_scale.is_none()
-    }
-
-    /// The effective weight `(out, in)`, row-major, computed in float32 (sums over the rank in ascending order).
-    ///
-    /// # Errors
-    /// [`Error::Quant`] if stored bytes cannot be converted.
-    pub fn effective_f32(&self) -> Result<Vec<f32>> {
-        let (out, input) = (self.out_features, self.in_features);
-        let mut weight = match &self.base {
-            Some(base) => base.f32()?,
-            None => vec![0.0; out * input],
-        };
-        if let Some(scale) = &self.row_scale {
-            for (row, s) in weight.chunks_exact_mut(input).zip(scale.f32()?) {
-                row.iter_mut().for_each(|w| *w *= s);
-            }
-        }
-        if let Some(scale) = &self.col_scale {
-            let scale = scale.f32()?;
-            for row in weight.chunks_exact_mut(input) {
-                row.iter_mut().zip(&scale).for_each(|(w, s)| *w *= s);
-            }
-        }
-        if let Some(lora) = &self.lora {
-            let (a, b) = (lora.a.f32()?, lora.b.f32()?);
-            let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16);
-            let rows = out.div_ceil(threads).max(1);
-            std::thread::scope(|scope| {
-                for (weight, b) in weight.chunks_mut(rows * input).zip(b.chunks(rows * lora.rank)) {
-                    let a = &a;
-                    scope.spawn(move || add_product(weight, input, b, lora.rank, a));
-                }
-            });
-        }
-        Ok(weight)
-    }
-
-    /// The effective weight in the shape that the model's other layers have: neurons that a pruned MLP lost are zeros at the end.
-    ///
-    /// # Errors
-    /// As [`ProjectionSource::effective_f32`].
-    pub fn padded_f32(&self, config: &ModelConfig) -> Result<Vec<f32>> {
-        let weight = self.effective_f32()?;
-        let (out, input) = self.projection.shape(config);
-        if (out, input) == (self.out_features, self.in_features) {
-            return Ok(weight);
-        }
-        let mut padded = vec![0.0; out * input];
-        for (to, from) in padded.chunks_exact_mut(input).zip(weight.chunks_exact(self.in_features)) {
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-        }
-        Ok(padded)
-    }
-}
-
-/// `weight (rows, input) += b (rows, rank) a (rank, input)`.
-fn add_product(weight: &mut [f32], input: usize, b: &[f32], rank: usize, a: &[f32]) {
-    for (row, b) in weight.chunks_exact_mut(input).zip(b.chunks_exact(rank)) {
-        for (&b, a) in b.iter().zip(a.chunks_exact(input)) {
-            row.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
-        }
-    }
-}
 
 /// A model to run, export or measure: a dense checkpoint, a compact one, or a dense one with a plan and recovery
 /// parameters laid over it. Cheap to clone; opening touches no weights.
@@ -282,44 +172,16 @@ impl ModelSource {
     /// # Errors
     /// None at present; reserved for sources that must be read to know.
     pub fn stored_tensors(&self) -> Result<Vec<TensorInfo>> {
-        let config = self.config();
-        let mut all = Vec::new();
-        let with_type = |name: String, shape: Vec<usize>| {
+        let typed = |TensorSlot { name, shape, .. }: TensorSlot| {
             let dtype = self.info(&name).map_or(DType::F32, |i| i.dtype);
             TensorInfo { name, dtype, shape }
         };
-        for (_, layer, info) in family::tensors_of(config, DType::F32) {
-            let treatment = layer.and_then(|l| self.treatment(l));
-            let mut shape = info.shape;
-            if let Some(treatment) = treatment
-                && let Some((_, projection, part)) = names::parse_mlp(&info.name)
-                && (part == "weight" || treatment == Treatment::Drop)
-            {
-                if !treatment.stores_weights() {
-                    continue;
-                }
-                let (out, input) = treatment.shape(projection, config);
-                shape = vec![out, input];
-            }
-            all.push(with_type(info.name, shape));
-        }
-        for LayerChange { layer, treatment, .. } in self.changes() {
-            for projection in Projection::ALL {
-                let (out, input) = projection.shape(config);
-                let (layer, rank) = (*layer, treatment.ranks()[projection]);
-                if rank > 0 {
-                    all.push(with_type(names::lora_a(layer, projection), vec![rank, input]));
-                    all.push(with_type(names::lora_b(layer, projection), vec![out, rank]));
-                }
-                if treatment.scales().rows() {
-                    all.push(with_type(names::row_scale(layer, projection), vec![out]));
-                }
-                if treatment.scales().columns() {
-                    all.push(with_type(names::col_scale(layer, projection), vec![input]));
-                }
-            }
-        }
-        Ok(all)
+        Ok(self.layout().stored().into_iter().map(typed).collect())
+    }
+
+    /// Which tensors the model has, under which names and of which shapes.
+    pub fn layout(&self) -> ModelLayout<'_> {
+        ModelLayout::new(&self.inner.config, self.inner.plan.as_ref())
     }
 
     /// The tokenizer that came with the checkpoint (of an overlay: with the base), `None` if there is none.
@@ -456,53 +318,11 @@ impl ModelSource {
         projection: Projection,
         find: impl Fn(&str, &[usize]) -> Result<T>,
     ) -> Result<ProjectionSource<T>> {
-        let config = self.config();
-        if layer >= config.num_hidden_layers {
-            let what = format!("layer {layer} of a model with {}", config.num_hidden_layers);
-            return Err(Error::plan(Some(layer), what));
+        let layers = self.config().num_hidden_layers;
+        if layer >= layers {
+            return Err(Error::plan(Some(layer), format!("layer {layer} of a model with {layers}")));
         }
-        let treatment = self.treatment(layer);
-        let (out, input) = match treatment {
-            Some(treatment) => treatment.shape(projection, config),
-            None => projection.shape(config),
-        };
-        let mut source = ProjectionSource {
-            layer,
-            projection,
-            out_features: out,
-            in_features: input,
-            base: None,
-            lora: None,
-            row_scale: None,
-            col_scale: None,
-            bias: None,
-        };
-        if treatment == Some(Treatment::Drop) {
-            return Ok(source);
-        }
-        if let Some(owner) = treatment.map_or(Some(layer), |t| t.owner_of_weights(layer)) {
-            source.base = Some(find(&names::mlp_weight(owner, projection), &[out, input])?);
-        }
-        if config.mlp_bias {
-            source.bias = Some(find(&names::mlp_bias(layer, projection), &[out])?);
-        }
-        if let Some(treatment) = treatment {
-            let rank = treatment.ranks()[projection];
-            if rank > 0 {
-                source.lora = Some(LoraSource {
-                    rank,
-                    a: find(&names::lora_a(layer, projection), &[rank, input])?,
-                    b: find(&names::lora_b(layer, projection), &[out, rank])?,
-                });
-            }
-            if treatment.scales().rows() {
-                source.row_scale = Some(find(&names::row_scale(layer, projection), &[out])?);
-            }
-            if treatment.scales().columns() {
-                source.col_scale = Some(find(&names::col_scale(layer, projection), &[input])?);
-            }
-        }
-        Ok(source)
+        self.layout().projection(layer, projection).try_map(|slot| find(&slot.stored_as, &slot.shape))
     }
 
     /// MLP weights stored: those kept and the recovery parameters.

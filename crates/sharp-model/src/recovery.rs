@@ -8,12 +8,12 @@ use sharp_quant::DType;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::family;
 use crate::hf::HfCheckpoint;
 use crate::names;
 use crate::plan::{LayerChange, Plan};
 use crate::projection::Projection;
 use crate::source::{TensorInfo, TensorRef, TensorSource};
+use crate::tensors;
 use crate::writer::SafetensorsWriter;
 
 /// File with every layer's recovery parameters.
@@ -183,7 +183,7 @@ impl Recovery {
                 self.check_projection(config, change, projection)?;
             }
         }
-        let dense = family::tensors_of(config, sharp_quant::DType::F32);
+        let dense = tensors::tensors_of(config, sharp_quant::DType::F32);
         for (name, new) in &self.replacements {
             let Some((_, layer, info)) = dense.iter().find(|(_, _, info)| info.name == *name) else {
                 return Err(Error::tensor(here, name, "the model has no such tensor to replace"));

@@ -10,11 +10,11 @@ use sharp_progress::Progress;
 use sharp_quant::DType;
 
 use crate::error::{Error, Result};
-use crate::family;
 use crate::model::ModelSource;
 use crate::names;
 use crate::plan::Treatment;
 use crate::source::TensorInfo;
+use crate::tensors;
 use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
 pub use card::{CARD_FILE, CardNotes, Origin};
@@ -125,7 +125,7 @@ fn write_dense(
 ) -> Result<ExportSummary> {
     let mut config = source.config().to_json();
     set_dtype(&mut config, options.dtype);
-    let rules = family::tensors_of(source.config(), options.dtype);
+    let rules = tensors::tensors_of(source.config(), options.dtype);
     let tensors: Vec<TensorInfo> = rules.iter().map(|(_, _, info)| info.clone()).collect();
     let mut writer = begin(source, out, options, &tensors, COMPANIONS)?;
     if factors && source.plan().is_some() {

@@ -9,9 +9,10 @@ use sharp_progress::Progress;
 use super::card::{self, CARD_FILE};
 use super::{ExportOptions, ExportSummary, begin, write_dense};
 use crate::error::{Error, Result};
-use crate::model::{LoraSource, ModelSource};
+use crate::model::ModelSource;
 use crate::names;
 use crate::projection::Projection;
+use crate::projection_source::LoraSource;
 use crate::source::TensorInfo;
 
 /// Folder of the dense base, in the adapter's.

@@ -12,8 +12,9 @@ use super::{Gguf, tokenizer_config_json, tokenizer_json};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::export::{CARD_FILE, Origin};
-use crate::family::{FAMILIES, Family, GGUF_FUSED, Heads, Presence, Scale, tensors_of};
+use crate::family::{FAMILIES, Family, GGUF_FUSED, Presence, Scale};
 use crate::source::{TensorBytes, TensorInfo, TensorSource};
+use crate::tensors::{Heads, tensors_of};
 use crate::tokenizer::Tokenizer;
 use crate::writer::pretty;
 

@@ -10,10 +10,10 @@ use super::vocab::{describe_tokenizer, no_tokenizer};
 use super::write::GgufWriter;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
-use crate::family::{self, Heads, TensorRule};
 use crate::model::ModelSource;
 use crate::names;
 use crate::source::TensorInfo;
+use crate::tensors::{self, Heads, TensorRule};
 use crate::tokenizer::Tokenizer;
 
 /// Values converted at a time, rounded up to whole rows.
@@ -63,7 +63,7 @@ pub fn export_gguf(
         Some(tokenizer) => describe_tokenizer(&mut file, path, tokenizer, config)?,
         None => no_tokenizer(&mut file),
     }
-    let rules = family::tensors_of(config, DType::F32);
+    let rules = tensors::tensors_of(config, DType::F32);
     let freqs = frequency_factors(config);
     if let Some(freqs) = &freqs {
         file.tensor(TensorInfo { name: ROPE_FREQS.into(), dtype: DType::F32, shape: vec![freqs.len()] });

@@ -6,7 +6,7 @@ use sharp_quant::DType;
 use super::Plan;
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::family;
+use crate::tensors;
 
 /// What a plan costs and saves.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl Plan {
         self.validate(config)?;
         let (mut original, mut stored) = (0u64, 0u64);
         let (mut original_bytes, mut stored_bytes) = (0u64, 0u64);
-        for (_, layer, info) in family::tensors_of(config, dtype) {
+        for (_, layer, info) in tensors::tensors_of(config, dtype) {
             let n = info.elements()?;
             // Norms and biases stay in a float type whatever the weights are in.
             let own = if info.shape.len() < 2 && dtype.block_len() > 1 { DType::F32 } else { dtype };

@@ -5,6 +5,7 @@ mod gguf_export;
 mod gguf_golden;
 mod gguf_hostile;
 mod import;
+mod layout;
 mod packed;
 mod packed_hostile;
 mod plan;
