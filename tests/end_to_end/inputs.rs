@@ -8,6 +8,8 @@ use crate::fixture::{copy_of_finished, fail, pipeline, repository, sharp, xtask}
 fn misspelt_keys_values_and_names_are_refused_with_a_suggestion() {
     let folder = tempfile::tempdir().unwrap();
     let tiny = fs::read_to_string(repository().join("configs/tiny.toml")).unwrap();
+    let base = repository().join("configs/smollm2-135m.toml");
+    let tiny = tiny.replace("\"smollm2-135m.toml\"", &format!("{base:?}"));
     let refused = |text: &str| {
         let file = folder.path().join("mine.toml");
         fs::write(&file, text).unwrap();
@@ -16,13 +18,19 @@ fn misspelt_keys_values_and_names_are_refused_with_a_suggestion() {
         Some(fail(&mut command))
     };
     let Some(errors) = refused(&tiny.replace("strategy =", "stratgey =")) else { return };
-    assert!(errors.contains("did you mean \"strategy\"?") && errors.contains("mine.toml"), "{errors}");
+    assert!(errors.contains("did you mean `strategy`?") && errors.contains("mine.toml"), "{errors}");
     let errors = refused(&tiny.replace("\"optimal\"", "\"optimum\"")).unwrap();
-    assert!(errors.contains("did you mean \"optimal\"?"), "{errors}");
+    assert!(errors.contains("did you mean `optimal`?"), "{errors}");
     let errors = refused(&tiny.replace("synth:tiny", "pinned:smollm-135m-instruct")).unwrap();
-    assert!(errors.contains("did you mean \"smollm2-135m-instruct\"?"), "{errors}");
+    assert!(errors.contains("did you mean `smollm2-135m-instruct`?"), "{errors}");
     let errors = refused(&tiny.replace("data/tiny.txt", "data/tiny.text")).unwrap();
     assert!(errors.contains("no such file"), "{errors}");
+    let errors = refused(&tiny.replace("[plan]", "[plna]")).unwrap();
+    assert!(errors.contains("did you mean `plan`?"), "{errors}");
+    let errors = refused("model = \"synth:tiny\"\nfinetune_steps = 8\n").unwrap();
+    assert!(errors.contains("finetune_steps is now finetune.steps"), "{errors}");
+    let errors = refused("extends = \"mine.toml\"").unwrap();
+    assert!(errors.contains("extends itself"), "{errors}");
     let errors = refused("model = [").unwrap();
     assert!(errors.contains("not TOML"), "{errors}");
     assert!(!folder.path().join("run").exists(), "nothing starts before the configuration is right");
@@ -34,8 +42,10 @@ fn a_stage_that_does_not_exist_is_refused_with_a_suggestion() {
     let Some(mut command) = pipeline(folder.path(), &["--from", "finetun"]) else { return };
     let errors = fail(&mut command);
     assert!(errors.contains("finetune"), "{errors}");
-    let errors = fail(&mut pipeline(folder.path(), &["--set", "windw=3"]).unwrap());
-    assert!(errors.contains("did you mean \"window\"?"), "{errors}");
+    let errors = fail(&mut pipeline(folder.path(), &["--set", "analyze.windw=3"]).unwrap());
+    assert!(errors.contains("did you mean `window`?"), "{errors}");
+    let errors = fail(&mut pipeline(folder.path(), &["--set", "finetune_steps=8"]).unwrap());
+    assert!(errors.contains("finetune_steps is now finetune.steps"), "{errors}");
 }
 
 #[test]

@@ -108,12 +108,21 @@ fn a_changed_configuration_remakes_what_depends_on_it_and_no_more() {
         arguments.extend(more);
         steps(&succeed(&mut pipeline(run, &arguments).unwrap()))
     };
-    let changed = asked(&["--set", "finetune_lr=0.5"]);
+    let changed = asked(&["--set", "finetune.lr=0.5"]);
     assert_eq!(step(&changed, "04-warmup").0, "skipped");
     let (status, reason) = step(&changed, "05-finetune");
     assert_eq!(status, "would_run");
-    assert!(reason.contains("finetune_lr"), "{reason}");
+    assert!(reason.contains("finetune.lr"), "{reason}");
     assert_eq!(step(&changed, "06-export"), ("would_run", "05-finetune comes first"));
+
+    let output =
+        succeed(&mut pipeline(run, &["--dry-run", "--json", "--set", "finetune.cold=false"]).unwrap());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("the row sft is left out: finetune.cold = false"), "{said}");
+    let without = steps(&output);
+    assert!(!without.iter().any(|step| step.0 == "05-finetune-cold"), "{without:?}");
+    assert_eq!(step(&without, "05-finetune").0, "skipped");
+    assert_eq!(step(&without, "08-evaluate").0, "would_run");
 
     let forced = asked(&["--from", "evaluate"]);
     assert_eq!(step(&forced, "07-quantize").0, "skipped");
@@ -146,8 +155,9 @@ fn text_comes_out_of_the_compressed_model() {
 fn layers_of_fewer_neurons_go_the_whole_way() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    let mut asked = vec!["--set", "strategy=even", "--set", "form=pruned", "--set", "delta_nll_tokens=0"];
-    asked.extend(["--set", "targets=0", "--set", "remove=0.3"]);
+    let mut asked = vec!["--set", "plan.strategy=even", "--set", "plan.form=pruned"];
+    asked.extend(["--set", "analyze.delta_nll_tokens=none"]);
+    asked.extend(["--set", "plan.targets=none", "--set", "plan.remove=0.3"]);
     let Some(mut command) = pipeline(&run, &asked) else { return };
     succeed(&mut command);
     let results: Value =
@@ -176,7 +186,7 @@ fn the_report_sets_other_runs_beside_this_one_where_they_compare() {
     let Some(run) = copy_of_finished() else { return };
     let run = run.path();
     let other = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let beside = format!("beside=[\"the other way={}\"]", other.path().display());
+    let beside = format!("report.compare_with=[\"the other way={}\"]", other.path().display());
     let reported = || {
         let output = succeed(&mut pipeline(run, &["--json", "--set", &beside]).unwrap());
         let made: Vec<_> = steps(&output).into_iter().filter(|(_, status, _)| status == "ran").collect();

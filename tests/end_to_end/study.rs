@@ -142,9 +142,9 @@ fn a_killed_study_goes_on_and_then_there_is_nothing_to_do() {
 fn a_cell_that_fails_is_reported_and_the_others_go_on() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let file = folder.path().join("broken.toml");
-    let text = "base = \"configs/tiny.toml\"\n[set]\nfinetune_cold = false\nrows = [\"original\", \"slw_sft\"]\n\
+    let text = "base = \"configs/tiny.toml\"\n[set]\nfinetune.cold = false\nevaluate.rows = [\"original\", \"slw_sft\"]\n\
                 [[axes]]\nname = \"layers\"\n[[axes.values]]\nname = \"none-such\"\n\
-                set = { strategy = \"explicit\", explicit = \"99<-98\" }\n\
+                set = { plan.strategy = \"explicit\", plan.explicit = \"99<-98\" }\n\
                 [[axes.values]]\nname = \"chosen\"\n";
     fs::write(&file, text).unwrap();
     let out = folder.path().join("out");
@@ -173,13 +173,13 @@ fn a_dry_run_lists_the_cells_and_writes_nothing_and_typing_errors_are_refused() 
     assert!(text.contains("two-drop-s2") && text.contains("replaces 2 MLPs"), "{text}");
     assert!(text.contains("12 cells, 12 to run"), "{text}");
     let errors = fail(&mut study(TINY, &out, &["--only", "two-drop-s3"]).unwrap());
-    assert!(errors.contains("did you mean \"two-drop-s"), "{errors}");
+    assert!(errors.contains("did you mean `two-drop-s"), "{errors}");
     let errors = fail(&mut study("configs/studies/tinny.toml", &out, &[]).unwrap());
     assert!(errors.contains("there are: ") && errors.contains(TINY), "{errors}");
     let file = folder.path().join("mine.toml");
     let tiny = fs::read_to_string(repository().join(TINY)).unwrap();
-    fs::write(&file, tiny.replacen("warmup_start", "warmup_strat", 1)).unwrap();
+    fs::write(&file, tiny.replacen("warmup.start", "warmup.strat", 1)).unwrap();
     let errors = fail(study(file.to_str().unwrap(), &out, &[]).unwrap().stdout(Stdio::null()));
-    assert!(errors.contains("mine.toml") && errors.contains("did you mean \"warmup_start\"?"), "{errors}");
+    assert!(errors.contains("mine.toml") && errors.contains("did you mean `start`?"), "{errors}");
     assert!(!out.exists(), "nothing starts before the study is right");
 }

@@ -18,6 +18,14 @@ pub enum Error {
     /// A value or a combination of values that cannot be used; the message names the key or the file.
     #[error("{0}")]
     Invalid(String),
+    /// A key of a configuration that cannot have this value.
+    #[error("{key}: {message}")]
+    Setting {
+        /// The key, a section's as `section.key`.
+        key: String,
+        /// What is wrong with the value.
+        message: String,
+    },
     /// A place in which another error arose: a configuration file, a cell of a study.
     #[error("{place}")]
     In {

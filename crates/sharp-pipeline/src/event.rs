@@ -29,6 +29,11 @@ pub enum Event<'a> {
         /// Largest resident memory of its programs, in bytes.
         peak_memory_bytes: Option<u64>,
     },
+    /// The configuration asks for something that it cannot have.
+    Note {
+        /// What is left out, and why.
+        text: &'a str,
+    },
     /// A person edited an output that may be edited.
     Edited {
         /// The file.
@@ -87,6 +92,7 @@ impl fmt::Display for Event<'_> {
                     None => Ok(()),
                 }
             }
+            Self::Note { text } => f.write_str(text),
             Self::Edited { path, stage } => {
                 write!(f, "{path} was edited: the edit is used (--from {stage} makes it anew)")
             }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod atomic;
-mod config;
+pub mod config;
 mod error;
 mod event;
 mod executor;
@@ -13,18 +13,17 @@ pub mod provision;
 mod run_folder;
 pub mod stages;
 pub mod study;
-mod suggest;
 mod workspace;
 
 pub use atomic::write_atomic;
 pub use config::Config;
 pub use error::{Error, Result, chain};
 pub use event::{Event, Observer};
-pub use executor::{Outcome, Span, StepStatus, dry_run, execute, shown_command};
+pub use executor::{Outcome, Span, StepStatus, dry_run, execute};
 pub use manifest::{Host, Manifest, Recorded, Status};
 pub use process::{request_stop, stop_requested};
 pub use programs::{InFolder, Program, ProgramPaths, Programs};
 pub use run_folder::{Run, lock};
-pub use stages::{Stage, Step};
+pub use stages::{CommandLine, Stage, Step};
 pub use study::Study;
 pub use workspace::{Workspace, cache};

@@ -11,7 +11,7 @@ use crate::atomic::write_atomic;
 use crate::error::{Context as _, Result};
 
 /// Name of the file in the stage's folder.
-pub(crate) const FILE: &str = "manifest.json";
+pub(crate) const FILE: &str = sharp_schema::run::MANIFEST_FILE;
 
 /// Files up to this size are always read again to compare their digest; larger ones only where size or time
 /// of change differ.

@@ -5,8 +5,10 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use sharp_schema::run::CONFIG_FILE;
+
 use crate::atomic::write_atomic;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::error::{Context as _, Error, Result};
 use crate::workspace::Workspace;
 
@@ -40,7 +42,7 @@ impl Run {
         out: Option<&Path>,
     ) -> Result<Self> {
         let file = workspace.find(config_file);
-        let config = config::load(workspace, &file, overrides)?;
+        let config = Config::load(workspace, &file, overrides)?;
         let folder = match out {
             Some(path) => {
                 std::path::absolute(path).with_context(|| format!("the folder {}", path.display()))?
@@ -60,7 +62,7 @@ impl Run {
     }
 
     /// A stage's folder or file in this run.
-    pub fn path(&self, inside: &str) -> PathBuf {
+    pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         self.folder.join(inside)
     }
 
@@ -76,7 +78,7 @@ impl Run {
             "# As resolved from {}, with every default and --set.\n{body}",
             self.config_file.display()
         );
-        write_atomic(&self.folder.join("config.toml"), text.as_bytes())
+        write_atomic(&self.folder.join(CONFIG_FILE), text.as_bytes())
     }
 }
 

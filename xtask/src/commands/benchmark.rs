@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
-use sharp_pipeline::stages::IMPORT;
+use sharp_schema::run::IMPORT;
 use sharp_pipeline::{Program, Stage};
 
 use super::goals::{Goals, Group};

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use sharp_pipeline::Program;
-use sharp_pipeline::stages::{COMPRESSED, QUANTIZE};
+use sharp_schema::run::{COMPRESSED_MODEL, QUANTIZE};
 
 use super::run::RunArgs;
 use crate::{build, paths};
@@ -26,7 +26,7 @@ pub(crate) struct Args {
 /// Builds `sharp` and hands over to it.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let run = args.run.resolve()?;
-    let model = run.path(QUANTIZE).join(COMPRESSED);
+    let model = run.path(QUANTIZE).join(COMPRESSED_MODEL);
     if !model.is_file() {
         bail!(
             "{} is not made yet: run `cargo xtask pipeline --config {}` first",

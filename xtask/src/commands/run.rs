@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 use sharp_pipeline::{Outcome, Run, Span, Stage, StepStatus, stages};
+use sharp_schema::run::REPORT_PAGE;
 
 use crate::build::Cargo;
 use crate::observer::{catch_signals, stderr};
@@ -17,7 +18,7 @@ pub(crate) struct RunArgs {
     /// The configuration of the run
     #[arg(long, value_name = "FILE", default_value = "configs/smollm2-135m.toml")]
     pub(crate) config: PathBuf,
-    /// Replace one value of the configuration, as in --set remove=0.4; may be given several times
+    /// Replace one value of the configuration, as in --set plan.remove=0.4; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) overrides: Vec<String>,
     /// The folder of the run; `runs/` and the name of the configuration by default
@@ -111,17 +112,17 @@ fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
     if dry_run && !json {
         for outcome in &outcomes {
             println!("{:<18} {:<10} {}", outcome.folder, outcome.status, outcome.reason);
-            let step = steps.iter().find(|step| step.folder == outcome.folder);
-            for invocation in step
+            let step = steps.iter().find(|step| step.folder.name() == outcome.folder);
+            for line in step
                 .filter(|_| outcome.status == StepStatus::WouldRun)
                 .iter()
-                .flat_map(|step| &step.invocations)
+                .flat_map(|step| &step.command_lines)
             {
-                println!("{:18} $ {}", "", sharp_pipeline::shown_command(&run, invocation).join(" "));
+                println!("{:18} $ {}", "", line.shown(&run).join(" "));
             }
         }
     }
-    let page = run.path("report.html");
+    let page = run.path(REPORT_PAGE);
     let report = page.is_file().then(|| paths::shown(&page));
     if !dry_run && outcomes.iter().any(|outcome| outcome.status == StepStatus::Ran) {
         let total: f64 = outcomes

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Run only these cells
     #[arg(long, value_name = "CELL", value_delimiter = ',')]
     only: Vec<String>,
-    /// Replace one value of every cell's configuration, as in --set finetune_steps=200; may be given several times
+    /// Replace one value of every cell's configuration, as in --set finetune.steps=200; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// The folder of the study; `runs/` and its name by default

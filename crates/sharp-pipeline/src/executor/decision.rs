@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sharp_schema::run::StageFolder;
+
 use super::Span;
 use crate::error::{Result, bail};
 use crate::event::{Event, Observer};
@@ -12,7 +14,7 @@ use crate::run_folder::Run;
 use crate::stages::{Input, Step};
 
 /// Manifests of the steps before, by folder; `None` for a step that is yet to be made.
-pub(super) type Made = BTreeMap<&'static str, Option<Manifest>>;
+pub(super) type Made = BTreeMap<StageFolder, Option<Manifest>>;
 
 /// What to do about a step.
 #[derive(Debug)]
@@ -57,7 +59,8 @@ pub(super) fn decide(
         Inputs::All(inputs) => inputs,
         Inputs::Pending(folder) => return Ok(Action::Start(format!("{folder} comes first"))),
     };
-    let fingerprint = manifest::fingerprint(step.folder, step.version, &step.config, &inputs)?;
+    let fingerprint =
+        manifest::fingerprint(step.folder.name(), step.version, step.settings.values(), &inputs)?;
     match state_of_folder(run, step, old, &inputs, &fingerprint, observer)? {
         Action::Start(reason) => Ok(match finished_sibling(run, step, &fingerprint) {
             Some((manifest, from)) => Action::Reuse(Box::new(manifest), from),
@@ -112,7 +115,7 @@ fn state_of_folder(
 
 /// A sibling's finished step with this fingerprint whose files are as they were written.
 fn finished_sibling(run: &Run, step: &Step, fingerprint: &str) -> Option<(Manifest, PathBuf)> {
-    run.siblings.iter().filter(|_| step.beside.is_empty()).find_map(|other| {
+    run.siblings.iter().filter(|_| step.outputs_in_run.is_empty()).find_map(|other| {
         let made = Manifest::read(&other.join(step.folder))?;
         let stands = made.fingerprint == fingerprint
             && made.status == Status::Done
@@ -128,12 +131,12 @@ fn difference(old: &Manifest, step: &Step, inputs: &[Recorded]) -> String {
     if old.version != step.version {
         return format!("version {} of the stage, made by {}", step.version, old.version);
     }
-    let changed: Vec<&str> = step
-        .config
+    let settings = step.settings.values();
+    let changed: Vec<&str> = settings
         .iter()
         .filter(|(key, value)| old.config.get(*key) != Some(value))
         .map(|(key, _)| key.as_str())
-        .chain(old.config.keys().filter(|key| !step.config.contains_key(*key)).map(String::as_str))
+        .chain(old.config.keys().filter(|key| !settings.contains_key(*key)).map(String::as_str))
         .collect();
     if !changed.is_empty() {
         return format!("the configuration changed: {}", changed.join(", "));
@@ -153,7 +156,7 @@ fn difference(old: &Manifest, step: &Step, inputs: &[Recorded]) -> String {
 /// The inputs of a step, or the first earlier step that is yet to be made.
 pub(super) enum Inputs {
     All(Vec<Recorded>),
-    Pending(&'static str),
+    Pending(StageFolder),
 }
 
 pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded]) -> Result<Inputs> {
@@ -161,7 +164,7 @@ pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded]) -> R
     for input in &step.inputs {
         match input {
             Input::From(folder, prefixes) => {
-                let Some(Some(earlier)) = made.get(folder) else { return Ok(Inputs::Pending(folder)) };
+                let Some(Some(earlier)) = made.get(folder) else { return Ok(Inputs::Pending(*folder)) };
                 let before = all.len();
                 all.extend(
                     earlier
@@ -170,7 +173,7 @@ pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded]) -> R
                         .filter(|output| {
                             let inside = output
                                 .path
-                                .strip_prefix(folder)
+                                .strip_prefix(folder.name())
                                 .map_or("", |rest| rest.trim_start_matches('/'));
                             prefixes.is_empty() || prefixes.iter().any(|prefix| inside.starts_with(prefix))
                         })

@@ -14,7 +14,7 @@ use crate::programs::{Program, ProgramPaths, Programs};
 use crate::provision;
 use crate::provision::pins::PinnedFile;
 use crate::run_folder::Run;
-use crate::stages::{Input, Invocation, Step};
+use crate::stages::{CommandLine, Input, Step};
 
 /// A run at work: the lock of its folder and the programs that its steps need.
 pub(super) struct Making<'a> {
@@ -42,8 +42,8 @@ impl<'a> Making<'a> {
             }
         }
         provision::files(&wanted, false, observer)?;
-        let invocations = steps.iter().flat_map(|step| &step.invocations);
-        let mut started: Vec<Program> = invocations.map(|invocation| invocation.program).collect();
+        let lines = steps.iter().flat_map(|step| &step.command_lines);
+        let mut started: Vec<Program> = lines.map(|line| line.program).collect();
         started.sort();
         started.dedup();
         Ok(Self { run, lock, programs: programs.provide(&started)?, observer })
@@ -59,13 +59,18 @@ impl<'a> Making<'a> {
             bail!("{} was started before the steps it reads", step.folder)
         };
         let mut manifest = Manifest {
-            stage: step.folder.to_owned(),
+            stage: step.folder.to_string(),
             version: step.version,
             status: Status::Running,
-            fingerprint: manifest::fingerprint(step.folder, step.version, &step.config, &inputs)?,
-            config: step.config.clone(),
+            fingerprint: manifest::fingerprint(
+                step.folder.name(),
+                step.version,
+                step.settings.values(),
+                &inputs,
+            )?,
+            config: step.settings.values().clone(),
             seed: run.config.seed,
-            commands: step.invocations.iter().map(|invocation| shown_command(run, invocation)).collect(),
+            commands: step.command_lines.iter().map(|line| line.shown(run)).collect(),
             inputs,
             outputs: Vec::new(),
             host: Host::here(),
@@ -78,11 +83,11 @@ impl<'a> Making<'a> {
             clear(&folder)?;
         }
         manifest.write(&folder)?;
-        for (name, contents) in &step.prepared {
+        for (name, contents) in &step.files {
             write_atomic(&folder.join(name), contents.as_bytes())?;
         }
-        for invocation in &step.invocations {
-            let usage = self.invoke(step, invocation)?;
+        for line in &step.command_lines {
+            let usage = self.start(step, line)?;
             manifest.wall_s += usage.wall_s;
             manifest.peak_memory_bytes = manifest.peak_memory_bytes.max(usage.peak_memory_bytes);
         }
@@ -95,10 +100,10 @@ impl<'a> Making<'a> {
     }
 
     /// Starts one program and waits for it.
-    fn invoke(&self, step: &Step, invocation: &Invocation) -> Result<Usage> {
+    fn start(&self, step: &Step, line: &CommandLine) -> Result<Usage> {
         let run = self.run;
-        let mut command = Command::new(self.programs.path(invocation.program)?);
-        command.args(&invocation.arguments).current_dir(&run.folder);
+        let mut command = Command::new(self.programs.path(line.program)?);
+        command.args(&line.arguments).current_dir(&run.folder);
         // Read by libtorch's thread pool before any code of ours could set it.
         command.env("OMP_WAIT_POLICY", "passive");
         let (status, usage) = process::run(&mut command, &self.lock)?;
@@ -106,7 +111,7 @@ impl<'a> Making<'a> {
             return Err(Error::StageFailed {
                 stage: step.stage.name().to_owned(),
                 status,
-                command: shown_command(run, invocation).join(" "),
+                command: line.shown(run).join(" "),
             });
         }
         Ok(usage)
@@ -137,18 +142,6 @@ impl<'a> Making<'a> {
         made.write(&folder)?;
         Ok(made)
     }
-}
-
-/// A command line with the run's folder and the repository shortened.
-pub fn shown_command(run: &Run, invocation: &Invocation) -> Vec<String> {
-    let run_folder = format!("{}/", run.folder.display());
-    let root = format!("{}/", run.workspace.root().display());
-    let shorten = |argument: &std::ffi::OsString| {
-        argument.to_string_lossy().replace(&run_folder, "").replace(&root, "")
-    };
-    std::iter::once(invocation.program.name().to_owned())
-        .chain(invocation.arguments.iter().map(shorten))
-        .collect()
 }
 
 /// Empties a step's folder: what is in it belongs to other inputs.
@@ -188,7 +181,7 @@ fn outputs(run: &Run, step: &Step) -> Result<Vec<Recorded>> {
         }
     }
     let mut files: Vec<PathBuf> = manifest::written(&folder, step.scratch)?;
-    for name in &step.beside {
+    for name in &step.outputs_in_run {
         let path = run.path(name);
         if !path.is_file() {
             return not_written((*name).to_owned());

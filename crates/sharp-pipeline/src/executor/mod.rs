@@ -17,8 +17,6 @@ use crate::stages::{Stage, Step};
 use decision::{Action, Made, decide};
 use making::Making;
 
-pub use making::shown_command;
-
 /// Says which stages are wanted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Span {
@@ -89,7 +87,7 @@ impl Outcome {
     fn new(step: &Step, status: StepStatus, reason: String, made: Option<&Manifest>) -> Self {
         Self {
             stage: step.stage.name().to_owned(),
-            folder: step.folder.to_owned(),
+            folder: step.folder.to_string(),
             status,
             reason,
             wall_s: made.map(|made| made.wall_s),
@@ -103,6 +101,19 @@ impl Outcome {
 /// # Errors
 /// Where a file that a step reads or has written cannot be read.
 pub fn dry_run(run: &Run, steps: &[Step], span: Span, observer: Observer<'_>) -> Result<Vec<Outcome>> {
+    announce_notes(steps, span, observer);
+    forecast(run, steps, span, observer)
+}
+
+/// Says what the configuration of these steps asks for and cannot have.
+fn announce_notes(steps: &[Step], span: Span, observer: Observer<'_>) {
+    for text in steps.iter().filter(|step| span.contains(step.stage)).flat_map(|step| &step.notes) {
+        observer(&Event::Note { text });
+    }
+}
+
+/// Looks at every step and changes nothing.
+fn forecast(run: &Run, steps: &[Step], span: Span, observer: Observer<'_>) -> Result<Vec<Outcome>> {
     let mut made = Made::new();
     let mut outcomes = Vec::new();
     for step in steps.iter().filter(|step| span.contains(step.stage)) {
@@ -132,11 +143,12 @@ pub fn execute(
     observer: Observer<'_>,
 ) -> Result<Vec<Outcome>> {
     let lock = run.lock()?;
-    let forecast = dry_run(run, steps, span, observer)?;
+    let forecast = forecast(run, steps, span, observer)?;
     if forecast.iter().all(|outcome| outcome.status == StepStatus::Skipped) {
         observer(&Event::NothingToDo { run: &run.workspace.shown(&run.folder) });
         return Ok(forecast);
     }
+    announce_notes(steps, span, observer);
     let wanted: Vec<&Step> = steps.iter().filter(|step| span.contains(step.stage)).collect();
     let would_run =
         forecast.iter().zip(&wanted).filter(|(outcome, _)| outcome.status == StepStatus::WouldRun);
@@ -153,7 +165,7 @@ pub fn execute(
         let reason = action.reason(run);
         if !matches!(action, Action::Skip(_)) {
             let (number, of) = (index + 1, wanted.len());
-            observer(&Event::Begins { number, of, folder: step.folder, reason: &reason });
+            observer(&Event::Begins { number, of, folder: step.folder.name(), reason: &reason });
         }
         let (status, manifest) = match action {
             Action::Skip(old) => (StepStatus::Skipped, *old),
@@ -169,7 +181,6 @@ pub fn execute(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::fs;
     use std::path::Path;
 
@@ -179,6 +190,7 @@ mod tests {
     use crate::workspace::Workspace;
 
     use crate::programs::InFolder;
+    use crate::stages::Settings;
 
     fn silent(_: &Event<'_>) {}
 
@@ -193,17 +205,18 @@ mod tests {
         };
         let step = || Step {
             stage: Stage::Plan,
-            folder: "03-plan",
+            folder: sharp_schema::run::PLAN,
+            command_lines: Vec::new(),
             version: 1,
-            config: BTreeMap::new(),
+            settings: Settings::default(),
             inputs: Vec::new(),
-            invocations: Vec::new(),
             must_write: vec!["plan.toml"],
-            beside: Vec::new(),
+            outputs_in_run: Vec::new(),
             scratch: &[],
             editable: true,
             resumable: false,
-            prepared: vec![("plan.toml", "a plan".to_owned())],
+            files: vec![("plan.toml", "a plan".to_owned())],
+            notes: Vec::new(),
         };
         let other = run("other");
         fs::create_dir_all(&other.folder).unwrap();

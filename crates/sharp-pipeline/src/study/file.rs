@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{self, Config};
+use crate::config::{Config, Row, assignments, check_keys, dotted_keys, lay_over, read_layers};
 use crate::error::{Context as _, Result, bail};
-use crate::suggest;
 use crate::workspace::Workspace;
+use sharp_schema::suggest;
 
 /// The file as typed.
 #[derive(Debug, Deserialize)]
@@ -63,7 +63,7 @@ pub struct Plot {
     /// The axis with a line for each of its values; the first by default.
     pub lines: String,
     /// Rows of the evaluation that are drawn; `slw_sft` by default.
-    pub rows: Vec<String>,
+    pub rows: Vec<Row>,
 }
 
 /// A checked study.
@@ -115,12 +115,9 @@ impl Study {
         let shown = || format!("in the study {}", file.display());
         let read = toml::from_str::<StudyFile>(&text).with_context(shown)?;
         let base = workspace.find(&read.base);
-        let base_text = std::fs::read_to_string(&base)
-            .with_context(|| format!("base: reading the configuration {}", read.base.display()))
-            .with_context(shown)?;
+        let base = read_layers(workspace, &base).context("base").with_context(shown)?;
         let name = path.file_stem().context("the study's file has no name")?.to_string_lossy().into_owned();
-        Self::new(workspace, name, file, read, &base_text, &config::assignments(overrides)?)
-            .with_context(shown)
+        Self::new(workspace, name, file, read, &base, &assignments(overrides)?).with_context(shown)
     }
 
     fn new(
@@ -128,64 +125,25 @@ impl Study {
         name: String,
         file: &Path,
         read: StudyFile,
-        base_text: &str,
+        base: &toml::Table,
         overrides: &toml::Table,
     ) -> Result<Self> {
         check(&read)?;
-        let base = base_text
-            .parse::<toml::Table>()
-            .with_context(|| format!("base: the configuration {} is not TOML", read.base.display()))?;
         let mut plot = read.plot.clone();
         if plot.lines.is_empty() {
             plot.lines = read.axes.first().map(|axis| axis.name.clone()).unwrap_or_default();
         }
         if plot.rows.is_empty() {
-            plot.rows.push("slw_sft".into());
-        }
-        let mut grid: Vec<Vec<&Value>> = vec![Vec::new()];
-        for axis in &read.axes {
-            grid = grid
-                .into_iter()
-                .flat_map(|cell| axis.values.iter().map(move |value| [&cell[..], &[value]].concat()))
-                .collect();
+            plot.rows.push(Row::SlwSft);
         }
         let mut cells: Vec<Cell> = Vec::new();
-        for values in &grid {
+        for values in grid(&read.axes) {
             for &seed in &read.seeds {
-                let names: Vec<String> = values.iter().map(|value| value.name.clone()).collect();
-                let name = [&names[..], &[format!("s{seed}")]].concat().join("-");
-                if cells.iter().any(|cell| cell.name == name) {
-                    bail!("two cells would be called {name}: rename a value of an axis");
+                let cell = cell(workspace, &read, base, &values, seed, overrides)?;
+                if cells.iter().any(|other| other.name == cell.name) {
+                    bail!("two cells would be called {}: rename a value of an axis", cell.name);
                 }
-                let mut table = base.clone();
-                table.extend(read.set.clone());
-                for (key, value) in values.iter().flat_map(|value| &value.set) {
-                    table.insert(key.clone(), value.clone());
-                }
-                for when in &read.when {
-                    let holds = |(axis, value): (&String, &String)| {
-                        read.axes.iter().zip(&names).any(|(a, name)| a.name == *axis && name == value)
-                    };
-                    if when.is.iter().all(holds) {
-                        table.extend(when.set.clone());
-                    }
-                }
-                let seed_value = i64::try_from(seed).ok().context("seeds: too large")?;
-                table.insert("train_seed".into(), toml::Value::Integer(seed_value));
-                table.extend(overrides.clone());
-                let config =
-                    config::from_table(workspace, table).with_context(|| format!("the cell {name}"))?;
-                if config.rows.first().is_none_or(|row| row != "original") {
-                    bail!(
-                        "the cell {name}: rows: begin with \"original\", which the others are compared with"
-                    );
-                }
-                if config.rows.len() < 2 || config.texts.is_empty() {
-                    bail!(
-                        "the cell {name}: rows and texts: a study needs a row beside the original, and a text"
-                    );
-                }
-                cells.push(Cell { name, values: names, seed, config });
+                cells.push(cell);
             }
         }
         let axes = read
@@ -209,25 +167,79 @@ impl Study {
     }
 }
 
+/// Every combination of the axes' values; the last axis changes fastest.
+fn grid(axes: &[Axis]) -> Vec<Vec<&Value>> {
+    let mut grid: Vec<Vec<&Value>> = vec![Vec::new()];
+    for axis in axes {
+        grid = grid
+            .into_iter()
+            .flat_map(|cell| axis.values.iter().map(move |value| [&cell[..], &[value]].concat()))
+            .collect();
+    }
+    grid
+}
+
+/// The cell of these values: over the base lie the study's keys, the values', what their combination needs, the seed and
+/// `--set`.
+fn cell(
+    workspace: &Workspace,
+    read: &StudyFile,
+    base: &toml::Table,
+    values: &[&Value],
+    seed: u64,
+    overrides: &toml::Table,
+) -> Result<Cell> {
+    let names: Vec<String> = values.iter().map(|value| value.name.clone()).collect();
+    let name = [&names[..], &[format!("s{seed}")]].concat().join("-");
+    let mut table = base.clone();
+    lay_over(&mut table, read.set.clone());
+    for value in values {
+        lay_over(&mut table, value.set.clone());
+    }
+    for when in &read.when {
+        let holds = |(axis, value): (&String, &String)| {
+            read.axes.iter().zip(&names).any(|(a, name)| a.name == *axis && name == value)
+        };
+        if when.is.iter().all(holds) {
+            lay_over(&mut table, when.set.clone());
+        }
+    }
+    lay_over(&mut table, assignments(&[format!("training.seed={seed}")])?);
+    lay_over(&mut table, overrides.clone());
+    let place = || format!("the cell {name}");
+    let config = Config::from_table(workspace, table).with_context(place)?;
+    let rows = config.rows().0;
+    if rows.first() != Some(&Row::Original) {
+        bail!("the cell {name}: evaluate.rows: begin with \"original\", which the others are compared with");
+    }
+    if rows.len() < 2 || config.evaluate.texts.is_empty() {
+        bail!(
+            "the cell {name}: evaluate.rows and evaluate.texts: a study needs a row beside the original, and a text"
+        );
+    }
+    Ok(Cell { name, values: names, seed, config })
+}
+
 impl Cell {
     /// Says what the cell is asked to save, for a person.
     pub fn size(&self) -> String {
-        match (self.config.targets, self.config.explicit.is_empty()) {
-            (_, false) => format!("layers {}", self.config.explicit),
-            (0, true) => format!("saves {:.1} % or more", 100.0 * self.config.remove),
-            (targets, true) => format!("replaces {targets} MLPs"),
+        let plan = &self.config.plan;
+        match (&plan.explicit, plan.targets) {
+            (Some(layers), _) => format!("layers {layers}"),
+            (None, Some(targets)) => format!("replaces {targets} MLPs"),
+            (None, None) => format!("saves {:.1} % or more", 100.0 * plan.remove),
         }
     }
 
     /// The number of steps of its fine-tuning.
     pub fn finetune_steps(&self) -> usize {
-        self.config.finetune_steps
+        self.config.finetune.steps.get()
     }
 }
 
 /// Refuses what cannot be meant, naming the place.
 fn check(read: &StudyFile) -> Result<()> {
-    config::check_keys(&read.set).context("[set]")?;
+    check_keys(&read.set).context("[set]")?;
     if read.axes.is_empty() {
         bail!("axes: there are none; an [[axes]] with a name and [[axes.values]] says what is compared");
     }
@@ -237,7 +249,7 @@ fn check(read: &StudyFile) -> Result<()> {
     distinct("seeds", &read.seeds)?;
     let axes: Vec<&str> = read.axes.iter().map(|axis| axis.name.as_str()).collect();
     distinct("axes", &axes)?;
-    let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for axis in &read.axes {
         check_name("axes", &axis.name)?;
         let place = format!("the axis {:?}", axis.name);
@@ -247,9 +259,9 @@ fn check(read: &StudyFile) -> Result<()> {
         distinct(&place, &axis.values.iter().map(|value| value.name.as_str()).collect::<Vec<_>>())?;
         for value in &axis.values {
             check_name(&place, &value.name)?;
-            config::check_keys(&value.set).with_context(|| format!("{place}, value {:?}", value.name))?;
-            for key in value.set.keys() {
-                let owner = owners.entry(key).or_insert(&axis.name);
+            check_keys(&value.set).with_context(|| format!("{place}, value {:?}", value.name))?;
+            for key in dotted_keys(&value.set) {
+                let owner = owners.entry(key.clone()).or_insert(&axis.name);
                 if *owner != axis.name {
                     bail!(
                         "{place}: {key} is set by the axis {owner:?} too, and one would hide the other; a [[when]] sets \
@@ -260,7 +272,7 @@ fn check(read: &StudyFile) -> Result<()> {
         }
     }
     for when in &read.when {
-        config::check_keys(&when.set).context("[[when]]")?;
+        check_keys(&when.set).context("[[when]]")?;
         for (name, value) in &when.is {
             let Some(axis) = read.axes.iter().find(|axis| axis.name == *name) else {
                 bail!("[[when]]: there is no axis {name:?}{}", suggest::hint(name, &axes))
@@ -274,14 +286,11 @@ fn check(read: &StudyFile) -> Result<()> {
     let mut everywhere = vec![&read.set];
     everywhere.extend(read.axes.iter().flat_map(|axis| axis.values.iter().map(|value| &value.set)));
     everywhere.extend(read.when.iter().map(|when| &when.set));
-    if everywhere.iter().any(|set| set.contains_key("train_seed")) {
-        bail!("train_seed: the study sets it for each cell; write seeds = [1, 2] instead");
+    if everywhere.iter().any(|set| dotted_keys(set).iter().any(|key| key == "training.seed")) {
+        bail!("training.seed: the study sets it for each cell; write seeds = [1, 2] instead");
     }
     if !read.plot.lines.is_empty() && !axes.contains(&read.plot.lines.as_str()) {
         bail!("plot.lines: there is no axis {:?}{}", read.plot.lines, suggest::hint(&read.plot.lines, &axes));
-    }
-    if let Some(row) = read.plot.rows.iter().find(|row| !config::ROWS.contains(&row.as_str())) {
-        bail!("plot.rows: there is no row {row:?}{}", suggest::hint(row, config::ROWS));
     }
     Ok(())
 }
@@ -304,20 +313,31 @@ fn distinct<T: PartialEq + std::fmt::Debug>(place: &str, names: &[T]) -> Result<
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::num::NonZeroU64;
+
+    use sharp_schema::Form;
+
     use super::*;
     use crate::error::chain;
     use crate::workspace::tests::workspace;
 
-    const BASE: &str = "model = \"synth:tiny\"\ncalibration = \"data/tiny.txt\"\ntrain_data = [\"data/tiny.txt\"]\n\
-                        texts = [\"tiny=data/tiny.txt\"]\nrows = [\"original\", \"slw_sft\"]\n";
+    const BASE: &str = "model = \"synth:tiny\"\ndata = { calibration = \"data/tiny.txt\", train = [\"data/tiny.txt\"] }\n\
+                        evaluate = { texts = [\"tiny=data/tiny.txt\"], rows = [\"original\", \"slw_sft\"] }\n";
 
-    const GRID: &str = "base = \"configs/tiny.toml\"\nseeds = [1, 2]\nset = { finetune_steps = 3 }\n\
-        [[axes]]\nname = \"method\"\n[[axes.values]]\nname = \"ours\"\n[[axes.values]]\nname = \"paper\"\nset = { form = \"low_rank\", rho = 0.2 }\n\
-        [[axes]]\nname = \"size\"\n[[axes.values]]\nname = \"20\"\nset = { remove = 0.2 }\n[[axes.values]]\nname = \"10\"\nset = { remove = 0.1 }\n";
+    const GRID: &str = "base = \"configs/tiny.toml\"\nseeds = [1, 2]\nset = { finetune.steps = 3 }\n\
+        [[axes]]\nname = \"method\"\n[[axes.values]]\nname = \"ours\"\n[[axes.values]]\nname = \"paper\"\nset = { plan.form = \"low_rank\", plan.rho = 0.2 }\n\
+        [[axes]]\nname = \"size\"\n[[axes.values]]\nname = \"20\"\nset = { plan.remove = 0.2 }\n[[axes.values]]\nname = \"10\"\nset = { plan.remove = 0.1 }\n";
 
     pub(in crate::study) fn study(text: &str) -> Result<Study> {
         let read = toml::from_str::<StudyFile>(text).context("the study")?;
-        Study::new(&workspace(), "mine".into(), Path::new("mine.toml"), read, BASE, &toml::Table::new())
+        Study::new(
+            &workspace(),
+            "mine".into(),
+            Path::new("mine.toml"),
+            read,
+            &BASE.parse().unwrap(),
+            &toml::Table::new(),
+        )
     }
 
     pub(in crate::study) fn grid() -> Study {
@@ -344,29 +364,46 @@ pub(super) mod tests {
         ];
         assert_eq!(names, expected);
         let cell = &study.cells[7];
-        assert_eq!((cell.config.form.as_str(), cell.config.remove, cell.config.rho), ("low_rank", 0.1, 0.2));
-        assert_eq!((cell.config.finetune_steps, cell.config.train_seed, cell.config.seed), (3, 2, 1));
-        assert_eq!(study.cells[0].config.rho, Config::default().rho, "what no axis sets is the base's");
         assert_eq!(
-            (study.plot.lines.as_str(), &study.plot.rows[..]),
-            ("method", &["slw_sft".to_owned()][..])
+            (cell.config.plan.form, cell.config.plan.remove, cell.config.plan.rho),
+            (Form::LowRank, 0.1, 0.2)
         );
+        assert_eq!(
+            (cell.finetune_steps(), cell.config.training.seed, cell.config.seed),
+            (3, NonZeroU64::new(2), 1)
+        );
+        assert_eq!(
+            study.cells[0].config.plan.rho,
+            Config::default().plan.rho,
+            "what no axis sets is the base's"
+        );
+        assert_eq!((study.plot.lines.as_str(), &study.plot.rows[..]), ("method", &[Row::SlwSft][..]));
     }
 
     #[test]
     fn a_combination_may_need_keys_of_its_own_and_the_command_line_has_the_last_word() {
         let text = format!(
-            "{GRID}[[when]]\nis = {{ method = \"paper\", size = \"10\" }}\nset = {{ rho = 0.3, finetune_steps = 4 }}\n"
+            "{GRID}[[when]]\nis = {{ method = \"paper\", size = \"10\" }}\nset = {{ plan.rho = 0.3, finetune.steps = 4 }}\n"
         );
         let found = study(&text).unwrap();
-        let of = |name: &str| &found.cells.iter().find(|cell| cell.name == name).unwrap().config;
-        assert_eq!((of("paper-10-s1").rho, of("paper-10-s1").finetune_steps), (0.3, 4));
-        assert_eq!((of("paper-20-s1").rho, of("paper-20-s1").finetune_steps), (0.2, 3));
+        let of = |name: &str| {
+            let cell = found.cells.iter().find(|cell| cell.name == name).unwrap();
+            (cell.config.plan.rho, cell.finetune_steps())
+        };
+        assert_eq!(of("paper-10-s1"), (0.3, 4));
+        assert_eq!(of("paper-20-s1"), (0.2, 3));
         let read: StudyFile = toml::from_str(&text).unwrap();
-        let overrides = config::assignments(&["finetune_steps=9".into()]).unwrap();
-        let longer =
-            Study::new(&workspace(), "mine".into(), Path::new("mine.toml"), read, BASE, &overrides).unwrap();
-        assert!(longer.cells.iter().all(|cell| cell.config.finetune_steps == 9));
+        let overrides = assignments(&["finetune.steps=9".into()]).unwrap();
+        let longer = Study::new(
+            &workspace(),
+            "mine".into(),
+            Path::new("mine.toml"),
+            read,
+            &BASE.parse().unwrap(),
+            &overrides,
+        )
+        .unwrap();
+        assert!(longer.cells.iter().all(|cell| cell.finetune_steps() == 9));
     }
 
     #[test]
@@ -374,45 +411,45 @@ pub(super) mod tests {
         for (from, to, expected) in [
             ("seeds =", "seedz =", "unknown field `seedz`"),
             (
-                "form =",
-                "fromm =",
-                "the axis \"method\", value \"paper\": there is no key \"fromm\"; did you mean \"form\"?",
+                "plan.form =",
+                "plan.fromm =",
+                "the axis \"method\", value \"paper\": there is no key \"fromm\" in [plan]; did you mean `form`?",
             ),
             (
-                "finetune_steps",
-                "finetune_step",
-                "[set]: there is no key \"finetune_step\"; did you mean \"finetune_steps\"?",
+                "finetune.steps",
+                "finetune.step",
+                "[set]: there is no key \"step\" in [finetune]; did you mean `steps`?",
             ),
             (
                 "\"low_rank\"",
                 "\"lowrank\"",
-                "the cell paper-20-s1: form: there is no \"lowrank\"; did you mean \"low_rank\"?",
+                "the cell paper-20-s1: plan.form: unknown form `lowrank`; did you mean `low_rank`?",
             ),
-            ("remove = 0.1", "remove = 1.5", "the cell ours-10-s1: remove: 1.5"),
-            ("remove = 0.1", "rho = 0.1", "rho is set by the axis \"method\" too"),
+            ("plan.remove = 0.1", "plan.remove = 1.5", "the cell ours-10-s1: plan.remove: 1.5"),
+            ("plan.remove = 0.1", "plan.rho = 0.1", "plan.rho is set by the axis \"method\" too"),
             ("name = \"paper\"", "name = \"ours\"", "the axis \"method\": \"ours\" is there twice"),
             ("name = \"paper\"", "name = \"../paper\"", "\"../paper\" is not a name"),
             ("name = \"size\"", "name = \"method\"", "axes: \"method\" is there twice"),
             ("[1, 2]", "[1, 1]", "seeds: 1 is there twice"),
             ("[1, 2]", "[0]", "seeds: a list of numbers from 1"),
             (
-                "{ finetune_steps = 3 }",
-                "{ rows = [\"slw_sft\", \"original\"] }",
-                "rows: begin with \"original\"",
+                "{ finetune.steps = 3 }",
+                "{ evaluate.rows = [\"slw_sft\", \"original\"] }",
+                "evaluate.rows: begin with \"original\"",
             ),
-            ("{ finetune_steps = 3 }", "{ texts = [] }", "a text"),
-            ("{ finetune_steps = 3 }", "{ train_seed = 3 }", "train_seed: the study sets it"),
+            ("{ finetune.steps = 3 }", "{ evaluate.texts = [] }", "a text"),
+            ("{ finetune.steps = 3 }", "{ training.seed = 3 }", "training.seed: the study sets it"),
         ] {
             assert!(GRID.contains(from), "{from}");
             let error = refused(&GRID.replacen(from, to, 1));
             assert!(error.contains(expected), "{to}: {error}");
         }
         let when = |is: &str| refused(&format!("{GRID}[[when]]\nis = {{ {is} }}\nset = {{}}\n"));
-        assert!(when("metod = \"ours\"").contains("there is no axis \"metod\"; did you mean \"method\"?"));
-        assert!(when("method = \"our\"").contains("did you mean \"ours\"?"));
+        assert!(when("metod = \"ours\"").contains("there is no axis \"metod\"; did you mean `method`?"));
+        assert!(when("method = \"our\"").contains("did you mean `ours`?"));
         let plot = |text: &str| refused(&format!("{GRID}[plot]\n{text}\n"));
-        assert!(plot("lines = \"methods\"").contains("did you mean \"method\"?"));
-        assert!(plot("rows = [\"slwsft\"]").contains("did you mean \"slw_sft\"?"));
+        assert!(plot("lines = \"methods\"").contains("did you mean `method`?"));
+        assert!(plot("rows = [\"slwsft\"]").contains("did you mean `slw_sft`?"));
         assert!(refused("base = \"x\"").contains("axes: there are none"));
     }
 
@@ -422,7 +459,7 @@ pub(super) mod tests {
         assert_eq!(study.chosen(&[]).unwrap().len(), 8);
         assert_eq!(study.chosen(&["ours-10-s2".into()]).unwrap()[0].name, "ours-10-s2");
         let error = study.chosen(&["ours-10-s3".into()]).unwrap_err().to_string();
-        assert!(error.contains("did you mean \"ours-10-s"), "{error}");
+        assert!(error.contains("did you mean `ours-10-s"), "{error}");
     }
 
     #[test]

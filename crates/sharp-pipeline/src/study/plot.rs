@@ -81,11 +81,11 @@ fn lines(study: &Study, table: &Table, axis: usize, text: &str) -> Vec<Line> {
     for (row, value) in
         study.plot.rows.iter().flat_map(|row| study.axes[axis].1.iter().map(move |value| (row, value)))
     {
-        // A row's name in the results says its precision: `slw_sft_q4` may be `slw_sft_q8`.
-        let beginning = row.strip_suffix("q4");
+        // A packed row ends with its precision in the results: `slw_sft_q4` may be `slw_sft_q8`.
+        let (name, beginning) = (row.result_name("q4"), row.result_name(""));
         let wanted = |mean: &&Mean| {
             mean.values.get(axis) == Some(value)
-                && (mean.row == *row || beginning.is_some_and(|start| mean.row.starts_with(start)))
+                && (mean.row == name || (beginning != name && mean.row.starts_with(&beginning)))
         };
         let mut points: Vec<Point> = table
             .means
@@ -104,7 +104,7 @@ fn lines(study: &Study, table: &Table, axis: usize, text: &str) -> Vec<Line> {
             .collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         if !points.is_empty() {
-            let name = if study.plot.rows.len() > 1 { format!("{value}, {row}") } else { value.clone() };
+            let name = if study.plot.rows.len() > 1 { format!("{value}, {name}") } else { value.clone() };
             all.push(Line { name, points });
         }
     }

@@ -113,7 +113,7 @@ impl<'a> Runner<'a> {
     ) -> Result<StudyOutcome> {
         let _lock = lock(&self.folder)?;
         let mut cells: Vec<CellOutcome> = Vec::new();
-        let mut states = self.states(observer)?;
+        let mut states = self.states()?;
         let mut waiting = chosen.iter().filter(|cell| !self.is_done(cell, &states)).count();
         let (mut worked, mut seconds) = (0u32, 0.0);
         for (index, cell) in chosen.iter().enumerate() {
@@ -181,7 +181,7 @@ impl<'a> Runner<'a> {
             folder: self.folder.join(&cell.name),
             siblings: others.map(|other| self.folder.join(&other.name)).collect(),
         };
-        let mut steps = stages::needed_for(stages::EVALUATE, stages::steps(&run)?);
+        let mut steps = stages::steps_to_evaluate(&run)?;
         stages::check_memory_first(&run, &mut steps)?;
         Ok((run, steps))
     }
@@ -191,10 +191,10 @@ impl<'a> Runner<'a> {
         dry_run(&run, &steps, SPAN, observer)
     }
 
-    /// How far each cell of the study is.
-    fn states(&self, observer: Observer<'_>) -> Result<Vec<State>> {
+    /// How far each cell of the study is. What there is to say about it is said when it runs.
+    fn states(&self) -> Result<Vec<State>> {
         let state = |cell| -> Result<State> {
-            Ok(if all_current(&self.look(cell, observer)?) { State::Done } else { State::Missing })
+            Ok(if all_current(&self.look(cell, &|_| {})?) { State::Done } else { State::Missing })
         };
         self.study.cells.iter().map(state).collect()
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Cell, Study};
 use crate::error::{Context as _, Result};
 use crate::manifest::Manifest;
-use crate::stages;
+use sharp_schema::run::{EVALUATE, FINETUNE, FINETUNE_COLD, RESULTS_FILE, StageFolder, WARMUP};
 
 /// `table.json`.
 #[derive(Debug, Serialize)]
@@ -276,13 +276,14 @@ fn shown(spread: Option<&Spread>, times: f64, digits: usize) -> String {
 
 fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     let config = &cell.config;
-    let rows_of_a_step = (config.finetune_batch_tokens / config.sequence).max(1);
+    let sequence = config.data.sequence.get();
+    let rows_of_a_step = (config.finetune.batch_tokens.get() / sequence).max(1);
     let mut line = Line {
         cell: cell.name.clone(),
         values: cell.values.clone(),
         seed: cell.seed,
         state: state.clone(),
-        finetune_tokens: config.finetune_steps * rows_of_a_step * config.sequence,
+        finetune_tokens: config.finetune.steps.get() * rows_of_a_step * sequence,
         machine: None,
         stage_wall_s: BTreeMap::new(),
         rows: Vec::new(),
@@ -290,21 +291,21 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     if *state != State::Done {
         return Ok(line);
     }
-    for step in [stages::EVALUATE, stages::WARMUP, stages::FINETUNE, stages::FINETUNE_COLD] {
+    for step in [EVALUATE, WARMUP, FINETUNE, FINETUNE_COLD] {
         if let Some(made) = Manifest::read(&folder.join(step)) {
-            line.stage_wall_s.insert(step.to_owned(), made.wall_s);
+            line.stage_wall_s.insert(step.to_string(), made.wall_s);
             line.machine = Some(format!("{}, {} threads", made.host.cpu, made.host.threads));
         }
     }
-    let path = folder.join(stages::EVALUATE).join("results.json");
+    let path = folder.join(EVALUATE).join(RESULTS_FILE);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let results = serde_json::from_str::<Results>(&text).with_context(|| format!("in {}", path.display()))?;
     let whole = results.rows.first().map_or(0, |row| row.mlp_parameters);
     for row in results.rows {
-        let behind: &[&str] = match row.name.as_str() {
-            "slw" => &[stages::WARMUP],
-            "sft" => &[stages::FINETUNE_COLD],
-            name if name.starts_with("slw_sft") => &[stages::WARMUP, stages::FINETUNE],
+        let behind: &[StageFolder] = match row.name.as_str() {
+            "slw" => &[WARMUP],
+            "sft" => &[FINETUNE_COLD],
+            name if name.starts_with("slw_sft") => &[WARMUP, FINETUNE],
             _ => &[],
         };
         line.rows.push(Row {
@@ -319,7 +320,8 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
                 .map(|(name, score)| (name, Accuracy { value: score.accuracy, stderr: score.stderr }))
                 .collect(),
             // A sum of nothing is -0.
-            training_wall_s: behind.iter().filter_map(|step| line.stage_wall_s.get(*step)).sum::<f64>() + 0.0,
+            training_wall_s: behind.iter().filter_map(|step| line.stage_wall_s.get(step.name())).sum::<f64>()
+                + 0.0,
             name: row.name,
         });
     }

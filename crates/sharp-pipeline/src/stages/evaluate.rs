@@ -1,0 +1,135 @@
+//! Evaluate: perplexity and task accuracy of every row.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use sharp_schema::run::{
+    COMPACT, COMPRESSED_MODEL, EVALUATE, EXPORT, FINETUNE_COLD, IMPORT, ORIGINAL_MODEL, PLAN, PLAN_FILE,
+    QUANTIZE, RECOVERY_FILE, RESULTS_FILE, ROWS_FILE, UNREPAIRED_MODEL, WARMUP,
+};
+
+use super::{
+    CommandLine, Input, MODEL_FILES, PLAN_INPUT, Settings, Stage, Step, WARM_LAYERS, data, in_folder,
+};
+use crate::config::{Row, Text, task_parts};
+use crate::error::{Context as _, Result};
+use crate::run_folder::Run;
+
+pub(super) fn step(run: &Run) -> Result<Step> {
+    let config = &run.config;
+    let evaluate = &config.evaluate;
+    let (rows, notes) = config.rows();
+    let mut inputs = vec![MODEL_FILES, PLAN_INPUT];
+    let mut file = RowsFile {
+        window: evaluate.window.get(),
+        stride: evaluate.stride.get(),
+        held_out: config.data.held_out,
+        seed: config.seed,
+        ..RowsFile::default()
+    };
+    for &row in &rows {
+        let (model, input) = measured(run, row);
+        file.rows.push(model);
+        inputs.extend(input);
+    }
+    for text in &evaluate.texts {
+        let text = Text::parse(text)?;
+        let (argument, input) = data(run, "evaluate.texts", text.data)?;
+        file.texts.push(TextFile {
+            name: text.name.to_owned(),
+            data: argument,
+            split: text.side.to_owned(),
+            tokens: evaluate.text_tokens.get(),
+        });
+        inputs.push(input);
+    }
+    for task in &evaluate.tasks {
+        let (name, typed) = task_parts(task);
+        let (argument, input) = data(run, "evaluate.tasks", typed)?;
+        let limit = evaluate.task_limit.map(Into::into);
+        file.tasks.push(Task { name: name.to_owned(), path: argument, limit });
+        inputs.push(input);
+    }
+    inputs.dedup();
+    let line = CommandLine::sharp("evaluate")
+        .flag("--rows", in_folder(run, EVALUATE, ROWS_FILE))
+        .flag("--out", in_folder(run, EVALUATE, RESULTS_FILE));
+    let settings = Settings::default()
+        .section("evaluate", evaluate)
+        .key("evaluate.rows", &rows)
+        .key("data.held_out", &config.data.held_out)
+        .key("seed", &config.seed);
+    Ok(Step {
+        inputs,
+        command_lines: vec![line.threads(run)],
+        must_write: vec![RESULTS_FILE],
+        files: vec![(ROWS_FILE, toml::to_string(&file).context(ROWS_FILE)?)],
+        notes,
+        ..Step::new(Stage::Evaluate, EVALUATE, settings)
+    })
+}
+
+/// The model behind a row, and what it is made from beside the import and the plan.
+fn measured(run: &Run, row: Row) -> (Model, Option<Input>) {
+    let name = row.result_name(&run.config.quantize.recipe.precision());
+    let plan = || Some(in_folder(run, PLAN, PLAN_FILE));
+    let import = || run.path(IMPORT);
+    let model = |model, plan, recovery| Model { name: name.clone(), model, plan, recovery };
+    let packed = |file: &'static str, prefix: &'static [&'static str]| {
+        (model(in_folder(run, QUANTIZE, file), None, None), Some(Input::From(QUANTIZE, prefix)))
+    };
+    match row {
+        Row::Original => (model(import(), None, None), None),
+        Row::Untrained => (model(import(), plan(), None), None),
+        Row::Slw => (model(import(), plan(), Some(run.path(WARMUP))), Some(WARM_LAYERS)),
+        Row::Sft => {
+            let trained = in_folder(run, FINETUNE_COLD, RECOVERY_FILE);
+            let input = Input::From(FINETUNE_COLD, &[RECOVERY_FILE]);
+            (model(import(), plan(), Some(trained)), Some(input))
+        }
+        Row::SlwSft => {
+            (model(in_folder(run, EXPORT, COMPACT), None, None), Some(Input::From(EXPORT, &["compact/"])))
+        }
+        Row::SlwSftQ4 => packed(COMPRESSED_MODEL, &[COMPRESSED_MODEL]),
+        Row::UnrepairedQ4 => packed(UNREPAIRED_MODEL, &[UNREPAIRED_MODEL]),
+        Row::OriginalQ4 => packed(ORIGINAL_MODEL, &[ORIGINAL_MODEL]),
+    }
+}
+
+/// What `sharp evaluate` is to measure.
+#[derive(Debug, Default, Serialize)]
+struct RowsFile {
+    window: usize,
+    stride: usize,
+    held_out: f64,
+    seed: u64,
+    rows: Vec<Model>,
+    texts: Vec<TextFile>,
+    tasks: Vec<Task>,
+}
+
+#[derive(Debug, Serialize)]
+struct Model {
+    name: String,
+    model: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct TextFile {
+    name: String,
+    data: String,
+    split: String,
+    tokens: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Task {
+    name: String,
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+}

@@ -1,0 +1,129 @@
+//! Warm-up and fine-tuning, and what the repair of a rounding has in common with them.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use sharp_schema::Form;
+use sharp_schema::run::{
+    FINETUNE, FINETUNE_COLD, IMPORT, METRICS_FILE, PLAN, PLAN_FILE, RECOVERY_FILE, WARMUP,
+};
+
+use super::{
+    CommandLine, Input, MODEL_FILES, PLAN_INPUT, Settings, Stage, Step, WARM_LAYERS, data, in_folder,
+};
+use crate::error::Result;
+use crate::run_folder::Run;
+
+/// The part of a training command that all trainings share; `seed` is that of its order.
+fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(CommandLine, Vec<Input>)> {
+    let config = &run.config;
+    let mut inputs = vec![MODEL_FILES, PLAN_INPUT];
+    let mut line = CommandLine::sharp_train(command)
+        .flag("--model", run.path(IMPORT))
+        .flag("--plan", in_folder(run, PLAN, PLAN_FILE))
+        .flag("--out", out)
+        .value("--seed", seed)
+        .when(seed != config.seed, |line| line.value("--split-seed", config.seed))
+        .value("--held-out", config.data.held_out)
+        .value("--seq-len", config.data.sequence)
+        .value("--bf16", config.training.bf16)
+        .value("--device", config.training.device);
+    for typed in &config.data.train {
+        let (argument, input) = data(run, "data.train", typed)?;
+        line = line.flag("--data", argument);
+        inputs.push(input);
+    }
+    Ok((line.threads(run), inputs))
+}
+
+/// What [`training`] reads of the configuration.
+fn training_settings(run: &Run) -> Settings {
+    let config = &run.config;
+    Settings::default()
+        .section("training", &config.training)
+        .key("data.train", &config.data.train)
+        .key("data.sequence", &config.data.sequence)
+        .key("data.held_out", &config.data.held_out)
+        .key("seed", &config.seed)
+}
+
+/// The seed of the order of training and of first values.
+pub(super) fn order_seed(run: &Run) -> u64 {
+    run.config.training.seed.map_or(run.config.seed, Into::into)
+}
+
+/// A fine-tuning command but for where it begins; `steps` and `lr` are its length and its highest learning rate.
+pub(super) fn finetuning(
+    run: &Run,
+    out: PathBuf,
+    seed: u64,
+    (steps, lr): (NonZeroUsize, f64),
+) -> Result<(CommandLine, Vec<Input>)> {
+    let finetune = &run.config.finetune;
+    let (line, inputs) = training(run, "finetune", out, seed)?;
+    let line = line
+        .value("--steps", steps)
+        .value("--batch-tokens", finetune.batch_tokens)
+        .value("--lr", lr)
+        .value("--distill", finetune.distill)
+        .value("--save-every", finetune.save_every)
+        .when(finetune.norms, |line| line.arg("--train-norms"))
+        .value("--train-mlps", finetune.mlps);
+    Ok((line, inputs))
+}
+
+/// What [`finetuning`] reads of the configuration. Whether there is a second training decides none of them.
+pub(super) fn finetuning_settings(run: &Run) -> Settings {
+    training_settings(run).section("finetune", &run.config.finetune).without(&["finetune.cold"])
+}
+
+/// The fine-tuning's own length and learning rate.
+fn length(run: &Run) -> (NonZeroUsize, f64) {
+    (run.config.finetune.steps, run.config.finetune.lr)
+}
+
+/// A command that only says whether the machine's memory is enough for the fine-tuning.
+pub(super) fn memory_check(run: &Run) -> Result<CommandLine> {
+    let (line, _) = finetuning(run, run.path(FINETUNE), order_seed(run), length(run))?;
+    Ok(line.arg("--check"))
+}
+
+/// Warm-up: each changed layer fitted alone.
+pub(super) fn warmup(run: &Run) -> Result<Step> {
+    let warmup = &run.config.warmup;
+    let (line, inputs) = training(run, "warmup", run.path(WARMUP), order_seed(run))?;
+    let line = line
+        .value("--start", warmup.start)
+        .value("--weighting", warmup.weighting)
+        .value("--tokens", warmup.tokens)
+        .value("--steps", warmup.steps)
+        .value("--batch-tokens", warmup.batch_tokens)
+        .value("--lr", warmup.lr);
+    Ok(Step {
+        inputs,
+        command_lines: vec![line],
+        must_write: vec![METRICS_FILE],
+        resumable: true,
+        ..Step::new(Stage::Warmup, WARMUP, training_settings(run).section("warmup", warmup))
+    })
+}
+
+/// Fine-tuning: all changed layers trained together, from the warm-up or without it.
+pub(super) fn finetune(run: &Run, warm: bool) -> Result<Step> {
+    let folder = if warm { FINETUNE } else { FINETUNE_COLD };
+    let (line, mut inputs) = finetuning(run, run.path(folder), order_seed(run), length(run))?;
+    // A dropped MLP has nothing that could be warmed up.
+    let warm = warm && run.config.plan.form != Form::Drop;
+    let line = line.when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
+    if warm {
+        inputs.push(WARM_LAYERS);
+    }
+    Ok(Step {
+        inputs,
+        command_lines: vec![line],
+        must_write: vec![RECOVERY_FILE, METRICS_FILE],
+        scratch: &["step-"],
+        resumable: true,
+        ..Step::new(Stage::Finetune, folder, finetuning_settings(run))
+    })
+}
