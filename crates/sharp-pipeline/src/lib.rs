@@ -11,6 +11,7 @@ mod process;
 mod programs;
 pub mod provision;
 mod run_folder;
+pub mod sharp;
 pub mod stages;
 pub mod study;
 mod workspace;

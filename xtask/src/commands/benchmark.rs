@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
-use sharp_schema::run::IMPORT;
+use sharp_pipeline::sharp::{self, Load, Measurement};
 use sharp_pipeline::{Program, Stage};
+use sharp_schema::run::IMPORT;
 
 use super::goals::{Goals, Group};
+use super::measure::{Format, median, number, ours_once, peer_once, run_sharp};
 use super::run::{StageArgs, stage};
 use crate::build;
 use crate::paths;
@@ -56,29 +56,6 @@ pub(crate) struct Args {
     /// Tokens decoded after an empty context
     #[arg(long, value_name = "N", default_value_t = 128, requires = "peer")]
     decode_tokens: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
-    Q4,
-    Q8,
-}
-
-impl Format {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Q4 => "q4",
-            Self::Q8 => "q8",
-        }
-    }
-
-    /// Our recipes' numbers in GGUF's types.
-    pub(super) fn gguf_dtype(self) -> &'static str {
-        match self {
-            Self::Q4 => "Q4_0",
-            Self::Q8 => "Q8_0",
-        }
-    }
 }
 
 /// What `--json` prints. Every ratio says how many times ours is as good.
@@ -154,130 +131,74 @@ fn goals(args: &Args, peer: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Figures by name, to be reduced to medians.
+type Samples = BTreeMap<String, Vec<f64>>;
+
 fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) -> Result<Comparison> {
-    let mut ours: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let mut theirs: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    let mut build = String::new();
+    let (mut ours, mut theirs) = (Samples::new(), Samples::new());
+    let mut peer_build = String::new();
     for &format in &args.formats {
         let packed = folder.join(format!("{}.sharp", format.name()));
         let gguf = folder.join(format!("{}.gguf", format.name()));
-        let from = |command: &str| {
-            let mut line = Command::new(sharp);
-            line.arg(command).arg("--model").arg(model);
-            line
-        };
-        finish(from("quantize").args(["--recipe", format.name()]).arg("--out").arg(&packed))?;
-        let types = ["--gguf-dtype", format.gguf_dtype(), "--gguf-embedding", "Q8_0"];
-        finish(from("export").args(types).arg("--gguf").arg(&gguf))?;
+        run_sharp(sharp, &sharp::quantize(model, format.name(), &packed))?;
+        run_sharp(sharp, &sharp::export_gguf(model, format.gguf_dtype(), &gguf))?;
         for round in 0..args.repeats {
             for &threads in &args.threads {
                 eprintln!("{}, {threads} threads, round {} of {}", format.name(), round + 1, args.repeats);
                 let key = |what: &str| format!("{what}_{}_t{threads}", format.name());
-                let ask = |prompt, decode| ours_once(sharp, &packed, threads, (prompt, decode), &[]);
-                let (prefill, _) = ask(args.prompt_tokens, 1)?;
-                let (decode, _) = ask(1, args.decode_tokens)?;
-                let (_, load) = ask(1, 1)?;
-                let tokens = [("prefill", number(&prefill, "prefill_tokens_per_second")?)];
-                let tokens =
-                    tokens.into_iter().chain([("decode", number(&decode, "decode_tokens_per_second")?)]);
-                for (what, value) in tokens.chain([("load", load)]) {
+                for (what, value) in our_figures(args, sharp, &packed, threads)? {
                     ours.entry(key(what)).or_default().push(value);
                 }
-                let ask = |prompt: usize, decode: usize, more: &[&str]| {
-                    peer_once(peer, &gguf, threads, (prompt, decode), more)
-                };
-                let (prefill, _) = ask(args.prompt_tokens, 0, &[])?;
-                let (decode, _) = ask(0, args.decode_tokens, &[])?;
-                let (_, load) = ask(0, 1, &["--no-warmup"])?;
-                build = format!(
-                    "build {}",
-                    prefill.get("build_number").map_or_else(|| "unknown".into(), Value::to_string)
-                );
-                let tokens =
-                    [("prefill", number(&prefill, "avg_ts")?), ("decode", number(&decode, "avg_ts")?)];
-                for (what, value) in tokens.into_iter().chain([("load", load)]) {
+                let (figures, build) = peer_figures(args, peer, &gguf, threads)?;
+                for (what, value) in figures {
                     theirs.entry(key(what)).or_default().push(value);
                 }
+                peer_build = build;
             }
         }
     }
-    let medians = |all: BTreeMap<String, Vec<f64>>| -> BTreeMap<String, f64> {
+    let medians = |all: Samples| -> BTreeMap<String, f64> {
         all.into_iter().map(|(what, values)| (what, median(values))).collect()
     };
     let (ours, peer) = (medians(ours), medians(theirs));
-    let ratios = ours
-        .iter()
-        .filter_map(|(what, &ours)| {
-            let peer = *peer.get(what)?;
-            // Of seconds fewer are better, of tokens more.
-            Some((what.clone(), if what.starts_with("load") { peer / ours } else { ours / peer }))
-        })
-        .collect();
-    Ok(Comparison {
-        ratios,
-        ours,
-        peer,
-        peer_build: build,
-        model: paths::shown(model),
-        repeats: args.repeats,
-    })
+    // Of seconds fewer are better, of tokens more.
+    let ratio =
+        |what: &str, ours: f64, peer: f64| if what.starts_with("load") { peer / ours } else { ours / peer };
+    let both = ours.iter().filter_map(|(what, &ours)| Some((what, ours, *peer.get(what)?)));
+    let ratios = both.map(|(what, ours, peer)| (what.clone(), ratio(what, ours, peer))).collect();
+    Ok(Comparison { ratios, ours, peer, peer_build, model: paths::shown(model), repeats: args.repeats })
 }
 
-/// One process of ours: its measurement, and its wall time in seconds.
-pub(super) fn ours_once(
-    sharp: &Path,
-    model: &Path,
-    threads: usize,
-    (prompt, decode): (usize, usize),
-    more: &[&str],
-) -> Result<(Value, f64)> {
-    let mut command = Command::new(sharp);
-    command.args(["benchmark", "--single", "--json", "--threads", &threads.to_string()]).args(more);
-    command.args(["--prompt-tokens", &prompt.to_string(), "--decode-tokens", &decode.to_string()]);
-    let begun = Instant::now();
-    let text = finish(command.arg("--model").arg(model))?;
-    let wall = begun.elapsed().as_secs_f64();
-    Ok((serde_json::from_str(&text).context("reading a measurement of sharp")?, wall))
+/// Measures ours once: tokens a second, and the seconds of a process that opens the model and makes one token.
+fn our_figures(args: &Args, sharp: &Path, model: &Path, threads: usize) -> Result<[(&'static str, f64); 3]> {
+    let ask = |prompt_tokens, decode_tokens| {
+        let load = Load::Default;
+        ours_once(sharp, Measurement { model, threads, prompt_tokens, decode_tokens, load, together: None })
+    };
+    let (prefill, _) = ask(args.prompt_tokens, 1)?;
+    let (decode, _) = ask(1, args.decode_tokens)?;
+    let (_, load) = ask(1, 1)?;
+    Ok([
+        ("prefill", number(&prefill, "prefill_tokens_per_second")?),
+        ("decode", number(&decode, "decode_tokens_per_second")?),
+        ("load", load),
+    ])
 }
 
-/// One process of llama-bench: the one test it ran, and its wall time in seconds.
-pub(super) fn peer_once(
+/// The same of llama.cpp, and which build it is.
+fn peer_figures(
+    args: &Args,
     peer: &Path,
     model: &Path,
     threads: usize,
-    (prompt, decode): (usize, usize),
-    more: &[&str],
-) -> Result<(Value, f64)> {
-    let mut command = Command::new(peer);
-    command.args(["-o", "json", "-r", "1", "-t", &threads.to_string()]).args(more);
-    command.args(["-p", &prompt.to_string(), "-n", &decode.to_string()]);
-    let begun = Instant::now();
-    let text = finish(command.arg("-m").arg(model))?;
-    let wall = begun.elapsed().as_secs_f64();
-    let all: Vec<Value> = serde_json::from_str(&text).context("reading a measurement of llama-bench")?;
-    let [one] = all.as_slice() else { bail!("llama-bench reported {} tests instead of one", all.len()) };
-    Ok((one.clone(), wall))
-}
-
-pub(super) fn number(value: &Value, key: &str) -> Result<f64> {
-    value.get(key).and_then(Value::as_f64).with_context(|| format!("a measurement without `{key}`"))
-}
-
-/// Runs a program to its end and returns what it wrote to standard output.
-pub(super) fn finish(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let done = command.output().with_context(|| format!("starting {program}"))?;
-    if !done.status.success() {
-        bail!("{program} failed ({}): {}", done.status, String::from_utf8_lossy(&done.stderr).trim());
-    }
-    String::from_utf8(done.stdout).with_context(|| format!("the output of {program}"))
-}
-
-pub(super) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let at = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
-    if values.len().is_multiple_of(2) { (at(middle.wrapping_sub(1)) + at(middle)) / 2.0 } else { at(middle) }
+) -> Result<([(&'static str, f64); 3], String)> {
+    let (prefill, _) = peer_once(peer, model, threads, (args.prompt_tokens, 0), &[])?;
+    let (decode, _) = peer_once(peer, model, threads, (0, args.decode_tokens), &[])?;
+    let (_, load) = peer_once(peer, model, threads, (0, 1), &["--no-warmup"])?;
+    let build = prefill.get("build_number").map_or_else(|| "unknown".into(), Value::to_string);
+    let figures =
+        [("prefill", number(&prefill, "avg_ts")?), ("decode", number(&decode, "avg_ts")?), ("load", load)];
+    Ok((figures, format!("build {build}")))
 }
 
 #[cfg(test)]
@@ -313,11 +234,5 @@ esac
         assert_eq!(found.ratios["decode_q8_t2"], 2.0);
         assert!(found.ratios["load_q4_t2"] > 0.0);
         assert_eq!((found.ratios.len(), found.peer_build.as_str()), (6, "build 7"));
-    }
-
-    #[test]
-    fn medians_of_odd_and_even_numbers() {
-        assert_eq!(median(vec![3.0, 1.0, 9.0]), 3.0);
-        assert_eq!(median(vec![3.0, 1.0, 9.0, 5.0]), 4.0);
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use sharp_pipeline::Program;
+use sharp_pipeline::{Program, sharp};
 use sharp_schema::run::{COMPRESSED_MODEL, QUANTIZE};
 
 use super::run::RunArgs;
@@ -35,11 +35,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     let programs = build::provide(&[Program::Sharp])?;
-    let status = Command::new(programs.path(Program::Sharp)?)
-        .args(["generate", "--model"])
-        .arg(&model)
-        .arg("--prompt")
-        .arg(&args.prompt)
+    let line = sharp::generate(&model, &args.prompt);
+    let status = Command::new(programs.path(line.program)?)
+        .args(line.arguments)
         .args(&args.more)
         .status()
         .context("starting sharp")?;

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::benchmark::{Format, finish, median, number, ours_once, peer_once};
+use sharp_pipeline::sharp::{self, Load, Measurement, Synthetic};
+
+use super::measure::{Format, finish, median, number, ours_once, peer_once, run_sharp};
 
 /// What is measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -115,40 +117,30 @@ impl Goals<'_> {
     }
 
     /// A packed model of random weights, made unless it is there.
-    fn packed(&self, shape: &Shape, name: &str, options: &[&str]) -> Result<PathBuf> {
+    fn packed(&self, shape: &Shape, name: &str, kind: Synthetic<'_>) -> Result<PathBuf> {
         let path = self.models.join(format!("{}-{name}.sharp", shape.preset));
         if !path.is_file() {
-            let mut command = Command::new(self.sharp);
-            command.args(["synth", "--preset", shape.preset]).args(options).arg("--out").arg(&path);
-            finish(&mut command)?;
+            run_sharp(self.sharp, &sharp::synth(shape.preset, kind, &path))?;
         }
         Ok(path)
     }
 
     /// The same weights for both engines.
     fn both(&self, shape: &Shape, format: Format) -> Result<(PathBuf, PathBuf)> {
-        let ours = self.packed(shape, format.name(), &["--recipe", format.name()])?;
+        let ours = self.packed(shape, format.name(), Synthetic::Packed { recipe: format.name() })?;
         let theirs = self.models.join(format!("{}-{}.gguf", shape.preset, format.name()));
         if !theirs.is_file() {
             let plain = self.models.join(format!("{}-f32", shape.preset));
-            let mut command = Command::new(self.sharp);
-            finish(command.args(["synth", "--preset", shape.preset]).arg("--out").arg(&plain))?;
-            let types = ["--gguf-dtype", format.gguf_dtype(), "--gguf-embedding", "Q8_0"];
-            let mut command = Command::new(self.sharp);
-            finish(command.args(["export", "--model"]).arg(&plain).args(types).arg("--gguf").arg(&theirs))?;
+            run_sharp(self.sharp, &sharp::synth(shape.preset, Synthetic::Checkpoint, &plain))?;
+            run_sharp(self.sharp, &sharp::export_gguf(&plain, format.gguf_dtype(), &theirs))?;
             fs::remove_dir_all(&plain).with_context(|| format!("removing {}", plain.display()))?;
         }
         Ok((ours, theirs))
     }
 
-    fn ours(
-        &self,
-        model: &Path,
-        threads: usize,
-        size: (usize, usize),
-        more: &[&str],
-    ) -> Result<(Value, f64)> {
-        ours_once(self.sharp, model, threads, size, more)
+    /// Measures ours once: a prompt and then decoding, of these many tokens.
+    fn ours(&self, model: &Path, threads: usize, (prompt, decode): (usize, usize)) -> Result<(Value, f64)> {
+        ours_once(self.sharp, measurement(model, threads, (prompt, decode)))
     }
 
     fn theirs(
@@ -167,7 +159,7 @@ impl Goals<'_> {
             for &threads in self.threads {
                 let mut all = Samples::default();
                 for _ in 0..self.repeats {
-                    let (ours, _) = self.ours(&packed, threads, (1, shape.tokens), &[])?;
+                    let (ours, _) = self.ours(&packed, threads, (1, shape.tokens))?;
                     all.add("ours", number(&ours, "decode_tokens_per_second")?);
                     let (theirs, _) = self.theirs(&gguf, threads, (0, shape.tokens), &[])?;
                     all.add("theirs", number(&theirs, "avg_ts")?);
@@ -186,7 +178,7 @@ impl Goals<'_> {
             for &threads in self.threads {
                 let mut all = Samples::default();
                 for _ in 0..self.repeats {
-                    let (ours, _) = self.ours(&packed, threads, (512, 1), &[])?;
+                    let (ours, _) = self.ours(&packed, threads, (512, 1))?;
                     all.add("ours", number(&ours, "prefill_tokens_per_second")?);
                     all.add("peak", number(&ours, "peak_memory_bytes")?);
                     all.add("kv", number(&ours, "kv_cache_bytes")?);
@@ -216,11 +208,14 @@ impl Goals<'_> {
             for (state, cold) in [("warm", false), ("cold", true)] {
                 let mut all = Samples::default();
                 for _ in 0..self.repeats {
-                    for load in ["map", "read"] {
+                    for (load, how) in [("map", Load::Map), ("read", Load::Read)] {
                         if cold {
                             forget(&packed)?;
                         }
-                        let (own, _) = self.ours(&packed, threads, (1, 1), &["--load", load])?;
+                        let (own, _) = ours_once(
+                            self.sharp,
+                            Measurement { load: how, ..measurement(&packed, threads, (1, 1)) },
+                        )?;
                         all.add(load, number(&own, "first_token_seconds")?);
                     }
                     if cold {
@@ -240,14 +235,14 @@ impl Goals<'_> {
     }
 
     fn sharing(&self, shape: &Shape, rows: &mut Vec<Row>) -> Result<()> {
-        let dense = self.packed(shape, "q4", &["--recipe", "q4"])?;
-        let pairs = self.packed(shape, "s2", &["--share", "2"])?;
-        let fours = self.packed(shape, "s4", &["--share", "4"])?;
+        let dense = self.packed(shape, "q4", Synthetic::Packed { recipe: "q4" })?;
+        let pairs = self.packed(shape, "s2", Synthetic::Shared { group: 2, rank: None })?;
+        let fours = self.packed(shape, "s4", Synthetic::Shared { group: 4, rank: None })?;
         for &threads in self.threads {
             let mut all = Samples::default();
             for _ in 0..self.repeats {
                 for (name, model) in [("dense", &dense), ("pairs", &pairs), ("fours", &fours)] {
-                    let (ours, _) = self.ours(model, threads, (1, shape.tokens), &[])?;
+                    let (ours, _) = self.ours(model, threads, (1, shape.tokens))?;
                     let decode = number(&ours, "decode_tokens_per_second")?;
                     all.add(name, decode);
                     let bare = number(&ours, "bare_loop_tokens_per_second")?;
@@ -271,11 +266,14 @@ impl Goals<'_> {
     }
 
     fn together(&self, shape: &Shape, rows: &mut Vec<Row>) -> Result<()> {
-        let model = self.packed(shape, "q4", &["--recipe", "q4"])?;
+        let model = self.packed(shape, "q4", Synthetic::Packed { recipe: "q4" })?;
         for &threads in self.threads {
             let mut all = Samples::default();
             for _ in 0..self.repeats {
-                let (ours, _) = self.ours(&model, threads, (1, shape.tokens), &["--together", "8"])?;
+                let (ours, _) = ours_once(
+                    self.sharp,
+                    Measurement { together: Some(8), ..measurement(&model, threads, (1, shape.tokens)) },
+                )?;
                 all.add("one", number(&ours, "decode_tokens_per_second")?);
                 all.add("eight", number(&ours, "together_tokens_per_second")?);
             }
@@ -292,7 +290,7 @@ impl Goals<'_> {
         for _ in 0..self.repeats {
             for busy in [false, true] {
                 let others = if busy { Others::start(threads)? } else { Others(Vec::new()) };
-                let (ours, _) = self.ours(&packed, threads, (1, shape.tokens), &[])?;
+                let (ours, _) = self.ours(&packed, threads, (1, shape.tokens))?;
                 let (theirs, _) = self.theirs(&gguf, threads, (0, shape.tokens), &[])?;
                 drop(others);
                 let state = if busy { "busy" } else { "quiet" };
@@ -309,15 +307,18 @@ impl Goals<'_> {
     }
 
     fn rank(&self, shape: &Shape, rows: &mut Vec<Row>) -> Result<()> {
-        const RANKS: [&str; 4] = ["0", "8", "32", "128"];
-        let model = |rank| self.packed(shape, &format!("rank{rank}"), &["--share", "2", "--rank", rank]);
+        const RANKS: [usize; 4] = [0, 8, 32, 128];
+        let model = |rank| {
+            let kind = Synthetic::Shared { group: 2, rank: Some(rank) };
+            self.packed(shape, &format!("rank{rank}"), kind)
+        };
         let models = RANKS.map(model).into_iter().collect::<Result<Vec<_>>>()?;
         for &threads in self.threads {
             let mut all = Samples::default();
             for _ in 0..self.repeats {
                 for (rank, model) in RANKS.iter().zip(&models) {
-                    let (ours, _) = self.ours(model, threads, (1, shape.tokens), &[])?;
-                    all.add(rank, 1e3 / number(&ours, "decode_tokens_per_second")?);
+                    let (ours, _) = self.ours(model, threads, (1, shape.tokens))?;
+                    all.add(&rank.to_string(), 1e3 / number(&ours, "decode_tokens_per_second")?);
                     all.add(&format!("bytes {rank}"), number(&ours, "bytes_used_per_token")?);
                 }
             }
@@ -326,12 +327,18 @@ impl Goals<'_> {
                 let bytes = all.median(&format!("bytes {rank}")) / all.median("bytes 0") - 1.0;
                 let what =
                     format!("{} cost of rank {rank} beyond {:.1} % of bytes", shape.preset, 100.0 * bytes);
-                let time = all.median(rank);
+                let time = all.median(&rank.to_string());
                 rows.push(Row::new(what, threads, (time, base), time / base - 1.0 - bytes, (0.03, true)));
             }
         }
         Ok(())
     }
+}
+
+/// A measurement of `prompt` tokens and then `decode` more.
+fn measurement(model: &Path, threads: usize, (prompt, decode): (usize, usize)) -> Measurement<'_> {
+    let (prompt_tokens, decode_tokens) = (prompt, decode);
+    Measurement { model, threads, prompt_tokens, decode_tokens, load: Load::Default, together: None }
 }
 
 impl Row {

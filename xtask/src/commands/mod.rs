@@ -6,6 +6,7 @@ pub(crate) mod doctor;
 pub(crate) mod generate;
 mod goals;
 pub(crate) mod interop;
+mod measure;
 pub(crate) mod run;
 pub(crate) mod setup;
 pub(crate) mod study;
