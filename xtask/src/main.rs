@@ -11,7 +11,7 @@ mod paths;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::run::{PipelineArgs, StageArgs};
 use commands::{benchmark, doctor, generate, interop, run, setup, test};
@@ -27,17 +27,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run every stage whose outputs do not stand: from a checkpoint to a report
+    /// Run every stage whose outputs are not current: from a checkpoint to a report
     Pipeline(PipelineArgs),
     /// Bring the checkpoint into one form
     Import(StageArgs),
     /// Measure how alike the layers are
     Analyze(StageArgs),
-    /// Choose which layer uses whose MLP
+    /// Choose what each layer of the compressed model runs with
     Plan(StageArgs),
-    /// Fit the recovery parameters of each replaced layer alone (SLW)
+    /// Fit the parameters of each changed layer alone (SLW)
     Warmup(StageArgs),
-    /// Train all recovery parameters together (SFT)
+    /// Train the parameters of all changed layers together (SFT)
     Finetune(StageArgs),
     /// Write the compressed checkpoint
     Export(StageArgs),
@@ -47,7 +47,7 @@ enum Command {
     Evaluate(StageArgs),
     /// Measure speed and memory; with --peer, beside llama.cpp
     Benchmark(benchmark::Args),
-    /// Write the page that a person reads
+    /// Write the page for a person
     Report(StageArgs),
     /// Fetch libtorch, models and data into the cache and check them
     Setup(setup::Args),
@@ -65,9 +65,49 @@ enum Command {
     Doctor(doctor::Args),
 }
 
+/// The commands by what a person wants to do.
+const GROUPS: [(&str, &[&str]); 4] = [
+    ("Compress and compare", &["pipeline", "study", "generate"]),
+    (
+        "One stage, and what it needs",
+        &[
+            "import",
+            "analyze",
+            "plan",
+            "warmup",
+            "finetune",
+            "export",
+            "quantize",
+            "evaluate",
+            "benchmark",
+            "report",
+        ],
+    ),
+    ("This machine", &["setup", "doctor"]),
+    ("Work on SHARP itself", &["test", "interop", "cross"]),
+];
+
+/// The command line, its commands listed by [`GROUPS`].
+fn grouped() -> clap::Command {
+    let command = Cli::command();
+    let mut list = String::new();
+    for (title, names) in GROUPS {
+        list.push_str(&format!("{title}:\n"));
+        for name in names {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            list.push_str(&format!("  {name:<10} {}\n", about.map(ToString::to_string).unwrap_or_default()));
+        }
+        list.push('\n');
+    }
+    let template =
+        format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}\n");
+    command.help_template(template)
+}
+
 fn main() -> ExitCode {
     build::remember_environment();
-    let result = match Cli::parse().command {
+    let cli = Cli::from_arg_matches(&grouped().get_matches()).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Pipeline(args) => run::pipeline(&args),
         Command::Import(args) => run::stage(Stage::Import, &args),
         Command::Analyze(args) => run::stage(Stage::Analyze, &args),
@@ -93,5 +133,24 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(if matches!(error.downcast_ref(), Some(Error::Stopped)) { 130 } else { 1 })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_in_one_group() {
+        let grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            assert_eq!(grouped.iter().filter(|other| **other == name).count(), 1, "{name}");
+            assert!(command.get_about().is_some(), "{name}");
+        }
+        assert_eq!(grouped.len(), Cli::command().get_subcommands().count());
+        let help = super::grouped().render_help().to_string();
+        assert!(help.contains("This machine:\n  setup      Fetch libtorch"), "{help}");
+        super::grouped().debug_assert();
     }
 }
