@@ -1,10 +1,10 @@
 //! Several sequences decoded together.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::forward::{KvTarget, part, part_mut};
-use crate::model::Model;
+use crate::kv_target::{Heads, KvTarget};
+use crate::model::{Attention, Model};
 use crate::session::Session;
 use crate::workspace::Workspace;
 
@@ -71,17 +71,46 @@ impl Batch {
             return Ok(());
         }
         let (d, vocab) = (self.model.config().hidden_size, self.model.config().vocab_size);
-        let hidden = part_mut(&mut self.ws.hidden, n * d);
+        let hidden = &mut self.ws.hidden[..n * d];
         self.model.embed(tokens, hidden)?;
         for layer in 0..self.model.inner.layers.len() {
-            let kv = KvTarget::Sessions { sessions, layer };
-            self.model.run_layer(layer, hidden, n, &mut self.ws.run, kv, &mut ())?;
+            let mut kv = SessionsKv { sessions: &mut *sessions, layer };
+            self.model.run_layer(layer, hidden, n, &mut self.ws.run, &mut kv, &mut ())?;
         }
-        let logits = part_mut(&mut self.logits, n * vocab);
-        self.model.run_head(part(&self.ws.hidden, n * d), n, &mut self.ws.run, logits)?;
+        let logits = &mut self.logits[..n * vocab];
+        self.model.run_head(&self.ws.hidden[..n * d], n, &mut self.ws.run, logits)?;
         for ((session, &token), logits) in sessions.iter_mut().zip(tokens).zip(logits.chunks_exact(vocab)) {
             session.accept(token, logits);
         }
         Ok(())
+    }
+}
+
+/// One token of each of several sessions, at one layer.
+struct SessionsKv<'a, 's> {
+    sessions: &'a mut [&'s mut Session],
+    layer: usize,
+}
+
+impl KvTarget for SessionsKv<'_, '_> {
+    fn attend(&mut self, model: &Model, attention: &Attention, heads: Heads<'_>) -> Result<()> {
+        let (q_size, kv_size) = (model.config().query_size(), model.config().key_value_size());
+        let team = &*model.inner.team;
+        let (layer, v) = (self.layer, heads.v);
+        let failure = Mutex::new(None);
+        let rows = [(heads.q, q_size), (heads.k, kv_size), (heads.mixed, q_size)];
+        team.rows_mut(self.sessions, rows, |i, session, [q, k, mixed]| {
+            let (cache, rope, at) = session.kv();
+            let table = rope.of(attention.kind.rotary);
+            model.rotate(q, attention.q_norm.as_deref(), table, at);
+            model.rotate(k, attention.k_norm.as_deref(), table, at);
+            let v = &v[i * kv_size..(i + 1) * kv_size];
+            let done = cache.write(team, layer, at, 1, k, v).map_err(Error::from);
+            let done = done.and_then(|()| model.attend(attention, cache, layer, at, q, mixed));
+            if let Err(error) = done {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }

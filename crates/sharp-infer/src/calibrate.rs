@@ -13,8 +13,10 @@ use sharp_quant::{
     float::{self, KvCache},
 };
 
+use crate::elementwise::{add, for_each_row, row};
 use crate::error::{Error, Result};
-use crate::forward::{KvTarget, Segment, add, part, part_mut, rows};
+use crate::forward::Segment;
+use crate::kv_target::SequenceKv;
 use crate::linear::Linear;
 use crate::model::{Model, Options};
 use crate::quantize::{Recipe, pack_tensor};
@@ -129,33 +131,33 @@ impl<'a> Calibrator<'a> {
 
         let attention = &*layer.attention;
         let stored = |part| -> Result<_> { Ok(Some(source.tensor(&names::attention_weight(index, part))?)) };
-        model.norm_input(hidden, attention.norm.as_deref(), part_mut(&mut b.normed, n * d));
+        model.norm_input(hidden, attention.norm.as_deref(), &mut b.normed[..n * d]);
         let inputs = [
             (stored(Part::Query)?, &attention.query),
             (stored(Part::Key)?, &attention.key),
             (stored(Part::Value)?, &attention.value),
         ];
-        rounding.meet(index, inputs, recipe.attention, part(&b.normed, n * d))?;
-        let kv = KvTarget::Sequence { cache: &mut self.cache, layer: 0, at: 0, segments };
-        model.run_heads(attention, n, b, kv)?;
+        rounding.meet(index, inputs, recipe.attention, &b.normed[..n * d])?;
+        let mut kv = SequenceKv { cache: &mut self.cache, layer: 0, at: 0, segments };
+        model.run_heads(attention, n, b, &mut kv)?;
         let output = [(stored(Part::Output)?, &attention.output)];
-        rounding.meet(index, output, recipe.attention, part(&b.mixed, n * q_size))?;
+        rounding.meet(index, output, recipe.attention, &b.mixed[..n * q_size])?;
         model.run_output(attention, n, b)?;
-        add(&rounding.team, hidden, part(&b.delta, n * d), d);
+        add(&rounding.team, hidden, &b.delta[..n * d], d);
 
         let mlp = &*layer.mlp;
         if mlp.zero {
             return Ok(());
         }
         let stored = |p| -> Result<_> { Ok(source.projection(index, p)?.base) };
-        model.norm_input(hidden, layer.mlp_norm.as_deref(), part_mut(&mut b.normed, n * d));
+        model.norm_input(hidden, layer.mlp_norm.as_deref(), &mut b.normed[..n * d]);
         let inputs = [(stored(Projection::Gate)?, &mlp.gate), (stored(Projection::Up)?, &mlp.up)];
-        rounding.meet(index, inputs, recipe.mlp, part(&b.normed, n * d))?;
+        rounding.meet(index, inputs, recipe.mlp, &b.normed[..n * d])?;
         model.run_gates(mlp, n, b)?;
         let down = [(stored(Projection::Down)?, &mlp.down)];
-        rounding.meet(index, down, recipe.mlp, part(&b.gate, n * mlp.down.cols()))?;
+        rounding.meet(index, down, recipe.mlp, &b.gate[..n * mlp.down.cols()])?;
         model.run_down(mlp, n, b)?;
-        let delta = part_mut(&mut b.delta, n * d);
+        let delta = &mut b.delta[..n * d];
         model.finish_branch(layer.after_mlp.as_deref(), delta);
         add(&rounding.team, hidden, delta, d);
         Ok(())
@@ -213,8 +215,8 @@ impl Rounding<'_> {
 fn moments(team: &Team, linear: &Linear, x: &[f32]) -> Result<Gram> {
     let (isa, cols) = (team.isa(), linear.cols());
     let mut inputs = vec![0.0; x.len()];
-    rows(team, &mut inputs, cols, &|i, to| {
-        let x = x.get(i * cols..(i + 1) * cols).unwrap_or_default();
+    for_each_row(team, &mut inputs, cols, &|i, to| {
+        let x = row(x, cols, i);
         match &linear.col_scale {
             None => to.copy_from_slice(x),
             Some(scale) => float::scale(isa, x, scale, to),

@@ -3,13 +3,16 @@
 
 mod batch;
 mod calibrate;
+mod elementwise;
 mod error;
 mod forward;
 mod generate;
+mod kv_target;
 mod linear;
 mod load;
 mod model;
 mod passes;
+mod products;
 mod quantize;
 mod sampler;
 mod session;
@@ -21,7 +24,7 @@ pub use batch::Batch;
 pub use error::{Error, Result};
 pub use forward::{LayerView, Observer, Segment};
 pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};
-pub use linear::{Linear, Weight};
+pub use linear::{DenseWeight, Linear, PackedWeight, Weight};
 pub use model::{Attention, Layer, Load, Mlp, Model, Options, WeightBytes};
 pub use quantize::{
     QuantReport, Recipe, TensorReport, quantize, quantize_calibrated, quantize_onto, quantized_bytes,

@@ -8,10 +8,10 @@ use sharp_model::{
     names::{self, Attention as Part},
     packed::{BlobFormat, PackedFile, PackedTensor},
 };
-use sharp_quant::{DType, Error as QuantError, PackedFormat, ScaleRule, Team, float::DenseRef};
+use sharp_quant::{DType, Error as QuantError, PackedFormat, ScaleRule, Team};
 
 use crate::error::{Error, Result};
-use crate::linear::{Factors, Linear, Weight};
+use crate::linear::{DenseWeight, Linear, LinearParts, PackedWeight, Weight};
 use crate::model::{Attention, Inner, Layer, Mlp, Model, Needs, Options};
 
 /// Rows repacked at a time; a multiple of the layouts' groups of 16.
@@ -20,19 +20,19 @@ const ROWS: usize = 512;
 /// Matrices by the address of their bytes, so that aliases become one.
 #[derive(Default)]
 struct TensorCache {
-    known: HashMap<(usize, usize, usize), Arc<Weight>>,
+    known: HashMap<(usize, usize, usize), Weight>,
     /// Who packs block-quantised matrices; without, they become floats.
     packer: Option<Arc<Team>>,
 }
 
 impl TensorCache {
-    fn of(&mut self, weight: Weight) -> Arc<Weight> {
+    fn of(&mut self, weight: Weight) -> Weight {
         let key = (weight.bytes().as_ptr() as usize, weight.rows(), weight.cols());
-        self.known.entry(key).or_insert_with(|| Arc::new(weight)).clone()
+        self.known.entry(key).or_insert(weight).clone()
     }
 
     /// A checkpoint's matrix, as it lies there if it is of floats.
-    fn dense(&mut self, tensor: &TensorRef) -> Result<Arc<Weight>> {
+    fn dense(&mut self, tensor: &TensorRef) -> Result<Weight> {
         let (&[rows, cols], true, Some(team)) = (tensor.shape(), tensor.dtype().is_quantized(), &self.packer)
         else {
             return self.floats(tensor);
@@ -47,15 +47,17 @@ impl TensorCache {
             DType::Q8_0 => (PackedFormat::Q8, sharp_quant::pack_q8_0(rows, cols, &tensor.bytes)),
             _ => (PackedFormat::Q8, eight_bits(team, tensor, (rows, cols))),
         };
-        let bytes = TensorBytes::owned(bytes.map_err(Error::tensor(tensor.name()))?);
-        let weight = Arc::new(Weight::Packed { format, rows, cols, bytes });
+        let weight = bytes
+            .and_then(|bytes| PackedWeight::new(format, rows, cols, TensorBytes::owned(bytes)))
+            .map_err(Error::tensor(tensor.name()))?;
+        let weight = Weight::Packed(Arc::new(weight));
         if let Some(key) = key {
             self.known.insert(key, weight.clone());
         }
         Ok(weight)
     }
 
-    fn floats(&mut self, tensor: &TensorRef) -> Result<Arc<Weight>> {
+    fn floats(&mut self, tensor: &TensorRef) -> Result<Weight> {
         let &[rows, cols] = tensor.shape() else {
             return Err(Error::Shape {
                 tensor: tensor.name().to_owned(),
@@ -69,21 +71,24 @@ impl TensorCache {
         } else {
             (tensor.dtype(), tensor.bytes.clone())
         };
-        DenseRef::new(dtype, rows, cols, &bytes).map_err(Error::tensor(tensor.name()))?;
-        Ok(self.of(Weight::Dense { dtype, rows, cols, bytes }))
+        let weight = DenseWeight::new(dtype, rows, cols, bytes).map_err(Error::tensor(tensor.name()))?;
+        Ok(self.of(Weight::Dense(Arc::new(weight))))
     }
 
     /// A packed file's matrix.
-    fn packed(&mut self, name: &str, tensor: PackedTensor, shape: (usize, usize)) -> Result<Arc<Weight>> {
+    fn packed(&mut self, name: &str, tensor: PackedTensor, shape: (usize, usize)) -> Result<Weight> {
         let PackedTensor { format, rows, cols, bytes, .. } = tensor;
         expect(name, &[shape.0, shape.1], &[rows, cols])?;
         let weight = match format {
-            BlobFormat::Packed(format) => Weight::Packed { format, rows, cols, bytes },
-            _ => Weight::Dense { dtype: DType::F32, rows, cols, bytes },
+            BlobFormat::Packed(format) => {
+                PackedWeight::new(format, rows, cols, bytes).map(|w| Weight::Packed(Arc::new(w)))
+            }
+            BlobFormat::F32 => {
+                DenseWeight::new(DType::F32, rows, cols, bytes).map(|w| Weight::Dense(Arc::new(w)))
+            }
+            other => return Err(Error::argument(format!("{name} is stored as {}", other.name()))),
         };
-        let checked = if weight.is_packed() { weight.packed().map(drop) } else { weight.dense().map(drop) };
-        checked.map_err(Error::tensor(name))?;
-        Ok(self.of(weight))
+        Ok(self.of(weight.map_err(Error::tensor(name))?))
     }
 }
 
@@ -95,7 +100,7 @@ fn eight_bits(team: &Team, tensor: &TensorRef, (rows, cols): (usize, usize)) -> 
     let (block, bytes) = (tensor.dtype().block_len(), tensor.dtype().block_bytes());
     for (out, stored) in out.chunks_mut(piece).zip(tensor.bytes.chunks(ROWS * cols / block * bytes)) {
         let count = stored.len() / bytes * block;
-        let values = values.get_mut(..count).unwrap_or_default();
+        let values = &mut values[..count];
         sharp_quant::dequantize(tensor.dtype(), stored, values)?;
         let shape = (count / cols, cols);
         sharp_quant::pack_f32_parallel(
@@ -231,7 +236,7 @@ impl Model {
             Ok(tensor.f32()?.into())
         };
         let norms = NormReader { config, read: vector };
-        let mut matrix = |tensor: TensorRef, shape: (usize, usize)| -> Result<Arc<Weight>> {
+        let mut matrix = |tensor: TensorRef, shape: (usize, usize)| -> Result<Weight> {
             expect(tensor.name(), &[shape.0, shape.1], tensor.shape())?;
             tensors.dense(&tensor)
         };
@@ -243,7 +248,7 @@ impl Model {
                 let weight = matrix(source.tensor(&names::attention_weight(i, part))?, shape)?;
                 let bias =
                     if biased { Some(vector(&names::attention_bias(i, part), shape.0)?) } else { None };
-                Linear::new(shape, Some(weight), None, None, None, bias)
+                Linear::new(shape, LinearParts { base: Some(weight), bias, ..Default::default() })
             };
             let qkv = config.attention_bias;
             let own = config.family().norms.of(i);
@@ -264,15 +269,14 @@ impl Model {
                 let base = s.base.map(|t| matrix(t, (rows, cols))).transpose()?;
                 let factors = match s.lora {
                     None => None,
-                    Some(l) => {
-                        Some(Factors { a: matrix(l.a, (l.rank, cols))?, b: matrix(l.b, (rows, l.rank))? })
-                    }
+                    Some(l) => Some((matrix(l.a, (l.rank, cols))?, matrix(l.b, (rows, l.rank))?)),
                 };
                 let values = |t: Option<TensorRef>| -> Result<Option<Arc<[f32]>>> {
                     Ok(t.map(|t| t.f32()).transpose()?.map(Into::into))
                 };
-                let (row, col, bias) = (values(s.row_scale)?, values(s.col_scale)?, values(s.bias)?);
-                Linear::new((rows, cols), base, factors, row, col, bias)
+                let (row_scale, col_scale, bias) =
+                    (values(s.row_scale)?, values(s.col_scale)?, values(s.bias)?);
+                Linear::new((rows, cols), LinearParts { base, factors, row_scale, col_scale, bias })
             };
             let mlp = Mlp::new(
                 projection(Projection::Gate)?,
@@ -315,7 +319,7 @@ impl Model {
             Ok(tensor.f32()?.into())
         };
         let norms = NormReader { config, read: vector };
-        let mut matrix = |name: &str, shape: (usize, usize)| -> Result<Arc<Weight>> {
+        let mut matrix = |name: &str, shape: (usize, usize)| -> Result<Weight> {
             tensors.packed(name, file.tensor(name)?, shape)
         };
         let (d, vocab) = (config.hidden_size, config.vocab_size);
@@ -326,7 +330,7 @@ impl Model {
                 let weight = matrix(&names::attention_weight(i, part), shape)?;
                 let bias =
                     if biased { Some(vector(&names::attention_bias(i, part), shape.0)?) } else { None };
-                Linear::new(shape, Some(weight), None, None, None, bias)
+                Linear::new(shape, LinearParts { base: Some(weight), bias, ..Default::default() })
             };
             let qkv = config.attention_bias;
             let own = config.family().norms.of(i);
@@ -345,7 +349,7 @@ impl Model {
             let mut projection = |p: Projection| -> Result<Linear> {
                 let (rows, cols) = treatment.map_or_else(|| p.shape(config), |t| t.shape(p, config));
                 if treatment == Some(Treatment::Drop) {
-                    return Linear::new((rows, cols), None, None, None, None, None);
+                    return Ok(Linear::zero((rows, cols)));
                 }
                 let stored = treatment.is_none_or(|t| t.owner_of_weights(i).is_some());
                 let base = if stored { Some(matrix(&names::mlp_weight(i, p), (rows, cols))?) } else { None };
@@ -353,19 +357,19 @@ impl Model {
                 let factors = if rank == 0 {
                     None
                 } else {
-                    Some(Factors {
-                        a: matrix(&names::lora_a(i, p), (rank, cols))?,
-                        b: matrix(&names::lora_b(i, p), (rows, rank))?,
-                    })
+                    Some((
+                        matrix(&names::lora_a(i, p), (rank, cols))?,
+                        matrix(&names::lora_b(i, p), (rows, rank))?,
+                    ))
                 };
                 let some = |wanted: bool, name: String, len: usize| -> Result<Option<Arc<[f32]>>> {
                     if wanted { Ok(Some(vector(&name, len)?)) } else { Ok(None) }
                 };
                 let scales = treatment.map_or(Scales::None, |t| t.scales());
-                let row = some(scales.rows(), names::row_scale(i, p), rows)?;
-                let col = some(scales.columns(), names::col_scale(i, p), cols)?;
+                let row_scale = some(scales.rows(), names::row_scale(i, p), rows)?;
+                let col_scale = some(scales.columns(), names::col_scale(i, p), cols)?;
                 let bias = some(config.mlp_bias, names::mlp_bias(i, p), rows)?;
-                Linear::new((rows, cols), base, factors, row, col, bias)
+                Linear::new((rows, cols), LinearParts { base, factors, row_scale, col_scale, bias })
             };
             let mlp = Mlp::new(
                 projection(Projection::Gate)?,

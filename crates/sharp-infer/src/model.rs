@@ -125,6 +125,11 @@ impl Mlp {
         Self { gate, up, down, activation, zero, fused }
     }
 
+    /// The projections as the packed kernels take them, if these run it in two regions.
+    pub(crate) fn fused_kernels(&self) -> Option<[sharp_quant::Linear<'_>; 3]> {
+        self.fused.then(|| self.projections().map(|linear| linear.packed().expect("a fused MLP is packed")))
+    }
+
     /// Gate, up and down projections.
     pub fn projections(&self) -> [&Linear; 3] {
         [&self.gate, &self.up, &self.down]
@@ -177,6 +182,19 @@ pub(crate) struct Needs {
     pub(crate) unfused_mlp: bool,
 }
 
+impl Needs {
+    /// Counts a matrix in.
+    fn add(&mut self, weight: &Weight) {
+        match weight {
+            Weight::Dense(_) => self.dense = true,
+            Weight::Packed(weight) => {
+                self.packed = true;
+                self.floats |= weight.is_half();
+            }
+        }
+    }
+}
+
 /// Bytes of weights, each stored matrix counted once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WeightBytes {
@@ -196,8 +214,8 @@ pub(crate) struct Inner {
     pub(crate) config: ModelConfig,
     pub(crate) plan: Option<Plan>,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) embedding: Arc<Weight>,
-    pub(crate) head: Arc<Weight>,
+    pub(crate) embedding: Weight,
+    pub(crate) head: Weight,
     /// (d): divided by what logits are divided by.
     pub(crate) final_norm: Arc<[f32]>,
     pub(crate) needs: Needs,
@@ -253,20 +271,14 @@ impl Model {
         let mut needs = Needs::default();
         for layer in &inner.layers {
             for linear in layer.attention.projections().into_iter().chain(layer.mlp.projections()) {
-                for w in linear.weights() {
-                    needs.packed |= w.is_packed();
-                    needs.dense |= !w.is_packed();
-                    needs.floats |= w.is_half();
-                }
+                linear.weights().for_each(|w| needs.add(&w));
                 needs.rank = needs.rank.max(linear.rank());
                 needs.col_scale |= linear.col_scale.is_some();
                 needs.floats |= linear.col_scale.is_some();
             }
             needs.unfused_mlp |= !layer.mlp.fused;
         }
-        needs.packed |= inner.head.is_packed();
-        needs.floats |= inner.head.is_half();
-        needs.dense |= !inner.head.is_packed();
+        needs.add(&inner.head);
         inner.needs = needs;
         Self { inner: Arc::new(inner) }
     }
@@ -287,12 +299,12 @@ impl Model {
     }
 
     /// The embedding (vocab, d).
-    pub fn embedding(&self) -> &Arc<Weight> {
+    pub fn embedding(&self) -> &Weight {
         &self.inner.embedding
     }
 
     /// The output head (vocab, d); the embedding itself where they are tied.
-    pub fn head(&self) -> &Arc<Weight> {
+    pub fn head(&self) -> &Weight {
         &self.inner.head
     }
 
@@ -332,9 +344,9 @@ impl Model {
         let mut layers = self.inner.layers.clone();
         let count = layers.len();
         let (d, f) = (self.config().hidden_size, self.config().intermediate_size);
-        let zero = |shape| Linear::new(shape, None, None, None, None, None);
         let activation = self.config().family().activation;
-        let mlp = Arc::new(Mlp::new(zero((f, d))?, zero((f, d))?, zero((d, f))?, activation));
+        let (gate, up, down) = (Linear::zero((f, d)), Linear::zero((f, d)), Linear::zero((d, f)));
+        let mlp = Arc::new(Mlp::new(gate, up, down, activation));
         for &i in dropped {
             layers.get_mut(i).ok_or(Error::Layer { layer: i, layers: count })?.mlp = mlp.clone();
         }
@@ -383,7 +395,7 @@ impl Model {
                 let mut new = small;
                 let mut used = small;
                 for w in linear.weights() {
-                    new += first(w);
+                    new += first(&w);
                     used += w.bytes().len() as u64;
                 }
                 if mlp {
@@ -408,23 +420,19 @@ impl Model {
         let layers = self.inner.layers.iter().flat_map(|layer| {
             layer.attention.projections().into_iter().chain(layer.mlp.projections()).flat_map(Linear::weights)
         });
-        let weights: Vec<&Arc<Weight>> = layers.chain([&self.inner.head]).collect();
-        if !weights.iter().all(|w| w.is_packed()) {
-            return Ok(None);
+        let mut weights = Vec::new();
+        for weight in layers.chain([self.inner.head.clone()]) {
+            let Weight::Packed(weight) = weight else { return Ok(None) };
+            weights.push(weight);
         }
         let mut inputs = HashMap::new();
-        for w in &weights {
-            if let Entry::Vacant(entry) = inputs.entry(w.cols()) {
-                let values: Vec<f32> = (0..w.cols()).map(|i| (i as f32).sin()).collect();
-                entry.insert(Activations::new(1, w.cols())?).quantize(&values, 1, w.cols())?;
+        for cols in weights.iter().map(|w| w.cols()) {
+            if let Entry::Vacant(entry) = inputs.entry(cols) {
+                let values: Vec<f32> = (0..cols).map(|i| (i as f32).sin()).collect();
+                entry.insert(Activations::new(1, cols)?).quantize(&values, 1, cols)?;
             }
         }
-        let mut products = Vec::with_capacity(weights.len());
-        for w in &weights {
-            if let Some(x) = inputs.get(&w.cols()) {
-                products.push((w.packed()?, x));
-            }
-        }
+        let products: Vec<_> = weights.iter().map(|w| (w.view(), &inputs[&w.cols()])).collect();
         let begun = Instant::now();
         for _ in 0..tokens {
             std::hint::black_box(sharp_quant::bare_loop(&self.inner.team, &products)?);

@@ -3,7 +3,8 @@
 use sharp_quant::float::{self, KvCache};
 
 use crate::error::{Error, Result};
-use crate::forward::{KvTarget, LayerView, Observer, Segment, part, part_mut};
+use crate::forward::{LayerView, Observer, Segment};
+use crate::kv_target::SequenceKv;
 use crate::model::Model;
 use crate::workspace::Workspace;
 
@@ -57,8 +58,8 @@ impl Model {
         let mut ws = self.workspace(n)?;
         let mut cache = self.single_layer_cache(n)?;
         for index in first..self.layers().len() {
-            let kv = KvTarget::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
-            self.run_layer(index, &mut hidden, n, &mut ws.run, kv, observer)?;
+            let mut kv = SequenceKv { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+            self.run_layer(index, &mut hidden, n, &mut ws.run, &mut kv, observer)?;
         }
         Ok(hidden)
     }
@@ -110,8 +111,8 @@ impl Model {
         let mut ws = Workspace::new(self.config(), self.inner.needs, n, longest)?;
         let mut cache = self.single_layer_cache(longest)?;
         for index in first..self.layers().len() {
-            let kv = KvTarget::Sequence { cache: &mut cache, layer: 0, at: 0, segments };
-            self.run_layer(index, &mut hidden, n, &mut ws.run, kv, observer)?;
+            let mut kv = SequenceKv { cache: &mut cache, layer: 0, at: 0, segments };
+            self.run_layer(index, &mut hidden, n, &mut ws.run, &mut kv, observer)?;
         }
         Ok(hidden)
     }
@@ -148,8 +149,8 @@ impl Model {
         for index in 0..self.layers().len() {
             for (s, hidden) in all.iter_mut().enumerate().filter(|(_, h)| !h.is_empty()) {
                 let n = hidden.len() / d;
-                let kv = KvTarget::Sequence { cache: &mut cache, layer: 0, at: 0, segments: &[] };
-                self.run_layer(index, hidden, n, &mut ws.run, kv, &mut |v: LayerView<'_>| look(s, v))?;
+                let mut kv = SequenceKv { cache: &mut cache, layer: 0, at: 0, segments: &[] };
+                self.run_layer(index, hidden, n, &mut ws.run, &mut kv, &mut |v: LayerView<'_>| look(s, v))?;
             }
         }
         Ok(all)
@@ -193,7 +194,7 @@ impl Model {
         let mut out = vec![0.0; most * vocab];
         for (chunk, hidden) in hidden.chunks(most * d).enumerate() {
             let count = hidden.len() / d;
-            let out = part_mut(&mut out, count * vocab);
+            let out = &mut out[..count * vocab];
             self.run_head(hidden, count, &mut ws.run, out)?;
             for (i, logits) in out.chunks_exact(vocab).enumerate() {
                 f(chunk * most + i, logits);
@@ -258,9 +259,9 @@ impl Model {
         let mut ws = Workspace::new(self.config(), self.inner.needs, most, 0)?;
         for (x, out) in x.chunks(most * d).zip(out.chunks_mut(most * d)) {
             let n = x.len() / d;
-            part_mut(&mut ws.run.normed, x.len()).copy_from_slice(x);
+            ws.run.normed[..x.len()].copy_from_slice(x);
             self.run_mlp(&mlp, n, &mut ws.run)?;
-            out.copy_from_slice(part(&ws.run.delta, x.len()));
+            out.copy_from_slice(&ws.run.delta[..x.len()]);
         }
         Ok(out)
     }

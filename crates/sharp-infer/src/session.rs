@@ -2,10 +2,11 @@
 
 use sharp_quant::float::KvCache;
 
+use crate::elementwise::row;
 use crate::error::{Error, Result};
-use crate::forward::{KvTarget, part, part_mut};
-use crate::model::{Attention, Model};
-use crate::workspace::{RopeTable, Workspace};
+use crate::kv_target::SequenceKv;
+use crate::model::Model;
+use crate::workspace::{RopeTables, Workspace};
 
 /// Tokens of a prompt that pass through a layer together: enough to share out, few enough that their buffers stay small
 /// beside the weights, which each piece reads again.
@@ -115,8 +116,7 @@ impl Session {
         }
         if !tokens.is_empty() {
             let last = (tokens.len() - 1) % self.ws.n;
-            let row = self.ws.hidden.get(last * d..(last + 1) * d).unwrap_or_default();
-            self.model.run_head(row, 1, &mut self.ws.run, &mut self.logits)?;
+            self.model.run_head(row(&self.ws.hidden, d, last), 1, &mut self.ws.run, &mut self.logits)?;
         }
         Ok(&self.logits)
     }
@@ -132,13 +132,12 @@ impl Session {
         for piece in tokens.chunks(self.ws.n) {
             self.take_in(piece)?;
             let model = self.model.clone();
-            model.each_logits(part(&self.ws.hidden, piece.len() * d), &mut |i, logits| f(at + i, logits))?;
+            model.each_logits(&self.ws.hidden[..piece.len() * d], &mut |i, logits| f(at + i, logits))?;
             at += piece.len();
         }
         if let Some(last) = tokens.len().checked_sub(1) {
-            let row = (last % self.ws.n) * d;
-            let row = self.ws.hidden.get(row..row + d).unwrap_or_default();
-            self.model.run_head(row, 1, &mut self.ws.run, &mut self.logits)?;
+            let last = row(&self.ws.hidden, d, last % self.ws.n);
+            self.model.run_head(last, 1, &mut self.ws.run, &mut self.logits)?;
         }
         Ok(())
     }
@@ -157,38 +156,15 @@ impl Session {
             return Err(Error::Full { capacity: self.capacity, wanted });
         }
         let vocab_size = self.model.config().vocab_size;
-        match tokens.iter().position(|&t| t as usize >= vocab_size) {
+        match tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocab_size) {
             None => Ok(()),
-            Some(position) => {
-                let token = tokens.get(position).copied().unwrap_or_default();
-                Err(Error::Token { token, position, vocab_size })
-            }
+            Some((position, &token)) => Err(Error::Token { token, position, vocab_size }),
         }
     }
 
-    /// One token's queries, keys and values of a layer, not yet turned: writes the cache and leaves the result in
-    /// [`Session::mixed`].
-    pub(crate) fn attend(
-        &mut self,
-        layer: usize,
-        attention: &Attention,
-        [q, k, v]: [&[f32]; 3],
-    ) -> Result<()> {
-        let at = self.tokens.len();
-        let b = &mut self.ws.run;
-        let table = RopeTable::of(attention.kind.rotary, &b.rope, &b.local_rope);
-        let (turned_q, turned_k) = (part_mut(&mut b.q, q.len()), part_mut(&mut b.k, k.len()));
-        turned_q.copy_from_slice(q);
-        turned_k.copy_from_slice(k);
-        self.model.turn(turned_q, attention.q_norm.as_deref(), table, at);
-        self.model.turn(turned_k, attention.k_norm.as_deref(), table, at);
-        self.cache.write(&self.model.inner.team, layer, at, 1, turned_k, v)?;
-        self.model.attend(attention, &self.cache, layer, at, turned_q, part_mut(&mut b.mixed, q.len()))
-    }
-
-    /// What [`Session::attend`] computed (heads, head_dim).
-    pub(crate) fn mixed(&self) -> &[f32] {
-        part(&self.ws.run.mixed, self.model.config().query_size())
+    /// What one more token of the sequence attends with: the cache, the rotations and its position.
+    pub(crate) fn kv(&mut self) -> (&mut KvCache, &RopeTables, usize) {
+        (&mut self.cache, &self.ws.run.rope, self.tokens.len())
     }
 
     /// Counts `token`, whose keys and values the cache holds, and takes the logits after it.
@@ -201,11 +177,11 @@ impl Session {
     fn take_in(&mut self, piece: &[u32]) -> Result<()> {
         let n = piece.len();
         let at = self.tokens.len();
-        let hidden = part_mut(&mut self.ws.hidden, n * self.model.config().hidden_size);
+        let hidden = &mut self.ws.hidden[..n * self.model.config().hidden_size];
         self.model.embed(piece, hidden)?;
         for layer in 0..self.model.inner.layers.len() {
-            let kv = KvTarget::Sequence { cache: &mut self.cache, layer, at, segments: &[] };
-            self.model.run_layer(layer, hidden, n, &mut self.ws.run, kv, &mut ())?;
+            let mut kv = SequenceKv { cache: &mut self.cache, layer, at, segments: &[] };
+            self.model.run_layer(layer, hidden, n, &mut self.ws.run, &mut kv, &mut ())?;
         }
         self.tokens.extend_from_slice(piece);
         Ok(())

@@ -6,8 +6,8 @@ use crate::linear::{Linear, Weight};
 use crate::model::{Attention, Layer, Mlp, Model};
 
 /// Equal weights: at one address, or byte for byte (models opened from files of their own).
-fn weight(a: &Arc<Weight>, b: &Arc<Weight>) -> bool {
-    if Arc::ptr_eq(a, b) {
+fn weight(a: &Weight, b: &Weight) -> bool {
+    if a.is_same(b) {
         return true;
     }
     let (x, y) = (a.bytes(), b.bytes());
@@ -18,10 +18,10 @@ fn weight(a: &Arc<Weight>, b: &Arc<Weight>) -> bool {
 }
 
 fn linear(a: &Linear, b: &Linear) -> bool {
-    (a.base.is_some(), a.factors.is_some()) == (b.base.is_some(), b.factors.is_some())
+    (a.base().is_some(), a.rank()) == (b.base().is_some(), b.rank())
         && (&a.row_scale, &a.col_scale, &a.bias) == (&b.row_scale, &b.col_scale, &b.bias)
         && (a.rows(), a.cols()) == (b.rows(), b.cols())
-        && a.weights().zip(b.weights()).all(|(a, b)| weight(a, b))
+        && a.weights().zip(b.weights()).all(|(a, b)| weight(&a, &b))
 }
 
 fn attention(a: &Attention, b: &Attention) -> bool {

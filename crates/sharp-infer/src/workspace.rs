@@ -5,6 +5,7 @@ use sharp_quant::{Activations, Scratch};
 
 use crate::error::Result;
 use crate::model::Needs;
+use crate::products::ProductBuffers;
 
 /// Room for `n` tokens at once at positions below `positions`.
 pub(crate) struct Workspace {
@@ -33,36 +34,45 @@ pub(crate) struct Buffers {
     pub(crate) gate: Vec<f32>,
     /// (n, f)
     pub(crate) up: Vec<f32>,
-    /// (n, max rank) twice: `A x` of plain recovery factors.
-    pub(crate) low: [Vec<f32>; 2],
-    /// (n, max(d, f)): an input with column scales applied.
-    pub(crate) scaled: Vec<f32>,
-    /// Inputs of packed matrices.
-    pub(crate) acts: Activations,
     /// (n, f): input of the packed down projection.
     pub(crate) mlp_acts: Activations,
-    pub(crate) scratch: Scratch,
+    pub(crate) products: ProductBuffers,
+    pub(crate) rope: RopeTables,
+}
+
+/// The rotations of every position, for every kind of layer of a model.
+pub(crate) struct RopeTables {
     /// Of the model's RoPE.
-    pub(crate) rope: RopeTable,
+    global: RopeTable,
     /// Of the RoPE that some layers have of their own.
-    pub(crate) local_rope: Option<RopeTable>,
+    local: Option<RopeTable>,
+}
+
+impl RopeTables {
+    /// Computes the rotations of positions `0..positions`.
+    fn new(config: &ModelConfig, positions: usize) -> Self {
+        Self {
+            global: RopeTable::new(&config.inv_freq(), positions),
+            local: config.local_inv_freq().map(|freq| RopeTable::new(&freq, positions)),
+        }
+    }
+
+    /// Returns the table that a layer rotates its queries and keys by; `None` where it does not.
+    pub(crate) fn of(&self, rotary: Rotary) -> Option<&RopeTable> {
+        match rotary {
+            Rotary::None => None,
+            Rotary::Global => Some(&self.global),
+            Rotary::Local => {
+                Some(self.local.as_ref().expect("layers with a RoPE of their own have a base for it"))
+            }
+        }
+    }
 }
 
 /// Cosines and sines of every position's angles, each (positions, head_dim / 2).
 pub(crate) struct RopeTable {
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
-}
-
-impl RopeTable {
-    /// The table a layer turns its queries and keys by; `None` where it does not.
-    pub(crate) fn of<'a>(rotary: Rotary, global: &'a Self, local: &'a Option<Self>) -> Option<&'a Self> {
-        match rotary {
-            Rotary::None => None,
-            Rotary::Global => Some(global),
-            Rotary::Local => local.as_ref(),
-        }
-    }
 }
 
 impl Workspace {
@@ -73,6 +83,7 @@ impl Workspace {
         let wide = d.max(f).max(q);
         // Where nothing is packed the integer kernels' buffers stay empty, and the other way round.
         let packed = if needs.packed { n } else { 1 };
+        let ops = if needs.packed { 2 } else { 0 };
         let floats = |wanted: bool, width: usize| vec![0.0; if wanted { n * width } else { 0 }];
         let activations = if needs.floats { Activations::new } else { Activations::integers };
         Ok(Self {
@@ -87,18 +98,14 @@ impl Workspace {
                 delta: vec![0.0; n * d],
                 gate: floats(needs.unfused_mlp, f),
                 up: floats(needs.unfused_mlp, f),
-                low: [floats(needs.dense, needs.rank), floats(needs.dense, needs.rank)],
-                scaled: floats(needs.dense && needs.col_scale, wide),
-                acts: activations(packed, wide)?,
                 mlp_acts: activations(packed, f)?,
-                scratch: Scratch::new(
-                    if needs.packed { 2 } else { 0 },
-                    n,
-                    needs.rank,
-                    if needs.col_scale { wide } else { 0 },
-                )?,
-                rope: RopeTable::new(&config.inv_freq(), positions),
-                local_rope: config.local_inv_freq().map(|freq| RopeTable::new(&freq, positions)),
+                products: ProductBuffers {
+                    acts: activations(packed, wide)?,
+                    scratch: Scratch::new(ops, n, needs.rank, if needs.col_scale { wide } else { 0 })?,
+                    low: [floats(needs.dense, needs.rank), floats(needs.dense, needs.rank)],
+                    scaled: floats(needs.dense && needs.col_scale, wide),
+                },
+                rope: RopeTables::new(config, positions),
             },
         })
     }

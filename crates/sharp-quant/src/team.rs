@@ -143,6 +143,31 @@ impl Team {
         });
     }
 
+    /// Calls `f(i, item, rows)` for every item, on all threads, with row `i` of each of the slices, given with their widths.
+    ///
+    /// # Panics
+    /// If a slice is not one row for each item.
+    pub fn rows_mut<T: Send, U: Send, const N: usize>(
+        &self,
+        items: &mut [T],
+        slices: [(&mut [U], usize); N],
+        f: impl Fn(usize, &mut T, [&mut [U]; N]) + Sync,
+    ) {
+        let count = items.len();
+        let items = DisjointSlice::new(items);
+        let slices = slices.map(|(slice, width)| {
+            assert_eq!(slice.len(), count * width, "one row for each item");
+            (DisjointSlice::new(slice), width)
+        });
+        self.run(count, &|i| {
+            // SAFETY: each `i` is run once, so no two threads have the same item or rows; all is borrowed for the whole call.
+            let item = unsafe { &mut items.slice(i, 1)[0] };
+            // SAFETY: as above.
+            let rows = slices.map(|(slice, width)| unsafe { slice.slice(i * width, width) });
+            f(i, item, rows);
+        });
+    }
+
     /// A region in two phases without a barrier between them.
     ///
     /// Every item of `first` (segment, item) is claimed before any of `second`; the thread that ends the last of them calls `finish` once. Items of

@@ -43,6 +43,26 @@ fn chunks_cover_a_slice() {
 }
 
 #[test]
+fn rows_go_with_their_items() {
+    let team = Team::new(3).unwrap();
+    for n in [0, 1, 7, 100] {
+        let mut items: Vec<usize> = (0..n).collect();
+        let (mut narrow, mut wide) = (vec![0; 2 * n], vec![0; 3 * n]);
+        team.rows_mut(&mut items, [(&mut narrow, 2), (&mut wide, 3)], |i, item, [narrow, wide]| {
+            assert_eq!((*item, narrow.len(), wide.len()), (i, 2, 3));
+            *item += 1;
+            narrow.fill(2 * i);
+            wide.fill(3 * i);
+        });
+        assert!(items.iter().enumerate().all(|(i, &v)| v == i + 1));
+        assert!(narrow.iter().enumerate().all(|(i, &v)| v == i / 2 * 2));
+        assert!(wide.iter().enumerate().all(|(i, &v)| v == i / 3 * 3));
+    }
+    let mismatch = AssertUnwindSafe(|| team.rows_mut(&mut [0; 3], [(&mut [0; 5][..], 2)], |_, _, _| {}));
+    assert!(catch_unwind(mismatch).is_err());
+}
+
+#[test]
 fn a_panic_reaches_the_caller_and_leaves_the_team_usable() {
     let team = Team::new(3).unwrap();
     for bad in [0, 50, 99] {
