@@ -19,7 +19,8 @@ use crate::forward::Segment;
 use crate::kv_target::SequenceKv;
 use crate::linear::Linear;
 use crate::model::{Model, Options};
-use crate::quantize::{Recipe, pack_tensor};
+use crate::pack::Packer;
+use crate::recipe::Recipe;
 use crate::workspace::Workspace;
 
 /// What is added to the diagonal of the second moments, as a fraction of its mean.
@@ -197,9 +198,9 @@ impl Rounding<'_> {
                 own = self.feedback(name, gram)?;
                 Some(&own)
             };
-            let (path, rule) = (self.source.path(), self.recipe.rule());
-            let (shape, mut bytes) = ((linear.rows(), linear.cols()), Vec::new());
-            pack_tensor(&self.team, path, &tensor, format, rule, shape, feedback, &mut bytes)?;
+            let packer = Packer { team: &self.team, path: self.source.path(), rule: self.recipe.rule() };
+            let mut bytes = Vec::new();
+            packer.pack(&tensor, format, (linear.rows(), linear.cols()), feedback, &mut bytes)?;
             self.made.insert(name.to_owned(), bytes);
         }
         Ok(())

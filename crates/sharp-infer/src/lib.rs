@@ -11,9 +11,11 @@ mod kv_target;
 mod linear;
 mod load;
 mod model;
+mod pack;
 mod passes;
 mod products;
 mod quantize;
+mod recipe;
 mod sampler;
 mod session;
 mod shared_prefix;
@@ -27,8 +29,9 @@ pub use generate::{Finish, GenerateOptions, Generation, StopStrings, generate};
 pub use linear::{DenseWeight, Linear, PackedWeight, Weight};
 pub use model::{Attention, Layer, Load, Mlp, Model, Options, WeightBytes};
 pub use quantize::{
-    QuantReport, Recipe, TensorReport, quantize, quantize_calibrated, quantize_onto, quantized_bytes,
+    QuantReport, TensorReport, quantize, quantize_calibrated, quantize_onto, quantized_bytes,
 };
+pub use recipe::Recipe;
 pub use sampler::{Sampler, SamplerOptions};
 pub use session::Session;
 pub use synth::{Synthetic, synth_tokenizer};

@@ -6,131 +6,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sharp_model::{
-    ModelSource, Projection, TensorBytes, TensorInfo, TensorRef,
+    ModelSource, Projection, TensorBytes, TensorInfo,
     names::{self, Attention},
     packed::{BlobFormat, BlobId, PackedFile, PackedWriter},
 };
 use sharp_progress::{Progress, Silent, Task};
-use sharp_quant::{Error as QuantError, Feedback, PackedFormat, PackedRef, ScaleRule, Team};
+use sharp_quant::{PackedFormat, Team};
 
 use crate::calibrate::Calibrator;
 use crate::error::{Error, Result};
-
-/// Rows quantised at a time; a multiple of the layouts' groups of 16.
-const ROWS: usize = 2048;
-/// The key beside a recipe's own in a packed file.
-const CALIBRATION_TOKENS: &str = "calibration_tokens";
-
-/// What each kind of matrix becomes: `q4` (Q4_0's numbers), `q8` (Q8_0's) or `f16`. Norms, biases and scales stay f32.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recipe {
-    /// What reports call it.
-    pub name: String,
-    /// Query, key, value and output projections.
-    #[serde(with = "short")]
-    pub attention: PackedFormat,
-    /// MLP weights.
-    #[serde(with = "short")]
-    pub mlp: PackedFormat,
-    /// The embedding; where the output head is tied to it, the head too.
-    #[serde(with = "short")]
-    pub embedding: PackedFormat,
-    /// The output head, where it has weights of its own.
-    #[serde(with = "short")]
-    pub head: PackedFormat,
-    /// Recovery factors A and B.
-    #[serde(with = "short")]
-    pub recovery: PackedFormat,
-    /// Whether the block scales of weights that are rounded plainly are chosen by least squares, or by the largest magnitude alone, as
-    /// ggml's plain quantiser does (the default: its error is larger, and the models it makes are better).
-    #[serde(default)]
-    pub least_squares: bool,
-}
-
-/// Formats by their short names.
-mod short {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use sharp_quant::PackedFormat;
-
-    pub(super) fn name(format: PackedFormat) -> &'static str {
-        format.name().trim_end_matches("x16")
-    }
-
-    pub(super) fn serialize<S: Serializer>(format: &PackedFormat, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(name(*format))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<PackedFormat, D::Error> {
-        let text = String::deserialize(d)?;
-        PackedFormat::ALL
-            .into_iter()
-            .find(|f| name(*f) == text)
-            .ok_or_else(|| D::Error::custom(format!("unknown format `{text}`: q4, q8 or f16")))
-    }
-}
-
-impl Recipe {
-    /// 4 bits for the layers; 8 for embedding, head and recovery factors, which cost little and matter more.
-    pub fn q4() -> Self {
-        Self::of("q4", PackedFormat::Q4, PackedFormat::Q8)
-    }
-
-    /// 8 bits throughout.
-    pub fn q8() -> Self {
-        Self::of("q8", PackedFormat::Q8, PackedFormat::Q8)
-    }
-
-    /// 16-bit floats throughout.
-    pub fn f16() -> Self {
-        Self::of("f16", PackedFormat::F16, PackedFormat::F16)
-    }
-
-    fn of(name: &str, layers: PackedFormat, rest: PackedFormat) -> Self {
-        Self {
-            name: name.to_owned(),
-            attention: layers,
-            mlp: layers,
-            embedding: rest,
-            head: rest,
-            recovery: rest,
-            least_squares: false,
-        }
-    }
-
-    /// A preset by name (`q4`, `q8`, `f16`), or the TOML file of that path.
-    ///
-    /// # Errors
-    /// [`Error::Recipe`] if it is neither, or the file is not a recipe.
-    pub fn load(text: &str) -> Result<Self> {
-        match text {
-            "q4" => return Ok(Self::q4()),
-            "q8" => return Ok(Self::q8()),
-            "f16" => return Ok(Self::f16()),
-            _ => {}
-        }
-        let what = |e: &dyn std::fmt::Display| Error::Recipe { what: format!("{text}: {e}") };
-        let path = Path::new(text);
-        if !path.is_file() {
-            return Err(what(&"neither q4, q8 or f16 nor a file"));
-        }
-        let content = std::fs::read_to_string(path).map_err(|e| what(&e))?;
-        toml::from_str(&content).map_err(|e| what(&e))
-    }
-
-    /// A packed file's own, and the tokens that it was rounded against.
-    fn of_file(file: &PackedFile) -> Result<(Self, usize)> {
-        let mut json = file.recipe().clone();
-        let tokens = json.as_object_mut().and_then(|fields| fields.remove(CALIBRATION_TOKENS));
-        let recipe = serde_json::from_value(json)
-            .map_err(|e| Error::Recipe { what: format!("{}: {e}", file.path().display()) })?;
-        Ok((recipe, tokens.and_then(|n| n.as_u64()).and_then(|n| usize::try_from(n).ok()).unwrap_or(0)))
-    }
-
-    pub(crate) fn rule(&self) -> ScaleRule {
-        if self.least_squares { ScaleRule::LeastSquares } else { ScaleRule::Max }
-    }
-}
+use crate::pack::{Packer, relative_error};
+use crate::recipe::Recipe;
 
 /// What became of one stored tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -183,9 +69,7 @@ impl Layout {
     fn add(&mut self, name: String, tensor: TensorInfo, format: BlobFormat) -> Result<()> {
         if let Some(&blob) = self.known.get(&tensor.name) {
             self.writer.name(name, blob)?;
-            if let Some(part) = self.parts.get_mut(blob.index()) {
-                part.2.shared_by += 1;
-            }
+            self.parts[blob.index()].2.shared_by += 1;
             return Ok(());
         }
         let (rows, cols) = match (tensor.shape.as_slice(), format) {
@@ -346,12 +230,10 @@ pub fn quantize_onto(
 enum Rounding<'a, 'b> {
     /// Each weight by itself.
     Plain,
+    /// Against the inputs that a text gives the matrices.
     Calibrated(&'a mut Calibrator<'b>, &'a dyn Task),
-    Onto {
-        base: &'a PackedFile,
-        anew: &'a BTreeSet<String>,
-        calibration_tokens: usize,
-    },
+    /// Taken from a packed file but for some.
+    Onto { base: &'a PackedFile, anew: &'a BTreeSet<String>, calibration_tokens: usize },
 }
 
 /// The bytes of a matrix of `base` that is to be of this format and shape.
@@ -388,19 +270,15 @@ fn write(
         Rounding::Calibrated(calibrator, _) => calibrator.tokens(),
         Rounding::Onto { calibration_tokens, .. } => *calibration_tokens,
     };
-    let mut shown = serde_json::to_value(recipe).map_err(|e| Error::Recipe { what: e.to_string() })?;
-    if let (Some(fields), 1..) = (shown.as_object_mut(), calibration_tokens) {
-        fields.insert(CALIBRATION_TOKENS.to_owned(), calibration_tokens.into());
-    }
-    writer.recipe(shown);
+    writer.recipe(recipe.to_json(calibration_tokens)?);
     let weight_bytes = writer.blob_bytes();
+    let packer = Packer { team, path: source.path(), rule: recipe.rule() };
     writer.write(out, progress, |blob, buffer| -> Result<()> {
-        let Some((info, format, report)) = parts.get_mut(blob.index()) else { return Ok(()) };
+        let (info, format, report) = &mut parts[blob.index()];
         let tensor = &source.stored(&info.name)?;
         let shape = (report.rows, report.cols);
-        let path = source.path();
         let BlobFormat::Packed(packed) = *format else {
-            tensor.require_finite(path)?;
+            tensor.require_finite(packer.path)?;
             buffer.extend(tensor.f32()?.iter().flat_map(|v| v.to_le_bytes()));
             return Ok(());
         };
@@ -414,10 +292,9 @@ fn write(
         };
         match made {
             Some(bytes) => buffer.extend_from_slice(&bytes),
-            None => pack_tensor(team, path, tensor, packed, recipe.rule(), shape, None, buffer)?,
+            None => packer.pack(tensor, packed, shape, None, buffer)?,
         }
-        let made = buffer.get(start..).unwrap_or_default();
-        report.relative_error = relative_error(tensor, packed, shape, made)?;
+        report.relative_error = relative_error(tensor, packed, shape, &buffer[start..])?;
         Ok(())
     })?;
     let mut source_bytes = 0;
@@ -434,65 +311,4 @@ fn write(
         source_bytes,
         tensors: parts.into_iter().map(|p| p.2).collect(),
     })
-}
-
-/// Appends a stored matrix (rows, cols) to `out`, packed: against the second moments of its inputs if there are any.
-#[allow(clippy::too_many_arguments, reason = "a matrix, what it becomes, and where")]
-pub(crate) fn pack_tensor(
-    team: &Team,
-    path: &Path,
-    tensor: &TensorRef,
-    format: PackedFormat,
-    rule: ScaleRule,
-    (rows, cols): (usize, usize),
-    feedback: Option<&Feedback>,
-    out: &mut Vec<u8>,
-) -> Result<()> {
-    let mut values = Vec::new();
-    for first in (0..rows).step_by(ROWS) {
-        let shape = (ROWS.min(rows - first), cols);
-        values.resize(shape.0 * cols, 0.0);
-        tensor.read_f32(first * cols, &mut values)?;
-        let start = out.len();
-        out.resize(start + format.nbytes(shape.0, cols)?, 0);
-        let made = out.get_mut(start..).unwrap_or_default();
-        match feedback {
-            Some(feedback) => {
-                sharp_quant::pack_calibrated(team, format, shape, &values, feedback, made).map(drop)
-            }
-            None => sharp_quant::pack_f32_parallel(team, format, rule, shape, &values, None, made),
-        }
-        .map_err(|e| match e {
-            QuantError::NotFinite { index, value } => {
-                let what = format!("holds {value} at index {}", first * cols + index);
-                sharp_model::Error::tensor(path, tensor.name(), what)
-            }
-            other => other.into(),
-        })?;
-    }
-    Ok(())
-}
-
-/// Root of the squared error of a packed matrix (rows, cols) over the squared weights.
-fn relative_error(
-    tensor: &TensorRef,
-    format: PackedFormat,
-    (rows, cols): (usize, usize),
-    packed: &[u8],
-) -> Result<f64> {
-    let matrix = PackedRef::new(format, rows, cols, packed)?;
-    let (mut error, mut size) = (0.0f64, 0.0f64);
-    let (mut values, mut back) = (Vec::new(), Vec::new());
-    for first in (0..rows).step_by(ROWS) {
-        let count = ROWS.min(rows - first);
-        values.resize(count * cols, 0.0);
-        back.resize(count * cols, 0.0);
-        tensor.read_f32(first * cols, &mut values)?;
-        sharp_quant::unpack_rows(matrix, first, first + count, &mut back)?;
-        for (v, b) in values.iter().zip(&back) {
-            error += f64::from(v - b).powi(2);
-            size += f64::from(*v).powi(2);
-        }
-    }
-    Ok(if size > 0.0 { (error / size).sqrt() } else { 0.0 })
 }
