@@ -64,7 +64,8 @@ fn links_lead_somewhere() {
         let text = prose(&read(&document));
         for link in links(&text).filter(|link| !link.contains("://")) {
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let target = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            let target =
+                if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
             assert!(target.exists(), "{}: {link} leads nowhere", document.display());
             let known = anchor.is_empty() || anchors(&read(&target)).contains(anchor);
             assert!(known, "{}: {link} has no such title", document.display());
@@ -146,7 +147,8 @@ fn sentences(text: &str) -> Vec<String> {
             blocks.push(String::new());
             continue;
         }
-        let item = line.starts_with("- ") || line.split_once(". ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+        let item =
+            line.starts_with("- ") || line.split_once(". ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
         if line.is_empty() || line.starts_with('#') || item {
             blocks.push(String::new());
         }

@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sharp_model::tokenizer::Tokenizer;
 
-use crate::clock;
 use crate::document::{Document, Turn};
 use crate::error::{Error, Result};
+use crate::json::kind;
 use crate::python_json::{self, Style};
-use crate::read::kind;
+use crate::strftime;
 
 /// Work a template may do before it is stopped: far more than any real one needs, little enough that a hostile one
 /// ends within seconds.
@@ -102,7 +102,7 @@ impl Chat {
         self.env.add_function(
             "strftime_now",
             move |format: String| -> std::result::Result<String, minijinja::Error> {
-                clock::strftime(&format, now.unwrap_or_else(clock::now))
+                strftime::strftime(&format, now)
                     .map_err(|what| minijinja::Error::new(ErrorKind::InvalidOperation, what))
             },
         );

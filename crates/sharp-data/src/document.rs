@@ -2,7 +2,7 @@
 
 use std::hash::Hasher;
 
-use crate::seed::StableHash;
+use crate::hash::StableHash;
 
 /// One document: a plain text, a prompt with its completion, or a conversation.
 ///

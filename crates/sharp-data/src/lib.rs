@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod chat;
-mod clock;
 mod document;
 mod error;
+mod hash;
+mod json;
 mod lines;
 mod olmo;
 mod overlap;
@@ -12,13 +13,14 @@ mod pack;
 #[cfg(feature = "parquet")]
 mod parquet;
 #[cfg(not(feature = "parquet"))]
-#[path = "no_parquet.rs"]
+#[path = "parquet/absent.rs"]
 mod parquet;
 mod python_json;
 mod read;
-mod seed;
+mod rng;
 mod spec;
 mod split;
+mod strftime;
 mod task;
 mod windows;
 
@@ -29,7 +31,7 @@ pub use lines::MAX_LINE_BYTES;
 pub use overlap::{NGRAM_WORDS, Overlap, SHORTEST_WORDS, overlap, without_overlap};
 pub use pack::{Encode, PackOptions, TokenBlocks, encode_document, encode_pair, pack};
 pub use read::{Documents, read, read_text};
-pub use seed::{SplitMix, shuffle};
+pub use rng::{SplitMix, shuffle};
 pub use spec::{DataSpec, View};
 pub use split::{Split, split};
 pub use task::{Choice, Question, Shots, Task};

@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use serde::Serialize;
 
 use crate::document::Document;
-use crate::seed::StableHash;
+use crate::hash::StableHash;
 use crate::task::Question;
 
 /// Words in a row that two texts must share to count as overlapping, as in the GPT-3 paper (Brown et al., 2020,

@@ -4,7 +4,7 @@ use sharp_model::tokenizer::Tokenizer;
 
 use crate::document::Document;
 use crate::error::{Error, Result};
-use crate::seed::shuffle;
+use crate::rng::shuffle;
 
 /// Turns text into token numbers; adds no begin or end tokens of its own.
 ///

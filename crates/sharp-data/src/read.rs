@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::chat::Chat;
 use crate::document::{Document, text_key};
 use crate::error::{Error, Result};
+use crate::json::{keys, kind};
 use crate::lines::{Lines, MAX_LINE_BYTES};
 use crate::olmo;
 use crate::parquet::Rows;
@@ -397,23 +398,6 @@ fn is_title(line: &str) -> bool {
 fn bare(e: &serde_json::Error) -> String {
     let text = e.to_string();
     text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
-}
-
-pub(crate) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-fn keys(value: &Value) -> String {
-    let names: Vec<String> =
-        value.as_object().into_iter().flat_map(|o| o.keys()).take(8).map(|k| format!("{k:?}")).collect();
-    if names.is_empty() { "an empty object".to_owned() } else { names.join(", ") }
 }
 
 /// A passage as a text, in one group with the others of its subject.

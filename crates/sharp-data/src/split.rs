@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::document::Document;
 use crate::error::{Error, Result};
-use crate::seed::mix;
+use crate::rng::mix;
 
 /// The two sides of [`split`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

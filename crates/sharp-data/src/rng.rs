@@ -1,7 +1,8 @@
-//! Random order and hashes that never change: the same seed gives the same bytes on every machine and in every
-//! version, which the standard library's hasher and the random number crates do not promise.
-
-use std::hash::Hasher;
+//! Draws random numbers and orders that never change: the same seed gives the same bytes on every machine and in every
+//! version, which the crates for random numbers do not promise across versions.
+//!
+//! Everything that depends on a file (splits, the order of documents and rows) uses this generator. The engine's sampler
+//! has a generator of its own, whose numbers are promised only within a version.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): a small generator of good 64-bit numbers from any seed.
 #[derive(Clone, Debug)]
@@ -48,26 +49,5 @@ pub fn shuffle<T>(items: &mut [T], seed: u64) {
     let mut rng = SplitMix::new(seed);
     for i in (1..items.len()).rev() {
         items.swap(i, rng.below(i + 1));
-    }
-}
-
-/// FNV-1a over bytes, finished with the SplitMix64 mix: stable, and good enough to tell texts apart.
-#[derive(Clone, Debug)]
-pub(crate) struct StableHash(u64);
-
-impl Default for StableHash {
-    fn default() -> Self {
-        StableHash(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for StableHash {
-    fn write(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.0 = (self.0 ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    fn finish(&self) -> u64 {
-        mix(self.0)
     }
 }

@@ -1,4 +1,4 @@
-//! Stands for `parquet.rs` where the feature `parquet` is off: no file is opened.
+//! Refuses Parquet files where the feature `parquet` is off.
 
 use std::path::Path;
 
