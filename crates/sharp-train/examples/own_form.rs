@@ -1,26 +1,33 @@
-//! A recovery form of your own: `cargo run --release -p sharp-train --example own_form`.
+//! Fits a recovery form of your own to a layer: `cargo run --release -p sharp-train --example own_form`.
 //!
-//! A form says how a target's weight is made from its reference's and a few pieces, and how the pieces' gradients follow from what passed
-//! through the projection. This one only scales the columns: `W = W_ref diag(col)`. It is fitted here by gradient descent to a weight
-//! that it can reach. A form that plans and files are to know also needs a place in `sharp_model::Treatment` and an
-//! arm in `forms::form`.
+//! A form says how a layer's weight is made from its reference's and a few pieces, and how the pieces'
+//! gradients follow. This one scales the columns alone: `W = W_ref diag(col)`. `fit_form` puts it in the
+//! place of the form that the plan names for a layer and trains it as the warm-up trains the others.
+//!
+//! A form that plans and files are to know needs three more places: a variant of `sharp_model::Repair`, the
+//! names of its tensors in a recovery file, and an arm in `forms::form`.
 
 use std::io::Write;
+use std::path::Path;
 
+use sharp_data::TokenBlocks;
+use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Repair};
+use sharp_progress::Silent;
 use sharp_train::forms::{Flow, Form, Pieces};
-use sharp_train::{Error, Result};
-use tch::{Device, Kind, Tensor};
+use sharp_train::warmup::{WarmupOptions, fit_form};
+use sharp_train::{Compute, Error, Job, Result};
+use tch::{Kind, Tensor};
 
 #[derive(Debug)]
-struct Columns;
+struct ColumnScaled;
 
-fn need<'a>(tensor: Option<&'a Tensor>, what: &str) -> Result<&'a Tensor> {
-    tensor.ok_or_else(|| Error::Invalid(format!("{what} is missing")))
-}
-
-impl Form for Columns {
-    fn name(&self) -> &'static str {
+impl Form for ColumnScaled {
+    fn name(&self) -> &str {
         "column_scaled"
+    }
+
+    fn shapes(&self, _out: usize, input: usize, _rank: usize) -> Pieces<Vec<usize>> {
+        Pieces { col: Some(vec![input]), ..Pieces::default() }
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
@@ -33,7 +40,8 @@ impl Form for Columns {
         true
     }
 
-    // y = W_ref diag(col) x, so the gradient of col_j is the sum of x_j (W_ref^T dy)_j, and dx_j = col_j (W_ref^T dy)_j.
+    // y = W_ref diag(col) x, so the gradient of col_j is the sum of x_j (W_ref^T dy)_j, and dx_j = col_j
+    // (W_ref^T dy)_j.
     fn gradients(&self, pieces: &Pieces, flow: &Flow<'_>) -> Result<Pieces> {
         let dx = need(flow.dx, "the input's gradient")?;
         let through = dx.f_div(need(pieces.col.as_ref(), "col_scale")?)?;
@@ -53,26 +61,38 @@ impl Form for Columns {
     }
 }
 
+fn need<'a>(tensor: Option<&'a Tensor>, what: &str) -> Result<&'a Tensor> {
+    tensor.ok_or_else(|| Error::Invalid(format!("{what} is missing")))
+}
+
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    tch::manual_seed(1);
-    let options = (Kind::Float, Device::Cpu);
-    let reference = Tensor::f_randn([6, 4], options)?;
-    let x = Tensor::f_randn([64, 4], options)?;
-    let want = x.f_matmul(&reference.f_mul(&Tensor::from_slice(&[0.5f32, 2.0, -1.0, 1.5]))?.f_tr()?)?;
-    let mut pieces = Pieces { col: Some(Tensor::f_ones([4], options)?), ..Pieces::default() };
-    let mut weight = Tensor::f_zeros([6, 4], options)?;
-    let mut loss = f64::MAX;
-    for _ in 0..300 {
-        Columns.effective_into(&mut weight, Some(&reference), &pieces)?;
-        let y = x.f_matmul(&weight.f_tr()?)?;
-        let dy = y.f_sub(&want)?;
-        loss = f64::try_from(dy.f_square()?.f_mean(Kind::Float)?)?;
-        let dx = dy.f_matmul(&weight)?;
-        let gradient = Columns.gradients(&pieces, &Flow { x: &x, y: &y, dy: &dy, dx: Some(&dx) })?;
-        let col = need(pieces.col.as_ref(), "col_scale")?
-            .f_sub(&need(gradient.col.as_ref(), "its gradient")?.f_mul_scalar(0.001)?)?;
-        pieces.col = Some(col);
-    }
-    writeln!(std::io::stdout(), "loss {loss:.2e}")?;
-    if loss < 1e-6 { Ok(()) } else { Err("the scales were not found".into()) }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/tied");
+    let original = ModelSource::open(folder)?;
+    // Layer 2 runs with the MLP of layer 1. The plan's own form is of no matter here; its reference is.
+    let change = LayerChange::share(2, 1, Repair::low_rank(Ranks::uniform(4)));
+    let rows = |n: usize, step: u32| TokenBlocks {
+        seq_len: 16,
+        tokens: (0..16 * n as u32).map(|i| i * step % 61).collect(),
+        mask: vec![true; 16 * n],
+    };
+    let job = Job {
+        source: &original,
+        plan: &Plan::new("explicit", vec![change]),
+        train: &rows(32, 7),
+        held_out: &rows(8, 11),
+        out: &std::env::temp_dir(),
+        compute: Compute::cpu(2),
+        progress: &Silent,
+    };
+    let options =
+        WarmupOptions { steps: 200, batch_tokens: 128, lr: 3e-2, patience: 3, ..WarmupOptions::default() };
+    let fitted = fit_form(&job, 2, &ColumnScaled, &options)?;
+    let (before, after) = (fitted.summary.start_error, fitted.summary.error);
+    let scales = fitted.pieces.gate.col.ok_or("the gate has no scales")?;
+    writeln!(
+        std::io::stdout(),
+        "error {before:.4} -> {after:.4} with {} scales of the gate",
+        scales.numel()
+    )?;
+    if after < before { Ok(()) } else { Err("scaling the columns did not help".into()) }
 }

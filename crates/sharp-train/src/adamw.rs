@@ -1,5 +1,5 @@
-//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) with moments that can be saved: libtorch's C++ optimisers, as
-//! tch binds them, cannot.
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101) with moments that can be saved: libtorch's C++ optimisers,
+//! as tch binds them, cannot.
 
 use std::ops::Range;
 
@@ -11,15 +11,15 @@ use crate::tensors::{dim, from_f32, scalar};
 
 /// AdamW's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamWConfig {
+pub(crate) struct AdamWConfig {
     /// Decay of the first moment.
-    pub beta1: f64,
+    pub(crate) beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f64,
+    pub(crate) beta2: f64,
     /// Added to the root of the second moment.
-    pub eps: f64,
+    pub(crate) eps: f64,
     /// Decoupled weight decay, times the learning rate, on matrices only.
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
 }
 
 impl Default for AdamWConfig {
@@ -30,7 +30,7 @@ impl Default for AdamWConfig {
 
 /// The optimiser's state for one flat vector of parameters.
 #[derive(Debug)]
-pub struct AdamW {
+pub(crate) struct AdamW {
     config: AdamWConfig,
     segments: Vec<(Range<usize>, bool)>,
     first: Tensor,
@@ -43,7 +43,7 @@ impl AdamW {
     ///
     /// # Errors
     /// From libtorch.
-    pub fn new(config: AdamWConfig, layout: &Layout, device: Device) -> Result<Self> {
+    pub(crate) fn new(config: AdamWConfig, layout: &Layout, device: Device) -> Result<Self> {
         Ok(Self {
             config,
             segments: layout.segments(),
@@ -54,7 +54,7 @@ impl AdamW {
     }
 
     /// Steps taken.
-    pub fn step_count(&self) -> u64 {
+    pub(crate) fn step_count(&self) -> u64 {
         self.step
     }
 
@@ -62,7 +62,7 @@ impl AdamW {
     ///
     /// # Errors
     /// From libtorch, if the sizes differ.
-    pub fn step(&mut self, flat: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
+    pub(crate) fn step(&mut self, flat: &mut Tensor, grad: &Tensor, lr: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         self.step += 1;
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
@@ -88,7 +88,7 @@ impl AdamW {
     }
 
     /// The first and second moments, `(n)` each, sharing memory.
-    pub fn moments(&self) -> [&Tensor; 2] {
+    pub(crate) fn moments(&self) -> [&Tensor; 2] {
         [&self.first, &self.second]
     }
 
@@ -96,7 +96,7 @@ impl AdamW {
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is of another number of parameters.
-    pub fn restore(&mut self, step: u64, first: &[f32], second: &[f32]) -> Result<()> {
+    pub(crate) fn restore(&mut self, step: u64, first: &[f32], second: &[f32]) -> Result<()> {
         let n = self.first.numel();
         if first.len() != n || second.len() != n {
             return Err(Error::invalid(format!(
@@ -113,8 +113,9 @@ impl AdamW {
     }
 }
 
-/// Elements worked on at a time. On a CPU few enough that a piece of everything stays in a core's cache between one operation and
-/// the next; on a GPU, where each operation costs its launch, only so few that temporaries stay small.
+/// Elements worked on at a time. On a CPU few enough that a piece of everything stays in a core's cache
+/// between one operation and the next; on a GPU, where each operation costs its launch, only so few that
+/// temporaries stay small.
 fn piece(device: Device) -> usize {
     if device.is_cuda() { 1 << 26 } else { 1 << 16 }
 }
@@ -132,7 +133,7 @@ fn pieces(segments: &[(Range<usize>, bool)], device: Device) -> impl Iterator<It
 ///
 /// # Errors
 /// From libtorch.
-pub fn clip(grad: &mut Tensor, limit: f64) -> Result<f64> {
+pub(crate) fn clip(grad: &mut Tensor, limit: f64) -> Result<f64> {
     // In float64: a float32 sum of millions of squares loses digits that depend on the order.
     let mut squares = 0.0;
     for (range, _) in pieces(&[(0..grad.numel(), false)], grad.device()) {

@@ -1,8 +1,8 @@
 //! Causal self-attention with grouped queries, forwards and backwards.
 //!
-//! Scores are made for [`BLOCK`] queries at a time against the keys that these may see, so nearly half of them are never
-//! computed, and the query heads that share a key head are rows of one product. The probabilities are kept for the way
-//! back, in the products' number type.
+//! Scores are made for [`BLOCK`] queries at a time against the keys that these may see, so nearly half of
+//! them are never computed, and the query heads that share a key head are rows of one product. The
+//! probabilities are kept for the backward pass, in the products' number type.
 
 use sharp_model::{ModelConfig, names};
 use tch::{Device, Kind, Tensor};
@@ -15,7 +15,8 @@ use crate::rope::{Rope, row_order};
 use crate::tensors::dim;
 use crate::weights::Weights;
 
-/// Queries in one product with the keys. Smaller blocks waste fewer scores of the future, larger ones run faster.
+/// Queries in one product with the keys. Smaller blocks waste fewer scores of the future, larger ones run
+/// faster.
 const BLOCK: i64 = 128;
 
 /// Sizes of a batch: sequences and tokens of each.
@@ -40,10 +41,10 @@ pub(crate) struct Attention {
     eps: f64,
 }
 
-/// What the way back needs. Of a query head only its group, the query heads that share one key and value head, is told
-/// apart: `g = heads / kv_heads`. All but the norms' are of the products' number type.
+/// What the backward pass needs. Of a query head only its group, the query heads that share one key and value
+/// head, is told apart: `g = heads / kv_heads`. All but the norms' are of the products' number type.
 #[derive(Debug)]
-pub(crate) struct Saved {
+pub(crate) struct Kept {
     /// Before the query and key norms, with the inverse root mean squares.
     before_norm: Option<(Tensor, Tensor)>,
     /// `(sequences * kv_heads, g, time, head_dim)`, divided by the root of `head_dim`.
@@ -74,10 +75,10 @@ impl Attention {
         ];
         let mut weights = Vec::new();
         let mut biases = Vec::new();
-        for (matrix, turned) in parts {
-            weights.push(ordered(get(names::attention_weight(layer, matrix))?, turned)?);
+        for (matrix, rotated) in parts {
+            weights.push(ordered(get(names::attention_weight(layer, matrix))?, rotated)?);
             if config.attention_bias {
-                biases.push(ordered(get(names::attention_bias(layer, matrix))?, turned)?);
+                biases.push(ordered(get(names::attention_bias(layer, matrix))?, rotated)?);
             }
         }
         let bias = match biases.is_empty() {
@@ -123,23 +124,23 @@ impl Attention {
         Ok(Some(Tensor::f_cat(&all, 0)?))
     }
 
-    pub(crate) fn share(&self) -> Self {
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self {
-            qkv: self.qkv.share(),
-            out: self.out.share(),
+            qkv: self.qkv.shallow_clone(),
+            out: self.out.shallow_clone(),
             qk_norm: self.qk_norm.as_ref().map(Tensor::shallow_clone),
             ..*self
         }
     }
 
     /// `x (sequences * time, d)`, normed, to the attention's output of the same shape.
-    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Saved)> {
+    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Kept)> {
         let Batch { sequences, time } = batch;
         let Self { heads, kv_heads, head_dim, .. } = *self;
-        let turned = heads + kv_heads;
+        let rotated = heads + kv_heads;
         let kind = self.out.weight.f_kind()?;
-        let qkv = self.qkv.forward(x)?.f_view([sequences, time, turned + kv_heads, head_dim])?;
-        let mut qk = qkv.f_narrow(2, 0, turned)?.f_to_kind(Kind::Float)?;
+        let qkv = self.qkv.forward(x)?.f_view([sequences, time, rotated + kv_heads, head_dim])?;
+        let mut qk = qkv.f_narrow(2, 0, rotated)?.f_to_kind(Kind::Float)?;
         let mut before_norm = None;
         if let Some(weight) = &self.qk_norm {
             let (normed, inv) = norm::forward(&qk, weight, self.eps)?;
@@ -149,7 +150,7 @@ impl Attention {
         let q = qk.f_narrow(2, 0, heads)?.f_mul_scalar(self.scale())?.f_to_kind(kind)?;
         let q = self.grouped(&q, batch)?;
         let k = self.by_key_head(&qk.f_narrow(2, heads, kv_heads)?.f_to_kind(kind)?, batch)?;
-        let v = self.by_key_head(&qkv.f_narrow(2, turned, kv_heads)?, batch)?;
+        let v = self.by_key_head(&qkv.f_narrow(2, rotated, kv_heads)?, batch)?;
 
         let o = Tensor::f_empty([sequences, time, heads, head_dim], (kind, x.device()))?;
         let mut probabilities = Vec::new();
@@ -163,14 +164,14 @@ impl Attention {
             probabilities.push(p);
         }
         let y = self.out.forward(&o.f_view([sequences * time, heads * head_dim])?)?;
-        Ok((y, Saved { before_norm, q, k, v, probabilities }))
+        Ok((y, Kept { before_norm, q, k, v, probabilities }))
     }
 
     /// The gradient with respect to `x`, from the output's `dy`, both `(sequences * time, d)`.
-    pub(crate) fn backward(&self, dy: &Tensor, saved: &Saved, rope: &Rope, batch: Batch) -> Result<Tensor> {
+    pub(crate) fn backward(&self, dy: &Tensor, kept: &Kept, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
         let Self { heads, kv_heads, head_dim, .. } = *self;
-        let Saved { before_norm, q, k, v, probabilities } = saved;
+        let Kept { before_norm, q, k, v, probabilities } = kept;
         let d_out = self.out.input_grad(dy)?.f_view([sequences, time, heads, head_dim])?;
         let d_out = self.grouped(&d_out, batch)?;
 
@@ -217,7 +218,8 @@ impl Attention {
         Ok(apart.f_permute([0, 2, 3, 1, 4])?.f_reshape(rows)?)
     }
 
-    /// Key or value heads `(sequences, time, kv_heads, head_dim)` to `(sequences * kv_heads, time, head_dim)`.
+    /// Key or value heads `(sequences, time, kv_heads, head_dim)` to `(sequences * kv_heads, time,
+    /// head_dim)`.
     fn by_key_head(&self, x: &Tensor, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
         Ok(x.f_transpose(1, 2)?.f_reshape([sequences * self.kv_heads, time, self.head_dim])?)
@@ -237,7 +239,8 @@ impl Attention {
         Ok(apart.f_permute([0, 3, 1, 2, 4])?)
     }
 
-    /// A block's part of `(sequences, time, heads, head_dim)`, shaped as [`Self::heads_last`], sharing memory.
+    /// A block's part of `(sequences, time, heads, head_dim)`, shaped as [`Self::heads_last`], sharing
+    /// memory.
     fn by_token(&self, x: &Tensor, block: Block) -> Result<Tensor> {
         let part = x.f_narrow(1, block.start, block.queries())?;
         Ok(part.f_unflatten(2, [self.kv_heads, self.heads / self.kv_heads])?)
@@ -308,20 +311,20 @@ mod tests {
             // Large inputs, so that attention is far from even.
             let x = Tensor::randn(rows, (Kind::Float, compute.device)) * 1.5;
             let dy = Tensor::randn(rows, (Kind::Float, compute.device));
-            let (y, saved) = attention.forward(&x, &rope, batch).unwrap();
-            let dx = attention.backward(&dy, &saved, &rope, batch).unwrap();
+            let (y, kept) = attention.forward(&x, &rope, batch).unwrap();
+            let dx = attention.backward(&dy, &kept, &rope, batch).unwrap();
 
             let leaf = x.set_requires_grad(true);
             let float = |linear: &Linear| linear.weight.to_kind(Kind::Float);
             let qkv = leaf.matmul(&float(&attention.qkv).tr());
             let qkv = qkv.view([batch.sequences, batch.time, -1, attention.head_dim]);
-            let turned = attention.heads + attention.kv_heads;
-            let qk = rope.forward(&qkv.narrow(2, 0, turned)).unwrap();
+            let rotated = attention.heads + attention.kv_heads;
+            let qk = rope.forward(&qkv.narrow(2, 0, rotated)).unwrap();
             let head = |t: &Tensor, start, n| t.narrow(2, start, n).transpose(1, 2);
             let o = Tensor::scaled_dot_product_attention(
                 &head(&qk, 0, attention.heads),
                 &head(&qk, attention.heads, attention.kv_heads),
-                &head(&qkv, turned, attention.kv_heads),
+                &head(&qkv, rotated, attention.kv_heads),
                 None::<Tensor>,
                 0.0,
                 true,

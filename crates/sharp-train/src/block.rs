@@ -1,5 +1,6 @@
-//! One transformer layer, forwards and backwards. Frozen weights get no gradients, and nothing of libtorch's own graph is
-//! built: the way back is written out, so it keeps only what it needs and stops where nothing below is trained.
+//! One transformer layer, forwards and backwards. Frozen weights get no gradients, and nothing of libtorch's
+//! own graph is built: the backward pass is written out, so it keeps only what it needs and stops where
+//! nothing below is trained.
 
 use sharp_model::{ModelSource, names};
 use tch::Tensor;
@@ -7,7 +8,9 @@ use tch::Tensor;
 use crate::attention::{self, Attention, Batch};
 use crate::device::Compute;
 use crate::error::Result;
-use crate::mlp::{self, Mlp, MlpTrain, Sink};
+use crate::gradients::Sink;
+use crate::mlp::{self, Mlp};
+use crate::mlp_train::MlpTrain;
 use crate::norm;
 use crate::params::ParamId;
 use crate::rope::Rope;
@@ -28,7 +31,7 @@ pub(crate) struct Block {
 }
 
 /// What of a layer is trained.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct BlockTrain {
     pub(crate) mlp: Option<MlpTrain>,
     pub(crate) input_norm: Option<ParamId>,
@@ -36,26 +39,24 @@ pub(crate) struct BlockTrain {
 }
 
 impl BlockTrain {
-    pub(crate) fn share(&self) -> Self {
-        Self {
-            mlp: self.mlp.as_ref().map(MlpTrain::share),
-            input_norm: self.input_norm,
-            mlp_norm: self.mlp_norm,
-        }
+    /// Lists the parameters that this layer's backward pass adds gradients to.
+    pub(crate) fn parameters(&self) -> Vec<ParamId> {
+        let norms = [self.input_norm, self.mlp_norm].into_iter().flatten();
+        norms.chain(self.mlp.iter().flat_map(MlpTrain::parameters)).collect()
     }
 }
 
-/// What the way back needs. All float32 `(n, d)` unless said otherwise, `n = sequences * time`.
+/// What the backward pass needs. All float32 `(n, d)` unless said otherwise, `n = sequences * time`.
 #[derive(Debug)]
-pub(crate) struct Saved {
+pub(crate) struct Kept {
     input: Tensor,
     /// `(n, 1)`
     input_inv: Tensor,
-    attention: attention::Saved,
+    attention: attention::Kept,
     middle: Tensor,
     /// `(n, 1)`
     middle_inv: Tensor,
-    mlp: Option<mlp::Saved>,
+    mlp: Option<mlp::Kept>,
 }
 
 impl Block {
@@ -82,12 +83,12 @@ impl Block {
         })
     }
 
-    pub(crate) fn share(&self) -> Self {
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             input_norm: self.input_norm.shallow_clone(),
-            attention: self.attention.share(),
+            attention: self.attention.shallow_clone(),
             mlp_norm: self.mlp_norm.shallow_clone(),
-            mlp: self.mlp.as_ref().map(Mlp::share),
+            mlp: self.mlp.as_ref().map(Mlp::shallow_clone),
             eps: self.eps,
         }
     }
@@ -113,8 +114,8 @@ impl Block {
         Ok(middle)
     }
 
-    /// The whole layer, with what the way back needs.
-    pub(crate) fn forward_saving(&self, input: Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Saved)> {
+    /// The whole layer, with what the backward pass needs.
+    pub(crate) fn forward_keeping(&self, input: Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Kept)> {
         let (normed, input_inv) = norm::forward(&input, &self.input_norm, self.eps)?;
         let (out, attention) = self.attention.forward(&normed, rope, batch)?;
         drop(normed);
@@ -125,16 +126,16 @@ impl Block {
             Some(mlp) => middle.f_add(mlp.y())?,
             None => middle.shallow_clone(),
         };
-        Ok((output, Saved { input, input_inv, attention, middle, middle_inv, mlp }))
+        Ok((output, Kept { input, input_inv, attention, middle, middle_inv, mlp }))
     }
 
-    /// From the output's gradient `d (n, d)`, which is overwritten, to the input's, if something below wants it;
-    /// gradients of what is trained here go to `sink`.
+    /// From the output's gradient `d (n, d)`, which is overwritten, to the input's, if something below wants
+    /// it; gradients of what is trained here go to `sink`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn backward(
         &self,
         mut d: Tensor,
-        saved: Saved,
+        kept: Kept,
         rope: &Rope,
         batch: Batch,
         train: &BlockTrain,
@@ -142,30 +143,30 @@ impl Block {
         want_input: bool,
     ) -> Result<Option<Tensor>> {
         let below_mlp = want_input || train.input_norm.is_some();
-        if let (Some(mlp), Some(kept)) = (&self.mlp, &saved.mlp) {
-            let x = norm::apply(&saved.middle, &saved.middle_inv, &self.mlp_norm)?;
+        if let (Some(mlp), Some(mlp_kept)) = (&self.mlp, &kept.mlp) {
+            let x = norm::apply(&kept.middle, &kept.middle_inv, &self.mlp_norm)?;
             let trained = train.mlp.as_ref().map(|t| (t, sink));
             let want = below_mlp || train.mlp_norm.is_some();
-            if let Some(dx) = mlp.backward(&x, kept, &d, trained, want)? {
+            if let Some(dx) = mlp.backward(&x, mlp_kept, &d, trained, want)? {
                 if let Some(id) = train.mlp_norm {
-                    sink.add(id, &norm::weight_grad(&dx, &saved.middle, &saved.middle_inv)?)?;
+                    sink.add(id, &norm::weight_grad(&dx, &kept.middle, &kept.middle_inv)?)?;
                 }
                 if below_mlp {
-                    norm::backward_onto(&mut d, &dx, &saved.middle, &saved.middle_inv, &self.mlp_norm)?;
+                    norm::backward_onto(&mut d, &dx, &kept.middle, &kept.middle_inv, &self.mlp_norm)?;
                 }
             }
         }
         if !below_mlp {
             return Ok(None);
         }
-        let dx = self.attention.backward(&d, &saved.attention, rope, batch)?;
+        let dx = self.attention.backward(&d, &kept.attention, rope, batch)?;
         if let Some(id) = train.input_norm {
-            sink.add(id, &norm::weight_grad(&dx, &saved.input, &saved.input_inv)?)?;
+            sink.add(id, &norm::weight_grad(&dx, &kept.input, &kept.input_inv)?)?;
         }
         if !want_input {
             return Ok(None);
         }
-        norm::backward_onto(&mut d, &dx, &saved.input, &saved.input_inv, &self.input_norm)?;
+        norm::backward_onto(&mut d, &dx, &kept.input, &kept.input_inv, &self.input_norm)?;
         Ok(Some(d))
     }
 }

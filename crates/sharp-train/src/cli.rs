@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -9,11 +9,15 @@ use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Terminal;
-use sharp_train::finetune::{FinetuneOptions, TrainMlps, check_memory, finetune, least_memory};
-use sharp_train::warmup::{WarmupOptions, Weighting, warmup};
-use sharp_train::{Compute, Loss, Start};
+use sharp_schema::Bf16;
+use sharp_train::finetune::{FinetuneOptions, StartFrom, check_memory, finetune, least_memory};
+use sharp_train::warmup::{WarmupOptions, warmup};
+use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting};
 
-/// Warms up and fine-tunes the recovery parameters of a sharing plan.
+/// Bytes of a mebibyte.
+const MIB: u64 = 1 << 20;
+
+/// Warms up and fine-tunes the recovery parameters of a plan.
 #[derive(Debug, Parser)]
 #[command(
     name = "sharp-train",
@@ -40,19 +44,9 @@ enum Command {
     Finetune(Box<FinetuneArgs>),
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Bf16 {
-    /// Where the processor multiplies bf16 in hardware.
-    Auto,
-    /// Always.
-    On,
-    /// Never: float32.
-    Off,
-}
-
 /// What both trainings take.
 #[derive(Debug, clap::Args)]
-struct Shared {
+struct CommonArgs {
     /// The original: a Hugging Face directory.
     #[arg(long)]
     model: PathBuf,
@@ -84,7 +78,7 @@ struct Shared {
     #[arg(long, default_value_t = 0)]
     threads: usize,
     /// Multiply in bf16, with float32 masters.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value_t)]
     bf16: Bf16,
     /// Where to compute: auto, cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
@@ -94,36 +88,37 @@ struct Shared {
 #[derive(Debug, clap::Args)]
 struct WarmupArgs {
     #[command(flatten)]
-    shared: Shared,
+    common: CommonArgs,
     /// Tokens of activations that each target is fitted on.
     #[arg(long, default_value_t = 40_960)]
     tokens: usize,
     /// Steps a layer at most; 0 keeps the start as it is.
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = WarmupOptions::default().steps)]
     steps: u64,
     /// Tokens in a step.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = WarmupOptions::default().batch_tokens)]
     batch_tokens: usize,
     /// Highest learning rate.
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = WarmupOptions::default().lr)]
     lr: f64,
     /// Decoupled weight decay of the factors.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = WarmupOptions::default().weight_decay)]
     weight_decay: f64,
-    /// Where the parameters begin: zero (the paper's) or whitened (closed form).
-    #[arg(long, default_value = "zero")]
+    /// Where the parameters begin: at the paper's zero start, or at a closed-form fit.
+    #[arg(long, value_enum, default_value_t = WarmupOptions::default().start)]
     start: Start,
-    /// How each token's squared error counts: none (the paper's), residual or output.
-    #[arg(long, default_value = "residual")]
+    /// What each token's squared error is divided by: nothing (the paper's), the residual stream or the MLP's
+    /// output.
+    #[arg(long, value_enum, default_value_t = WarmupOptions::default().weighting)]
     weighting: Weighting,
     /// Steps between measurements of the held-out error.
-    #[arg(long, default_value_t = 25)]
+    #[arg(long, default_value_t = WarmupOptions::default().eval_every)]
     eval_every: u64,
     /// Measurements without a new best after which a layer is done.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = WarmupOptions::default().patience)]
     patience: u64,
     /// MiB of activations above which they go to files in the output folder.
-    #[arg(long, default_value_t = 1024)]
+    #[arg(long, default_value_t = WarmupOptions::default().memory_bytes / MIB)]
     memory_mib: u64,
 }
 
@@ -133,41 +128,45 @@ enum LossName {
     Completion,
     /// KL to the original's distribution.
     Distill,
-    /// Both, `--distill` being the original's share (a half unless given).
+    /// Both, `--distill` being the original's weight (a half unless given).
     Mixed,
 }
 
 #[derive(Debug, clap::Args)]
 struct FinetuneArgs {
     #[command(flatten)]
-    shared: Shared,
+    common: CommonArgs,
     /// Recovery parameters to begin with: a warm-up's folder or a file. Without them: the paper's zero start.
     #[arg(long)]
     recovery: Option<PathBuf>,
-    /// A runtime file (`sharp quantize`) of this model, plan and recovery, whose rounding is to be repaired: everything frozen is as it lies
-    /// there, and what is trained is rounded alike. `sharp quantize --onto` puts the result into it.
+    /// A runtime file (`sharp quantize`) of this model, plan and recovery, whose rounding is to be repaired:
+    /// everything frozen is as it lies there, and what is trained is rounded alike. `sharp quantize --onto`
+    /// puts the result into it.
     #[arg(long, value_name = "FILE", requires = "recovery")]
     runtime: Option<PathBuf>,
     /// Training tokens to prepare; 0 is as many as the steps take, so that none comes twice.
     #[arg(long, default_value_t = 0)]
     tokens: usize,
     /// Steps.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = FinetuneOptions::default().steps)]
     steps: u64,
     /// Tokens in a step.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = FinetuneOptions::default().batch_tokens)]
     batch_tokens: usize,
     /// Highest learning rate.
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = FinetuneOptions::default().lr)]
     lr: f64,
     /// Steps over which the rate rises; a twentieth of all unless given.
     #[arg(long)]
     lr_warmup: Option<u64>,
+    /// The last step's rate as a fraction of the highest.
+    #[arg(long, default_value_t = FinetuneOptions::default().lr_floor)]
+    lr_floor: f64,
     /// Decoupled weight decay of matrices.
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = FinetuneOptions::default().weight_decay)]
     weight_decay: f64,
     /// Largest norm of the gradient; 0 leaves it alone.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = FinetuneOptions::default().clip)]
     clip: f64,
     /// What is minimised; unless given, what `--distill` says.
     #[arg(long, value_enum)]
@@ -181,21 +180,24 @@ struct FinetuneArgs {
     /// Train the RMS norms too.
     #[arg(long)]
     train_norms: bool,
-    /// Train stored MLPs too: none (the paper's), shared or all.
-    #[arg(long, default_value = "none")]
+    /// Train stored MLPs too; none is the paper's choice.
+    #[arg(long, value_enum, default_value_t = FinetuneOptions::default().train_mlps)]
     train_mlps: TrainMlps,
-    /// Memory that may be taken, in MiB; what the machine has unless given
+    /// Memory that may be taken, in MiB; what the machine has unless given.
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
-    /// Only say whether there is memory enough, and train nothing
+    /// Only say whether there is memory enough, and train nothing.
     #[arg(long)]
     check: bool,
     /// Steps between checkpoints; 0 writes none.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = FinetuneOptions::default().save_every)]
     save_every: u64,
     /// Steps between measurements on held-out data; 0 only at the beginning and the end.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = FinetuneOptions::default().eval_every)]
     eval_every: u64,
+    /// Stop after this many steps, leaving the last checkpoint to go on from.
+    #[arg(long, value_name = "STEPS")]
+    stop_after: Option<u64>,
 }
 
 /// Everything that both trainings read.
@@ -205,166 +207,179 @@ struct Prepared {
     train: TokenBlocks,
     held_out: TokenBlocks,
     compute: Compute,
+    progress: Terminal,
 }
 
-/// Runs what was asked for.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let progress = Terminal::stderr();
-    match &args.command {
-        Command::Warmup(a) => {
-            let ready = prepare(&a.shared, a.tokens)?;
-            let mut options = WarmupOptions::default();
-            options.start = a.start;
-            options.steps = a.steps;
-            options.batch_tokens = a.batch_tokens;
-            options.lr = a.lr;
-            options.weight_decay = a.weight_decay;
-            options.weighting = a.weighting;
-            options.eval_every = a.eval_every;
-            options.patience = a.patience;
-            options.seed = a.shared.seed;
-            options.memory_bytes = a.memory_mib.saturating_mul(1 << 20);
-            let Prepared { source, plan, train, held_out, compute } = &ready;
-            let summary = warmup(source, plan, train, held_out, &a.shared.out, compute, &options, &progress)?;
-            report(args.json, &summary, || {
-                let mut text = String::new();
-                for l in &summary.layers {
-                    text += &format!(
-                        "layer {:>3}: error {:.4} -> {:.4} in {} steps, {:.1} s\n",
-                        l.layer, l.start_error, l.error, l.steps, l.seconds
-                    );
-                }
-                text
-            })
-        }
-        Command::Finetune(a) => {
-            let options = finetune_options(a)?;
-            if a.check {
-                return check(args, a, &options);
-            }
-            let rows = (a.batch_tokens / a.shared.seq_len.max(1)).max(1);
-            let wanted = match a.tokens {
-                0 => usize::try_from(a.steps)?.saturating_mul(rows * a.shared.seq_len).max(a.shared.seq_len),
-                tokens => tokens,
-            };
-            let ready = prepare(&a.shared, wanted)?;
-            let recovery = match &a.recovery {
-                Some(path) => Some(Recovery::load(path).with_context(|| format!("{}", path.display()))?),
-                None => None,
-            };
-            let runtime = a.runtime.as_ref().map(PackedFile::open).transpose()?;
-            let Prepared { source, plan, train, held_out, compute } = &ready;
-            let summary = finetune(
-                source,
-                plan,
-                recovery.as_ref(),
-                runtime.as_ref(),
-                train,
-                held_out,
-                &a.shared.out,
-                compute,
-                &options,
-                &progress,
-            )?;
-            report(args.json, &summary, || {
-                format!(
-                    "held-out perplexity {:.2} -> {:.2} in {} steps, {:.0} tokens/s\n",
-                    summary.start_perplexity, summary.perplexity, summary.steps, summary.tokens_per_second
-                )
-            })
+impl Prepared {
+    fn job<'a>(&'a self, out: &'a Path) -> Job<'a> {
+        Job {
+            source: &self.source,
+            plan: &self.plan,
+            train: &self.train,
+            held_out: &self.held_out,
+            out,
+            compute: self.compute,
+            progress: &self.progress,
         }
     }
 }
 
+/// Runs what was asked for.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match &args.command {
+        Command::Warmup(a) => run_warmup(a, args.json),
+        Command::Finetune(a) if a.check => check(a, args.json),
+        Command::Finetune(a) => run_finetune(a, args.json),
+    }
+}
+
+fn run_warmup(a: &WarmupArgs, json: bool) -> Result<()> {
+    let options = WarmupOptions {
+        start: a.start,
+        steps: a.steps,
+        batch_tokens: a.batch_tokens,
+        lr: a.lr,
+        weight_decay: a.weight_decay,
+        weighting: a.weighting,
+        eval_every: a.eval_every,
+        patience: a.patience,
+        seed: a.common.seed,
+        memory_bytes: a.memory_mib.saturating_mul(MIB),
+    };
+    let ready = prepare(&a.common, a.tokens)?;
+    let summary = warmup(&ready.job(&a.common.out), &options)?;
+    report(json, &summary, || {
+        let mut text = String::new();
+        for l in &summary.layers {
+            text += &format!(
+                "layer {:>3}: error {:.4} -> {:.4} in {} steps, {:.1} s\n",
+                l.layer, l.start_error, l.error, l.steps, l.seconds
+            );
+        }
+        text
+    })
+}
+
+fn run_finetune(a: &FinetuneArgs, json: bool) -> Result<()> {
+    let options = finetune_options(a)?;
+    let rows = (a.batch_tokens / a.common.seq_len.max(1)).max(1);
+    let wanted = match a.tokens {
+        0 => usize::try_from(a.steps)?.saturating_mul(rows * a.common.seq_len).max(a.common.seq_len),
+        tokens => tokens,
+    };
+    let ready = prepare(&a.common, wanted)?;
+    let recovery = match &a.recovery {
+        Some(path) => Some(Recovery::load(path).with_context(|| format!("{}", path.display()))?),
+        None => None,
+    };
+    let runtime = a.runtime.as_ref().map(PackedFile::open).transpose()?;
+    let from = match (&recovery, &runtime) {
+        (None, None) => StartFrom::Zero,
+        (Some(recovery), None) => StartFrom::Recovery(recovery),
+        (Some(recovery), Some(file)) => StartFrom::RuntimeFile { recovery, file },
+        (None, Some(_)) => bail!("--runtime needs --recovery"),
+    };
+    let summary = finetune(&ready.job(&a.common.out), from, &options)?;
+    report(json, &summary, || {
+        format!(
+            "held-out perplexity {:.2} -> {:.2} in {} steps, {:.0} tokens/s\n",
+            summary.start_perplexity, summary.perplexity, summary.steps, summary.tokens_per_second
+        )
+    })
+}
+
 fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
-    let mut options = FinetuneOptions::default();
-    options.loss = loss(a)?;
-    options.steps = a.steps;
-    options.batch_tokens = a.batch_tokens;
-    options.lr = a.lr;
-    options.lr_warmup = a.lr_warmup;
-    options.weight_decay = a.weight_decay;
-    options.clip = a.clip;
-    options.train_norms = a.train_norms;
-    options.train_mlps = a.train_mlps;
-    options.memory_bytes = a.memory_mib.map(|mib| mib.saturating_mul(1 << 20));
-    options.save_every = a.save_every;
-    options.eval_every = a.eval_every;
-    options.seed = a.shared.seed;
-    Ok(options)
+    Ok(FinetuneOptions {
+        loss: loss(a)?,
+        steps: a.steps,
+        batch_tokens: a.batch_tokens,
+        lr: a.lr,
+        lr_warmup: a.lr_warmup,
+        lr_floor: a.lr_floor,
+        weight_decay: a.weight_decay,
+        clip: a.clip,
+        train_norms: a.train_norms,
+        train_mlps: a.train_mlps,
+        save_every: a.save_every,
+        eval_every: a.eval_every,
+        seed: a.common.seed,
+        memory_bytes: a.memory_mib.map(|mib| mib.saturating_mul(MIB)),
+        stop_after: a.stop_after,
+    })
 }
 
 /// Says what memory it takes at least, or fails where there is less.
-fn check(args: &Args, a: &FinetuneArgs, options: &FinetuneOptions) -> Result<()> {
-    let source = ModelSource::open(&a.shared.model)?;
-    let plan = Plan::load(&a.shared.plan)?;
+fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
+    let options = &finetune_options(a)?;
+    let source = ModelSource::open(&a.common.model)?;
+    let plan = Plan::load(&a.common.plan)?;
     plan.validate(source.config())?;
-    let compute = compute(&a.shared)?;
+    let compute = compute(&a.common)?;
     check_memory(&source, &plan, &compute, options)?;
     let bytes = least_memory(&source, &plan, &compute, options);
-    report(args.json, &serde_json::json!({"least_memory_bytes": bytes}), || {
+    report(json, &serde_json::json!({"least_memory_bytes": bytes}), || {
         format!("fine-tuning takes at least {:.1} GiB of memory\n", bytes as f64 / (1u64 << 30) as f64)
     })
 }
 
 fn loss(a: &FinetuneArgs) -> Result<Loss> {
     let temperature = a.temperature;
-    let share = match (a.loss, a.distill) {
+    let distill = match (a.loss, a.distill) {
         (Some(LossName::Completion), None) | (None, None) => 0.0,
         (Some(LossName::Distill), None) => 1.0,
         (Some(LossName::Mixed), None) => 0.5,
         (Some(LossName::Completion | LossName::Distill), Some(_)) => {
             bail!("--distill goes with --loss mixed, or stands alone")
         }
-        (Some(LossName::Mixed) | None, Some(share)) => share,
+        (Some(LossName::Mixed) | None, Some(distill)) => distill,
     };
-    ensure!((0.0..=1.0).contains(&share), "--distill {share} is not between 0 and 1");
-    Ok(match share {
+    ensure!((0.0..=1.0).contains(&distill), "--distill {distill} is not between 0 and 1");
+    Ok(match distill {
         0.0 => Loss::Completion,
         1.0 => Loss::Distill { temperature },
-        _ => Loss::Mixed { weight: 1.0 - share, temperature },
+        _ => Loss::Mixed { weight: 1.0 - distill, temperature },
     })
 }
 
-fn prepare(shared: &Shared, tokens: usize) -> Result<Prepared> {
-    let source = ModelSource::open(&shared.model)?;
-    let plan = Plan::load(&shared.plan)?;
+fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
+    let source = ModelSource::open(&common.model)?;
+    let plan = Plan::load(&common.plan)?;
     plan.validate(source.config())?;
-    let tokenizer = Tokenizer::load(&shared.model)?;
+    let tokenizer = Tokenizer::load(&common.model)?;
     let chat = Chat::from_tokenizer(&tokenizer)?;
     let mut docs: Vec<Document> = Vec::new();
-    for spec in &shared.data {
+    for spec in &common.data {
         docs.extend(read(spec, chat.as_ref())?);
     }
-    let split_seed = shared.split_seed.unwrap_or(shared.seed);
-    let sides = split(docs, shared.held_out, split_seed)?;
+    let split_seed = common.split_seed.unwrap_or(common.seed);
+    let sides = split(docs, common.held_out, split_seed)?;
     let ends = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
-    let options = PackOptions::new(shared.seq_len)
+    let options = PackOptions::new(common.seq_len)
         .with_ends(ends.0, ends.1)
         .with_budget(Some(tokens))
-        .shuffled(shared.seed);
+        .shuffled(common.seed);
     let train = pack(&sides.train, &tokenizer, &options).context("the training side of the data")?;
     ensure!(!sides.held_out.is_empty(), "nothing is held out: raise --held-out, or give more documents");
-    let held = PackOptions::new(shared.seq_len)
+    let held = PackOptions::new(common.seq_len)
         .with_ends(ends.0, ends.1)
-        .with_budget(Some(shared.held_out_tokens))
+        .with_budget(Some(common.held_out_tokens))
         .shuffled(split_seed)
         .padded();
     let held_out = pack(&sides.held_out, &tokenizer, &held).context("the held-out side of the data")?;
-    let compute = compute(shared)?;
+    let compute = compute(common)?;
     tracing::info!(?compute, rows = train.rows(), held_out = held_out.rows(), "prepared");
-    Ok(Prepared { source, plan, train, held_out, compute })
+    Ok(Prepared { source, plan, train, held_out, compute, progress: Terminal::stderr() })
 }
 
-fn compute(shared: &Shared) -> Result<Compute> {
+fn compute(common: &CommonArgs) -> Result<Compute> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let threads = if shared.threads == 0 { cores } else { shared.threads };
-    let precision = match shared.bf16 {
+    let threads = if common.threads == 0 { cores } else { common.threads };
+    let precision = match common.bf16 {
         Bf16::Auto => "auto",
         Bf16::On => "bf16",
         Bf16::Off => "f32",
     };
-    Ok(Compute::from_names(&shared.device, precision, threads)?)
+    Ok(Compute::from_names(&common.device, precision, threads)?)
 }
 
 #[allow(clippy::print_stdout)]

@@ -4,7 +4,8 @@ use tch::{Cuda, Device, Kind};
 
 use crate::error::{Error, Result};
 
-/// Number type of the matrix products. Everything else (norms, softmax, losses, moments, master weights) is float32.
+/// Number type of the matrix products. Everything else (norms, softmax, losses, moments, master weights) is
+/// float32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// float32 throughout.
@@ -15,8 +16,8 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// [`Precision::Bf16`] where it is faster, else [`Precision::F32`]: without `avx512_bf16` or AMX libtorch's bfloat16
-    /// products run at about a hundredth of float32's speed.
+    /// [`Precision::Bf16`] where it is faster, else [`Precision::F32`]: without `avx512_bf16` or AMX
+    /// libtorch's bfloat16 products run at about a hundredth of float32's speed.
     pub fn best(device: Device) -> Self {
         if device.is_cuda() || cpu_has_bf16() { Self::Bf16 } else { Self::F32 }
     }
@@ -31,8 +32,9 @@ impl Precision {
 }
 
 /// Whether this CPU multiplies bfloat16 in hardware.
-pub fn cpu_has_bf16() -> bool {
-    // `is_x86_feature_detected!` knows avx512bf16, but AMX only on nightly; every CPU with AMX has avx512_bf16.
+fn cpu_has_bf16() -> bool {
+    // `is_x86_feature_detected!` knows avx512bf16, but AMX only on nightly; every CPU with AMX has
+    // avx512_bf16.
     #[cfg(target_arch = "x86_64")]
     {
         std::arch::is_x86_feature_detected!("avx512bf16")
@@ -94,8 +96,9 @@ impl Compute {
         Ok(Self { device, precision, threads }.applied())
     }
 
-    /// How many sequences of `time` tokens a worker takes through the model together: one on a CPU, where workers share a step and what
-    /// is kept for the way back is to stay small; on a GPU as many as keep it busy.
+    /// How many sequences of `time` tokens a worker takes through the model together: one on a CPU, where
+    /// workers share a step and what is kept for the backward pass is to stay small; on a GPU as many as keep
+    /// it busy.
     pub(crate) fn sequences_at_once(&self, time: usize) -> usize {
         if self.device.is_cuda() { (16_384 / time.max(1)).max(1) } else { 1 }
     }
@@ -107,14 +110,3 @@ impl Compute {
         self
     }
 }
-
-/// Environment that must be in place before libtorch and libc start, as (name, value): a waiting OpenMP thread must
-/// not spin on a core somebody else needs, freed activations stay in the process instead of going back to the
-/// system to be zeroed page by page again, and what one thread has freed serves all.
-pub const ENVIRONMENT: [(&str, &str); 5] = [
-    ("OMP_WAIT_POLICY", "passive"),
-    ("MALLOC_ARENA_MAX", "1"),
-    ("MALLOC_MMAP_THRESHOLD_", "1073741824"),
-    ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
-    ("MALLOC_TOP_PAD_", "67108864"),
-];

@@ -1,19 +1,20 @@
-//! The last norm, the output head and the losses, for the positions that count only, a few rows of logits at a time.
+//! The last norm, the output head and the losses, for the positions that count only, a few rows of logits at
+//! a time.
 
 use sharp_model::names;
 use tch::{Device, Kind, Tensor};
 
 use crate::device::Compute;
 use crate::error::{Error, Result};
+use crate::gradients::Sink;
 use crate::linear::Linear;
-use crate::mlp::Sink;
 use crate::norm;
 use crate::params::ParamId;
 use crate::tensors::scalar;
 use crate::weights::Weights;
 
-/// Rows of logits held at once: enough for the product with the head to run at full speed, few enough that they are a
-/// small part of the memory whatever the sequence length.
+/// Rows of logits held at once: enough for the product with the head to run at full speed, few enough that
+/// they are a small part of the memory whatever the sequence length.
 fn chunk(device: Device) -> i64 {
     if device.is_cuda() { 1024 } else { 128 }
 }
@@ -55,30 +56,30 @@ impl Loss {
 
 /// Sums over the counted positions of some sequences.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct LossSums {
+pub(crate) struct LossSums {
     /// Positions.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
     /// Negative log likelihood, in nats.
-    pub nll: f64,
+    pub(crate) nll: f64,
     /// `T² KL(original ‖ compressed)`, in nats; 0 where the loss has no teacher.
-    pub kl: f64,
+    pub(crate) kl: f64,
 }
 
 impl LossSums {
     /// Adds another's sums.
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.tokens += other.tokens;
         self.nll += other.nll;
         self.kl += other.kl;
     }
 
     /// Mean negative log likelihood in nats a token; NaN of nothing.
-    pub fn mean_nll(&self) -> f64 {
+    pub(crate) fn mean_nll(&self) -> f64 {
         self.nll / self.tokens as f64
     }
 
     /// The mean of what is minimised, in nats a token.
-    pub fn mean(&self, loss: Loss) -> f64 {
+    pub(crate) fn mean(&self, loss: Loss) -> f64 {
         let (ce, kl, _) = loss.weights();
         (ce * self.nll + kl * self.kl) / self.tokens as f64
     }
@@ -113,8 +114,8 @@ impl Head {
         })
     }
 
-    pub(crate) fn share(&self) -> Self {
-        Self { norm: self.norm.shallow_clone(), output: self.output.share(), eps: self.eps }
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self { norm: self.norm.shallow_clone(), output: self.output.shallow_clone(), eps: self.eps }
     }
 
     /// Logits `(n, vocab)` of all rows of `hidden (n, d)`.
@@ -132,7 +133,8 @@ impl Head {
         Ok(norm::forward(&hidden.f_index_select(0, positions)?, &self.norm, self.eps)?.0)
     }
 
-    /// The sums over the counted positions of `hidden (n, d)`. `teacher`: the original's head and hidden states `(n, d)`.
+    /// The sums over the counted positions of `hidden (n, d)`. `teacher`: the original's head and hidden
+    /// states `(n, d)`.
     pub(crate) fn measure(
         &self,
         hidden: &Tensor,
@@ -150,7 +152,8 @@ impl Head {
         Ok(sums)
     }
 
-    /// As [`Head::measure`], with the gradient `(n, d)` of `scale` times the summed loss; the norm's own goes to `sink`.
+    /// As [`Head::measure`], with the gradient `(n, d)` of `scale` times the summed loss; the norm's own goes
+    /// to `sink`.
     pub(crate) fn differentiate(
         &self,
         hidden: &Tensor,
@@ -196,8 +199,8 @@ impl Head {
         Ok(Some((head, head.picked(hidden, &targets.positions)?)))
     }
 
-    /// Goes through the rows a chunk at a time; `each` gets the chunk's sums, its first row, and the gradient with
-    /// respect to its logits.
+    /// Goes through the rows a chunk at a time; `each` gets the chunk's sums, its first row, and the gradient
+    /// with respect to its logits.
     fn chunks(
         &self,
         normed: &Tensor,

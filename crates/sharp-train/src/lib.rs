@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod activations;
 mod adamw;
 mod attention;
 mod block;
@@ -8,29 +9,31 @@ mod device;
 mod error;
 pub mod finetune;
 pub mod forms;
+mod gradient_order;
+mod gradients;
 mod head;
+mod job;
 mod linear;
 mod llama;
 mod metrics;
 mod mlp;
+mod mlp_train;
 mod norm;
 mod params;
 mod pool;
 mod rope;
 mod schedule;
 mod start;
-mod target;
 mod tensors;
 #[cfg(test)]
 mod testing;
+mod trained_layer;
 pub mod warmup;
 mod weights;
 
-pub use adamw::{AdamW, AdamWConfig, clip};
-pub use device::{Compute, ENVIRONMENT, Precision, cpu_has_bf16};
+pub use device::{Compute, Precision};
 pub use error::{Error, Result};
-pub use head::{Loss, LossSums};
+pub use head::Loss;
+pub use job::Job;
 pub use llama::Llama;
-pub use params::{Group, Layout, ParamId, ParamSpec, Params};
-pub use schedule::Schedule;
-pub use start::{Start, assign};
+pub use sharp_schema::{Start, TrainMlps, Weighting};

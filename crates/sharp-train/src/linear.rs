@@ -20,7 +20,7 @@ impl Linear {
         Ok(Self { weight: weight.f_to_kind(precision.kind())?, bias })
     }
 
-    pub(crate) fn share(&self) -> Self {
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
     }
 
@@ -38,7 +38,8 @@ impl Linear {
         product(dy, &self.weight)
     }
 
-    /// The weight's gradient `(out, in)`, float32, from the input `(n, in)` and the output's gradient `(n, out)`.
+    /// The weight's gradient `(out, in)`, float32, from the input `(n, in)` and the output's gradient `(n,
+    /// out)`.
     pub(crate) fn weight_grad(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let grad = product(&dy.f_tr()?, &x.f_to_kind(self.weight.f_kind()?)?)?;
         Ok(grad.f_to_kind(Kind::Float)?)

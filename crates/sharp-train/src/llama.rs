@@ -26,7 +26,7 @@ impl Embedding {
         Ok(Self { weight, vocab: all.source.config().vocab_size })
     }
 
-    pub(crate) fn share(&self) -> Self {
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), vocab: self.vocab }
     }
 
@@ -39,8 +39,8 @@ impl Embedding {
     }
 }
 
-/// A model to run forwards (and, through this crate's training, backwards). All weights in memory, effective weights
-/// merged.
+/// A model to run forwards (and, through this crate's training, backwards). All weights in memory, effective
+/// weights merged.
 #[derive(Debug)]
 pub struct Llama {
     pub(crate) embedding: Embedding,
@@ -81,12 +81,12 @@ impl Llama {
         mlp.ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))
     }
 
-    pub(crate) fn share(&self) -> Self {
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self {
-            embedding: self.embedding.share(),
-            blocks: self.blocks.iter().map(Block::share).collect(),
-            head: self.head.share(),
-            rope: self.rope.share(),
+            embedding: self.embedding.shallow_clone(),
+            blocks: self.blocks.iter().map(Block::shallow_clone).collect(),
+            head: self.head.shallow_clone(),
+            rope: self.rope.shallow_clone(),
             positions: self.positions,
         }
     }
@@ -94,7 +94,8 @@ impl Llama {
     /// Logits `(n, vocab)`, row-major, of one sequence of `n` tokens.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a token outside the vocabulary or a sequence longer than the model was loaded for.
+    /// [`Error::Invalid`] for a token outside the vocabulary or a sequence longer than the model was loaded
+    /// for.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         if tokens.is_empty() || tokens.len() > self.positions {
             return Err(Error::invalid(format!(

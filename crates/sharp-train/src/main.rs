@@ -32,7 +32,22 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts this program again with the environment that libtorch and libc read before `main`, unless it is there.
+/// Environment that must be in place before libtorch and libc start, as (name, value).
+///
+/// A waiting OpenMP thread must not spin on a core that another process needs. Freed activations stay in the
+/// process, where every thread can reuse them, instead of going back to the system to be zeroed page by page
+/// again.
+#[cfg(unix)]
+const ENVIRONMENT: [(&str, &str); 5] = [
+    ("OMP_WAIT_POLICY", "passive"),
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "1073741824"),
+    ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
+    ("MALLOC_TOP_PAD_", "67108864"),
+];
+
+/// Restarts this program with the environment that libtorch and libc read before `main`, unless it is set
+/// already.
 #[cfg(unix)]
 fn with_environment() -> Option<ExitCode> {
     use std::os::unix::process::CommandExt;
@@ -43,7 +58,7 @@ fn with_environment() -> Option<ExitCode> {
     let program = std::env::current_exe().ok()?;
     let mut command = std::process::Command::new(program);
     command.args(std::env::args_os().skip(1)).env(MARK, "1");
-    for (name, value) in sharp_train::ENVIRONMENT {
+    for (name, value) in ENVIRONMENT {
         if std::env::var_os(name).is_none() {
             command.env(name, value);
         }

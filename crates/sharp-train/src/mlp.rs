@@ -1,14 +1,14 @@
-//! The gated MLP, `down(silu(gate x) ∘ up x)`, forwards and backwards, and what of it is trained.
+//! The gated MLP, `down(silu(gate x) ∘ up x)`, forwards and backwards.
 
-use sharp_model::{ModelSource, Projection, Treatment, names};
+use sharp_model::{ModelSource, PerProjection, Projection, Treatment, names};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
-use crate::error::{Error, Result};
-use crate::finetune::Turn;
-use crate::forms::{Flow, Form, Pieces};
+use crate::error::Result;
+use crate::forms::Flow;
+use crate::gradients::Sink;
 use crate::linear::Linear;
-use crate::params::{Layout, ParamId};
+use crate::mlp_train::MlpTrain;
 use crate::tensors::{dim, from_f32, from_ref};
 use crate::weights::Weights;
 
@@ -23,9 +23,9 @@ pub(crate) struct Mlp {
     inner: i64,
 }
 
-/// What the way back needs of a forward pass, in the products' number type.
+/// What the backward pass needs of a forward pass, in the products' number type.
 #[derive(Debug)]
-pub(crate) struct Saved {
+pub(crate) struct Kept {
     /// `(n, 2 f)`: gate's and up's outputs.
     gate_up: Tensor,
     /// `(n, d)`: the output.
@@ -33,64 +33,61 @@ pub(crate) struct Saved {
 }
 
 impl Mlp {
-    /// A layer's MLP with everything merged into plain weights; `None` where it was removed.
+    /// Loads a layer's MLP with everything merged into plain weights; `None` where it was removed.
     pub(crate) fn load(source: &ModelSource, layer: usize, compute: &Compute) -> Result<Option<Self>> {
-        let mut weights = Vec::new();
-        let mut biases = Vec::new();
-        for projection in Projection::ALL {
-            let part = source.projection(layer, projection)?;
-            if part.is_zero() {
-                return Ok(None);
-            }
-            weights.push(from_f32(
-                &part.effective_f32()?,
-                &[part.out_features, part.in_features],
-                compute.device,
-            )?);
-            if let Some(bias) = &part.bias {
-                biases.push(from_ref(bias, compute.device)?);
-            }
+        let parts = PerProjection::try_from_fn(|p| source.projection(layer, p))?;
+        if parts.values().any(|part| part.is_zero()) {
+            return Ok(None);
         }
-        Self::from_parts(weights, biases, source.config().intermediate_size, compute).map(Some)
-    }
-
-    /// A layer's own three weights as they are stored.
-    pub(crate) fn load_stored(all: Weights<'_>, layer: usize, compute: &Compute) -> Result<Self> {
-        let config = all.source.config();
-        let get = |name: fn(usize, Projection) -> String| -> Result<Vec<Tensor>> {
-            Projection::ALL.iter().map(|&p| all.tensor(&name(layer, p), compute.device)).collect()
+        let weights = PerProjection::try_from_fn(|p| {
+            let part = &parts[p];
+            from_f32(&part.effective_f32()?, &[part.out_features, part.in_features], compute.device)
+        })?;
+        let biases = match parts.values().all(|part| part.bias.is_some()) {
+            false => None,
+            true => Some(PerProjection::try_from_fn(|p| {
+                let bias = parts[p].bias.as_ref().expect("every projection has a bias");
+                from_ref(bias, compute.device)
+            })?),
         };
-        let biases = if config.mlp_bias { get(names::mlp_bias)? } else { Vec::new() };
-        Self::from_parts(get(names::mlp_weight)?, biases, config.intermediate_size, compute)
+        Self::from_parts(weights, biases, compute).map(Some)
     }
 
-    /// From `[gate, up, down]` and their biases, if any.
-    fn from_parts(
-        weights: Vec<Tensor>,
-        biases: Vec<Tensor>,
-        inner: usize,
+    /// Loads a layer's own three weights as they are stored.
+    pub(crate) fn load_stored(all: Weights<'_>, layer: usize, compute: &Compute) -> Result<Self> {
+        let get = |name: fn(usize, Projection) -> String| {
+            PerProjection::try_from_fn(|p| all.tensor(&name(layer, p), compute.device))
+        };
+        let biases = all.source.config().mlp_bias.then(|| get(names::mlp_bias)).transpose()?;
+        Self::from_parts(get(names::mlp_weight)?, biases, compute)
+    }
+
+    /// Makes an MLP of float32 weights `(out, in)` and their biases `(out)`, if any.
+    pub(crate) fn from_parts(
+        weights: PerProjection<Tensor>,
+        biases: Option<PerProjection<Tensor>>,
         compute: &Compute,
     ) -> Result<Self> {
-        let [gate, up, down] = <[Tensor; 3]>::try_from(weights)
-            .map_err(|_| Error::invalid("an MLP has three weights".to_owned()))?;
-        let (outer_bias, down_bias) = match <[Tensor; 3]>::try_from(biases) {
-            Ok([gate, up, down]) => (Some(Tensor::f_cat(&[gate, up], 0)?), Some(down)),
-            Err(_) => (None, None),
+        let inner = weights.gate.size2()?.0;
+        let joined = |gate: Tensor, up: Tensor| Tensor::f_cat(&[gate, up], 0);
+        let (gate_up_bias, down_bias) = match biases {
+            Some(PerProjection { gate, up, down }) => (Some(joined(gate, up)?), Some(down)),
+            None => (None, None),
         };
+        let PerProjection { gate, up, down } = weights;
         Ok(Self {
-            gate_up: Linear::new(Tensor::f_cat(&[gate, up], 0)?, outer_bias, compute.precision)?,
+            gate_up: Linear::new(joined(gate, up)?, gate_up_bias, compute.precision)?,
             down: Linear::new(down, down_bias, compute.precision)?,
-            inner: dim(inner)?,
+            inner,
         })
     }
 
-    /// From three float32 weights `(out, in)` without biases.
-    pub(crate) fn from_weights(gate: Tensor, up: Tensor, down: Tensor, compute: &Compute) -> Result<Self> {
-        let inner = usize::try_from(gate.size2()?.0).unwrap_or(0);
-        Self::from_parts(vec![gate, up, down], Vec::new(), inner, compute)
+    /// Copies the three weights `(out, in)` to float32, if they are not of that type.
+    pub(crate) fn float_weights(&self) -> Result<PerProjection<Tensor>> {
+        PerProjection::try_from_fn(|p| Ok(self.weight(p)?.f_to_kind(Kind::Float)?))
     }
 
-    /// A new MLP of the same shape and biases with weights of its own, not yet set.
+    /// Makes an MLP of the same shape and biases with weights of its own, not yet set.
     pub(crate) fn blank(&self) -> Result<Self> {
         let blank = |l: &Linear| -> Result<Linear> {
             Ok(Linear { weight: l.weight.f_zeros_like()?, bias: l.bias.as_ref().map(Tensor::shallow_clone) })
@@ -98,7 +95,7 @@ impl Mlp {
         Ok(Self { gate_up: blank(&self.gate_up)?, down: blank(&self.down)?, inner: self.inner })
     }
 
-    /// The same in the shape that `treatment` asks for: with fewer neurons where it is pruned.
+    /// Makes an MLP as [`Self::blank`] does, with the neurons that `treatment` keeps.
     pub(crate) fn blank_for(&self, treatment: &Treatment) -> Result<Self> {
         let Treatment::Prune { neurons } = *treatment else { return self.blank() };
         let inner = dim(neurons)?;
@@ -110,8 +107,16 @@ impl Mlp {
         Ok(Self { gate_up: zeros(2 * inner, outer)?, down: zeros(outer, inner)?, inner })
     }
 
-    pub(crate) fn share(&self) -> Self {
-        Self { gate_up: self.gate_up.share(), down: self.down.share(), inner: self.inner }
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self { gate_up: self.gate_up.shallow_clone(), down: self.down.shallow_clone(), inner: self.inner }
+    }
+
+    /// These weights with the biases of `other`: what a layer computes that uses this MLP as it is.
+    pub(crate) fn with_biases_of(&self, other: &Self) -> Self {
+        let mut mixed = self.shallow_clone();
+        mixed.gate_up.bias = other.gate_up.bias.as_ref().map(Tensor::shallow_clone);
+        mixed.down.bias = other.down.bias.as_ref().map(Tensor::shallow_clone);
+        mixed
     }
 
     /// One projection's weight `(out, in)`, sharing memory.
@@ -124,10 +129,10 @@ impl Mlp {
     }
 
     /// `x (n, d)` to `y (n, d)`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Saved> {
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Kept> {
         let gate_up = self.gate_up.forward(x)?;
         let y = self.down.forward(&self.hidden(&gate_up)?)?;
-        Ok(Saved { gate_up, y })
+        Ok(Kept { gate_up, y })
     }
 
     /// Gate's and up's outputs, each `(n, f)`, float32.
@@ -147,27 +152,28 @@ impl Mlp {
         Ok((gate_up.f_narrow(1, 0, self.inner)?, gate_up.f_narrow(1, self.inner, self.inner)?))
     }
 
-    /// Gradients: of what is trained into `sink`, and of `x (n, d)` if it is wanted, in the products' number type.
+    /// Gradients: of what is trained into `sink`, and of `x (n, d)` if it is wanted, in the products' number
+    /// type.
     pub(crate) fn backward(
         &self,
         x: &Tensor,
-        saved: &Saved,
+        kept: &Kept,
         dy: &Tensor,
         train: Option<(&MlpTrain, &Sink<'_>)>,
         want_dx: bool,
     ) -> Result<Option<Tensor>> {
-        let (gate, up) = self.split(&saved.gate_up)?;
+        let (gate, up) = self.split(&kept.gate_up)?;
         // Converted once for all products.
         let dy = &dy.f_to_kind(self.down.weight.f_kind()?)?;
         let d_hidden = self.down.input_grad(dy)?;
         let silu = gate.f_silu()?;
         if let Some((train, sink)) = train {
             let hidden = silu.f_mul(&up)?;
-            let y = self.down.without_bias(&saved.y)?;
+            let y = self.down.without_bias(&kept.y)?;
             let flow = Flow { x: &hidden, y: &y, dy, dx: Some(&d_hidden) };
             train.accumulate(Projection::Down, &self.down, &flow, sink)?;
         }
-        let d_gate_up = saved.gate_up.f_empty_like()?;
+        let d_gate_up = kept.gate_up.f_empty_like()?;
         let (d_gate, d_up) = self.split(&d_gate_up)?;
         let _ = d_hidden.f_mul_out(&d_up, &silu)?;
         // The gate's: silu_backward(d_hidden ∘ up), `silu` reused as scratch.
@@ -184,7 +190,7 @@ impl Mlp {
             }
             Ok(Some(dy.f_to_kind(Kind::Float)?.f_mm(&self.weight(projection)?.f_to_kind(Kind::Float)?)?))
         };
-        let before_bias = self.gate_up.without_bias(&saved.gate_up)?;
+        let before_bias = self.gate_up.without_bias(&kept.gate_up)?;
         let (gate, up) = self.split(&before_bias)?;
         let dx_gate = own(Projection::Gate, &d_gate)?;
         let flow = Flow { x, y: &gate, dy: &d_gate, dx: dx_gate.as_ref() };
@@ -200,153 +206,9 @@ impl Mlp {
     }
 }
 
-impl Saved {
+impl Kept {
     /// The output `(n, d)`.
     pub(crate) fn y(&self) -> &Tensor {
         &self.y
-    }
-}
-
-/// Where gradients go: a flat tensor, and the values they belong to.
-#[derive(Debug)]
-pub(crate) struct Sink<'a> {
-    pub(crate) layout: &'a Layout,
-    /// Values, `(total)`.
-    pub(crate) values: &'a Tensor,
-    /// Gradients, `(total)`, added to.
-    pub(crate) grad: &'a Tensor,
-    /// Where others add to the same gradients: when it is this one's turn.
-    pub(crate) turn: Option<&'a Turn>,
-}
-
-impl Sink<'_> {
-    pub(crate) fn value(&self, id: ParamId) -> Result<Tensor> {
-        self.layout.view(self.values, id)
-    }
-
-    pub(crate) fn add(&self, id: ParamId, grad: &Tensor) -> Result<()> {
-        if let Some(turn) = self.turn {
-            turn.wait(id);
-        }
-        let _ = self.layout.view(self.grad, id)?.f_add_(grad)?;
-        Ok(())
-    }
-}
-
-/// One projection's recovery parameters by number.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PieceIds {
-    pub(crate) a: Option<ParamId>,
-    pub(crate) b: Option<ParamId>,
-    pub(crate) row: Option<ParamId>,
-    pub(crate) col: Option<ParamId>,
-    pub(crate) own: Option<ParamId>,
-}
-
-impl PieceIds {
-    /// The values, as views.
-    pub(crate) fn pieces(&self, layout: &Layout, flat: &Tensor) -> Result<Pieces> {
-        let get = |id: Option<ParamId>| id.map(|id| layout.view(flat, id)).transpose();
-        Ok(Pieces {
-            a: get(self.a)?,
-            b: get(self.b)?,
-            row: get(self.row)?,
-            col: get(self.col)?,
-            own: get(self.own)?,
-        })
-    }
-}
-
-/// What of an MLP is trained.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "one for each layer, never moved in a loop")]
-pub(crate) enum MlpTrain {
-    /// A target's recovery parameters, and the reference's weights with it if those are trained too.
-    Recovery {
-        form: &'static dyn Form,
-        /// In the order of [`Projection::ALL`].
-        ids: [PieceIds; 3],
-        /// The reference's own parameters, in the same order, where they are trained.
-        shared: Option<[ParamId; 3]>,
-    },
-    /// A reference's own weights.
-    Own([ParamId; 3]),
-}
-
-impl MlpTrain {
-    pub(crate) fn share(&self) -> Self {
-        match self {
-            Self::Recovery { form, ids, shared } => {
-                Self::Recovery { form: *form, ids: *ids, shared: *shared }
-            }
-            Self::Own(ids) => Self::Own(*ids),
-        }
-    }
-
-    fn needs_input_grad(&self) -> bool {
-        matches!(self, Self::Recovery { form, shared: None, .. } if form.needs_input_grad())
-    }
-
-    fn accumulate(
-        &self,
-        projection: Projection,
-        linear: &Linear,
-        flow: &Flow<'_>,
-        sink: &Sink<'_>,
-    ) -> Result<()> {
-        let which = index(projection);
-        let weight_grad = || linear.weight_grad(flow.x, flow.dy);
-        match self {
-            Self::Own(ids) => match ids.get(which) {
-                Some(&id) => sink.add(id, &weight_grad()?),
-                None => Ok(()),
-            },
-            Self::Recovery { form, ids, shared } => {
-                let Some(ids) = ids.get(which) else { return Ok(()) };
-                let pieces = ids.pieces(sink.layout, sink.values)?;
-                let grads = match shared.as_ref().and_then(|s| s.get(which)) {
-                    None if form.needs_weight_grad() => {
-                        form.weight_gradients(None, &pieces, &weight_grad()?)?.0
-                    }
-                    None => {
-                        let float = |t: &Tensor| t.f_to_kind(Kind::Float);
-                        let (x, y, dy) = (float(flow.x)?, float(flow.y)?, float(flow.dy)?);
-                        let dx = flow.dx.map(float).transpose()?;
-                        form.gradients(&pieces, &Flow { x: &x, y: &y, dy: &dy, dx: dx.as_ref() })?
-                    }
-                    Some(&reference) => {
-                        let weight = sink.value(reference)?;
-                        let (grads, d_ref) =
-                            form.weight_gradients(Some(&weight), &pieces, &weight_grad()?)?;
-                        if let Some(d_ref) = d_ref {
-                            sink.add(reference, &d_ref)?;
-                        }
-                        grads
-                    }
-                };
-                let parts = [
-                    (ids.a, grads.a),
-                    (ids.b, grads.b),
-                    (ids.row, grads.row),
-                    (ids.col, grads.col),
-                    (ids.own, grads.own),
-                ];
-                for (id, grad) in parts {
-                    if let (Some(id), Some(grad)) = (id, grad) {
-                        sink.add(id, &grad)?;
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A projection's place in [`Projection::ALL`].
-pub(crate) fn index(projection: Projection) -> usize {
-    match projection {
-        Projection::Gate => 0,
-        Projection::Up => 1,
-        Projection::Down => 2,
     }
 }

@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 
 use crate::error::Result;
 
-/// `x * inv * weight` and `inv (…, 1)`, the inverse root mean square. `x (…, n)`, `weight (n)` or broadcastable.
+/// `x * inv * weight` and `inv (…, 1)`, the inverse root mean square. `x (…, n)`, `weight (n)` or
+/// broadcastable.
 pub(crate) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let inv = inverse(x, eps)?;
     Ok((apply(x, &inv, weight)?, inv))

@@ -1,5 +1,5 @@
-//! Trainable parameters as one flat tensor with views into it, so that clipping, AdamW and checkpoints are a few
-//! operations on one vector, whatever the model.
+//! Trainable parameters as one flat tensor with views into it, so that clipping, AdamW and checkpoints are a
+//! few operations on one vector, whatever the model.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,11 +11,11 @@ use crate::tensors::{dim, from_f32, shape_of, to_vec};
 
 /// How the optimiser treats a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Group {
+pub(crate) enum Group {
     /// Low-rank factors `A (r, in)` and `B (out, r)`.
     Factor,
-    /// A shared MLP's own weights `(out, in)`.
-    Shared,
+    /// A stored MLP's weights `(out, in)`.
+    StoredMlp,
     /// What a pruned MLP keeps of a weight of its own `(out, in)`.
     Pruned,
     /// Row and column scales.
@@ -26,44 +26,39 @@ pub enum Group {
 
 impl Group {
     /// Whether weight decay applies: to matrices, not to scales and norms.
-    pub fn decays(self) -> bool {
-        matches!(self, Self::Factor | Self::Shared | Self::Pruned)
+    pub(crate) fn decays(self) -> bool {
+        matches!(self, Self::Factor | Self::StoredMlp | Self::Pruned)
     }
 }
 
 /// One parameter: its name, shape and place in the flat tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParamSpec {
+pub(crate) struct ParamSpec {
     /// The tensor's name in a recovery file.
-    pub name: String,
+    pub(crate) name: String,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// How the optimiser treats it.
-    pub group: Group,
+    pub(crate) group: Group,
     /// First element in the flat tensor.
     offset: usize,
 }
 
 impl ParamSpec {
     /// Number of values.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether it has no values.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Its elements in the flat tensor.
-    pub fn range(&self) -> Range<usize> {
+    pub(crate) fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
     }
 }
 
 /// Names a parameter within its [`Layout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ParamId(usize);
+pub(crate) struct ParamId(usize);
 
 impl ParamId {
     /// Its place in [`Layout::specs`].
@@ -74,7 +69,7 @@ impl ParamId {
 
 /// What parameters there are and where each lies. The same for values, gradients and moments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Layout {
+pub(crate) struct Layout {
     specs: Vec<ParamSpec>,
     by_name: HashMap<String, usize>,
     total: usize,
@@ -85,7 +80,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::Invalid`] if the name is taken or the sizes overflow.
-    pub fn add(&mut self, name: impl Into<String>, shape: &[usize], group: Group) -> Result<ParamId> {
+    pub(crate) fn add(&mut self, name: impl Into<String>, shape: &[usize], group: Group) -> Result<ParamId> {
         let name = name.into();
         let len = shape
             .iter()
@@ -103,33 +98,35 @@ impl Layout {
     }
 
     /// All parameters in order.
-    pub fn specs(&self) -> &[ParamSpec] {
+    pub(crate) fn specs(&self) -> &[ParamSpec] {
         &self.specs
     }
 
+    /// All parameters in order, with their numbers.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (ParamId, &ParamSpec)> {
+        self.specs.iter().enumerate().map(|(i, spec)| (ParamId(i), spec))
+    }
+
     /// Number of values in all.
-    pub fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.total
     }
 
     /// A parameter by name.
-    pub fn find(&self, name: &str) -> Option<ParamId> {
+    pub(crate) fn find(&self, name: &str) -> Option<ParamId> {
         self.by_name.get(name).copied().map(ParamId)
     }
 
-    /// A parameter's description.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if the number is of another layout.
-    pub fn spec(&self, id: ParamId) -> Result<&ParamSpec> {
-        self.specs.get(id.0).ok_or_else(|| Error::invalid(format!("no parameter number {}", id.0)))
+    /// Describes a parameter of this layout.
+    pub(crate) fn spec(&self, id: ParamId) -> &ParamSpec {
+        &self.specs[id.0]
     }
 
     /// A flat tensor `(total)` of zeros.
     ///
     /// # Errors
     /// From libtorch.
-    pub fn zeros(&self, device: Device) -> Result<Tensor> {
+    pub(crate) fn zeros(&self, device: Device) -> Result<Tensor> {
         Ok(Tensor::f_zeros([dim(self.total)?], (Kind::Float, device))?)
     }
 
@@ -137,8 +134,8 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::Shape`] if `flat` is not of this layout.
-    pub fn view(&self, flat: &Tensor, id: ParamId) -> Result<Tensor> {
-        let spec = self.spec(id)?;
+    pub(crate) fn view(&self, flat: &Tensor, id: ParamId) -> Result<Tensor> {
+        let spec = self.spec(id);
         if flat.numel() != self.total {
             return Err(Error::Shape {
                 what: "flat parameters".into(),
@@ -165,11 +162,11 @@ impl Layout {
 
 /// Values of a layout's parameters.
 #[derive(Debug)]
-pub struct Params {
+pub(crate) struct Params {
     /// What lies where.
-    pub layout: Layout,
+    pub(crate) layout: Layout,
     /// The values, `(layout.total())`, float32.
-    pub flat: Tensor,
+    pub(crate) flat: Tensor,
 }
 
 impl Params {
@@ -177,7 +174,7 @@ impl Params {
     ///
     /// # Errors
     /// From libtorch.
-    pub fn zeros(layout: Layout, device: Device) -> Result<Self> {
+    pub(crate) fn zeros(layout: Layout, device: Device) -> Result<Self> {
         let flat = layout.zeros(device)?;
         Ok(Self { layout, flat })
     }
@@ -186,7 +183,7 @@ impl Params {
     ///
     /// # Errors
     /// As [`Layout::view`].
-    pub fn view(&self, id: ParamId) -> Result<Tensor> {
+    pub(crate) fn view(&self, id: ParamId) -> Result<Tensor> {
         self.layout.view(&self.flat, id)
     }
 
@@ -194,8 +191,8 @@ impl Params {
     ///
     /// # Errors
     /// [`Error::Shape`] if there are not as many values as the parameter has.
-    pub fn set(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
-        let shape = self.layout.spec(id)?.shape.clone();
+    pub(crate) fn set(&mut self, id: ParamId, values: &[f32]) -> Result<()> {
+        let shape = self.layout.spec(id).shape.clone();
         let source = from_f32(values, &shape, self.flat.device())?;
         self.view(id)?.f_copy_(&source)?;
         Ok(())
@@ -205,7 +202,7 @@ impl Params {
     ///
     /// # Errors
     /// From libtorch.
-    pub fn get(&self, id: ParamId) -> Result<Vec<f32>> {
+    pub(crate) fn get(&self, id: ParamId) -> Result<Vec<f32>> {
         to_vec(&self.view(id)?)
     }
 }
@@ -218,7 +215,7 @@ mod tests {
     fn views_share_memory_and_segments_join_neighbours() {
         let mut layout = Layout::default();
         let a = layout.add("a", &[2, 3], Group::Factor).unwrap();
-        let b = layout.add("b", &[4], Group::Shared).unwrap();
+        let b = layout.add("b", &[4], Group::StoredMlp).unwrap();
         let c = layout.add("c", &[5], Group::Norm).unwrap();
         assert!(layout.add("a", &[1], Group::Norm).is_err());
         assert_eq!(layout.segments(), vec![(0..10, true), (10..15, false)]);

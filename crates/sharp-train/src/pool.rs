@@ -1,4 +1,5 @@
-//! Worker threads that each own a state (a replica of the frozen model, say) and take items of work as they come.
+//! Worker threads that each own a state (a replica of the frozen model, say) and take items of work as they
+//! come.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -8,8 +9,8 @@ use crate::error::{Error, Result};
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
-/// A fixed set of threads, each with its own `S`. Tensors may be sent to a thread but not shared between two, so
-/// what all of them need each of them holds (libtorch counts the references; nothing is copied).
+/// A fixed set of threads, each with its own `S`. Tensors may be sent to a thread but not shared between two,
+/// so what all of them need each of them holds (libtorch counts the references; nothing is copied).
 pub(crate) struct Pool<S: 'static> {
     senders: Vec<mpsc::Sender<Job<S>>>,
     threads: Vec<JoinHandle<()>>,
@@ -39,8 +40,9 @@ impl<S: Send + 'static> Pool<S> {
         Ok(Self { senders, threads })
     }
 
-    /// Applies `work` to every item on whichever thread is free, and hands the results to `take` in the items' order,
-    /// each as soon as it and all before it are there. So sums over results do not depend on the threads.
+    /// Applies `work` to every item on whichever thread is free, and hands the results to `take` in the
+    /// items' order, each as soon as it and all before it are there. So sums over results do not depend on
+    /// the threads.
     ///
     /// # Errors
     /// The first error of `work` or `take`; [`Error::Worker`] naming `what` if a thread died.

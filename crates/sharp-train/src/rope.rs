@@ -1,8 +1,9 @@
 //! Rotary position embedding as one complex product.
 //!
-//! Hugging Face checkpoints rotate dimension `i` of a head with `i + head_dim / 2`. Here the rows of the query and key
-//! projections are put in the order `0, h, 1, h + 1, …` when the model is loaded (`h = head_dim / 2`), so that each pair
-//! lies side by side and is a complex number. Scores are sums over a head's dimensions, so the order does not show.
+//! Hugging Face checkpoints rotate dimension `i` of a head with `i + head_dim / 2`. Here the rows of the
+//! query and key projections are put in the order `0, h, 1, h + 1, …` when the model is loaded (`h = head_dim
+//! / 2`), so that each pair lies side by side and is a complex number. Scores are sums over a head's
+//! dimensions, so the order does not show.
 
 use sharp_model::ModelConfig;
 use tch::{Device, Kind, Tensor};
@@ -14,9 +15,9 @@ use crate::tensors::dim;
 #[derive(Debug)]
 pub(crate) struct Rope {
     /// `(n, 1, head_dim / 2)` complex: `exp(i * position * inv_freq)`.
-    turn: Tensor,
-    /// Its conjugate, for the way back.
-    back: Tensor,
+    rotation: Tensor,
+    /// Its conjugate, for the backward pass.
+    conjugate: Tensor,
 }
 
 impl Rope {
@@ -37,29 +38,29 @@ impl Rope {
             let both = Tensor::f_stack(&[angle.f_cos()?, sin], -1)?.f_to_kind(Kind::Float)?;
             Ok(both.f_view_as_complex()?.f_to_device(device)?)
         };
-        Ok(Self { turn: parts(angle.f_sin()?)?, back: parts(angle.f_sin()?.f_neg()?)? })
+        Ok(Self { rotation: parts(angle.f_sin()?)?, conjugate: parts(angle.f_sin()?.f_neg()?)? })
     }
 
-    pub(crate) fn share(&self) -> Self {
-        Self { turn: self.turn.shallow_clone(), back: self.back.shallow_clone() }
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self { rotation: self.rotation.shallow_clone(), conjugate: self.conjugate.shallow_clone() }
     }
 
-    /// Turns `x (batch, time, heads, head_dim)`, any strides with the last one 1.
+    /// Rotates `x (batch, time, heads, head_dim)`, any strides with the last one 1.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        rotate(x, &self.turn)
+        rotate(x, &self.rotation)
     }
 
     /// The gradient of [`Rope::forward`]'s input.
     pub(crate) fn backward(&self, dy: &Tensor) -> Result<Tensor> {
-        rotate(dy, &self.back)
+        rotate(dy, &self.conjugate)
     }
 }
 
-fn rotate(x: &Tensor, turn: &Tensor) -> Result<Tensor> {
+fn rotate(x: &Tensor, rotation: &Tensor) -> Result<Tensor> {
     let (batch, time, heads, width) = x.size4()?;
     let pairs = x.f_unflatten(-1, [width / 2, 2])?.f_view_as_complex()?;
-    let turn = turn.f_narrow(0, 0, time)?;
-    Ok(pairs.f_mul(&turn)?.f_view_as_real()?.f_reshape([batch, time, heads, width])?)
+    let rotation = rotation.f_narrow(0, 0, time)?;
+    Ok(pairs.f_mul(&rotation)?.f_view_as_real()?.f_reshape([batch, time, heads, width])?)
 }
 
 /// The order in which a head's rows are loaded: `0, h, 1, h + 1, …` for every one of `heads` heads.

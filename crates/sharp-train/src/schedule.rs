@@ -2,20 +2,20 @@
 
 /// Linear warm-up, then a cosine down to a fraction of the peak.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// The highest learning rate.
-    pub peak: f64,
+    pub(crate) peak: f64,
     /// Steps over which the rate rises from 0 to the peak.
-    pub warmup_steps: u64,
+    pub(crate) warmup_steps: u64,
     /// Steps in all.
-    pub total_steps: u64,
+    pub(crate) total_steps: u64,
     /// The last step's rate as a fraction of the peak.
-    pub floor: f64,
+    pub(crate) floor: f64,
 }
 
 impl Schedule {
     /// The rate of step `step`, counted from 1.
-    pub fn at(&self, step: u64) -> f64 {
+    pub(crate) fn at(&self, step: u64) -> f64 {
         if step <= self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }

@@ -13,6 +13,11 @@ pub(crate) fn dim(n: usize) -> Result<i64> {
     i64::try_from(n).map_err(|_| Error::invalid(format!("size {n} is too large")))
 }
 
+/// A size of a tensor, as Rust has it.
+pub(crate) fn size(n: i64) -> usize {
+    usize::try_from(n).expect("a tensor's sizes are not negative")
+}
+
 /// A float32 tensor from a stored one of any type, on `device`.
 pub(crate) fn from_ref(tensor: &TensorRef, device: Device) -> Result<Tensor> {
     from_f32(&tensor.f32()?, tensor.shape(), device)
@@ -52,5 +57,5 @@ pub(crate) fn scalar(tensor: &Tensor) -> Result<f64> {
 
 /// A tensor's shape in `usize`.
 pub(crate) fn shape_of(tensor: &Tensor) -> Vec<usize> {
-    tensor.size().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
+    tensor.size().iter().map(|&n| size(n)).collect()
 }

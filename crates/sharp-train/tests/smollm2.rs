@@ -1,4 +1,5 @@
-//! The two forward passes of the workspace, on the default model: LibTorch's that is differentiated, and the engine's that runs.
+//! The two forward passes of the workspace, on the default model: LibTorch's that is differentiated, and the
+//! engine's that runs.
 
 use sharp_infer::{Model, Options};
 use sharp_model::{DType, ModelSource, import::import};

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use sharp_data::TokenBlocks;
 use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Recovery, Repair, Treatment};
 use sharp_progress::Silent;
-use sharp_train::finetune::{FinetuneOptions, TrainMlps, finetune};
+use sharp_train::finetune::{FinetuneOptions, StartFrom, finetune};
 use sharp_train::warmup::{WarmupOptions, warmup};
-use sharp_train::{Compute, Error, Loss, Start};
+use sharp_train::{Compute, Error, Job, Loss, Start, TrainMlps};
 
 fn model(case: &str) -> ModelSource {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
@@ -49,23 +49,25 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
         let mut started = Vec::new();
         for start in [Start::Zero, Start::Whitened] {
             let out = tempfile::tempdir().unwrap();
-            let mut options = WarmupOptions::default();
-            options.start = start;
-            options.steps = 60;
-            options.eval_every = 20;
-            options.batch_tokens = 128;
-            options.lr = 5e-3;
+            let mut options = WarmupOptions {
+                start,
+                steps: 60,
+                eval_every: 20,
+                batch_tokens: 128,
+                lr: 5e-3,
+                ..WarmupOptions::default()
+            };
             let run = |threads, out: &Path, options: &WarmupOptions| {
-                warmup(
-                    &source,
-                    &plan(treatment),
-                    &train,
-                    &held,
+                let job = Job {
+                    source: &source,
+                    plan: &plan(treatment),
+                    train: &train,
+                    held_out: &held,
                     out,
-                    &Compute::cpu(threads),
-                    options,
-                    &Silent,
-                )
+                    compute: Compute::cpu(threads),
+                    progress: &Silent,
+                };
+                warmup(&job, options)
             };
             let summary = run(2, out.path(), &options).unwrap();
             let layer = &summary.layers[0];
@@ -99,29 +101,29 @@ impl Run {
         if case != "tied" {
             plan.changes[0].layer = 1;
         }
-        let mut options = FinetuneOptions::default();
-        options.steps = 12;
-        options.batch_tokens = 48;
-        options.save_every = 5;
-        options.eval_every = 4;
-        options.lr = 1e-2;
+        let options = FinetuneOptions {
+            steps: 12,
+            batch_tokens: 48,
+            save_every: 5,
+            eval_every: 4,
+            lr: 1e-2,
+            ..FinetuneOptions::default()
+        };
         Self { source: model(case), plan, options, threads: 2 }
     }
 
     fn go(&self, out: &Path) -> Result<sharp_train::finetune::FinetuneSummary, Error> {
         let vocab = self.source.config().vocab_size as u32;
-        finetune(
-            &self.source,
-            &self.plan,
-            None,
-            None,
-            &blocks(10, vocab, 1),
-            &blocks(4, vocab, 2),
+        let job = Job {
+            source: &self.source,
+            plan: &self.plan,
+            train: &blocks(10, vocab, 1),
+            held_out: &blocks(4, vocab, 2),
             out,
-            &Compute::cpu(self.threads),
-            &self.options,
-            &Silent,
-        )
+            compute: Compute::cpu(self.threads),
+            progress: &Silent,
+        };
+        finetune(&job, StartFrom::Zero, &self.options)
     }
 }
 
@@ -201,6 +203,7 @@ fn senseless_settings_are_refused() {
         assert!(run.go(&out).is_err());
     };
     refused(&|r| r.options.lr = f64::NAN);
+    refused(&|r| r.options.lr_floor = -0.1);
     refused(&|r| r.options.loss = Loss::Distill { temperature: 0.0 });
     refused(&|r| r.options.loss = Loss::Mixed { weight: 2.0, temperature: 1.0 });
     refused(&|r| r.plan.changes[0].layer = 99);
@@ -212,7 +215,8 @@ fn a_machine_too_small_is_told_before_anything_is_read() {
     let mut run = Run::new("tied", trainable(1)[0]);
     run.options.train_mlps = TrainMlps::All;
     let needed = sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options);
-    // The weights in float32, and for each trained value itself, its gradient, two moments and its place among the weights.
+    // The weights in float32, and for each trained value itself, its gradient, two moments and its place
+    // among the weights.
     let weights = 4 * run.source.config().total_parameters();
     let (_dir, out) = folder();
     let trained = run.go(&out).unwrap().parameters;

@@ -4,18 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sharp_data::TokenBlocks;
-use sharp_model::packed::PackedFile;
 use sharp_model::recovery::RECOVERY_FILE;
-use sharp_model::{
-    DType, HfCheckpoint, Plan, Recovery, SafetensorsWriter, TensorInfo, TensorSource, write_atomic,
-};
+use sharp_model::{DType, HfCheckpoint, Recovery, SafetensorsWriter, TensorInfo, TensorSource, write_atomic};
 use tch::Tensor;
 
+use super::options::{FinetuneOptions, StartFrom};
 use super::student::flat_from;
-use super::{FinetuneOptions, step_folder};
 use crate::adamw::AdamW;
 use crate::error::{Error, Result};
+use crate::job::Job;
 use crate::params::{Layout, Params};
 use crate::tensors::{dim, to_vec};
 
@@ -24,7 +21,7 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// What the checkpoint is.
 const STATE_FILE: &str = "state.json";
 /// Version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Checkpoints kept; one suffices to go on, and the one before it is there while the new one is written.
 const KEPT: usize = 1;
 
@@ -38,32 +35,39 @@ struct State {
     fingerprint: String,
 }
 
-/// A number that changes with anything that changes the course of training: plan, parameters, data, start, settings.
+/// Computes a blake3 digest of everything that changes the course of training: plan, parameters, data, start,
+/// settings.
 pub(super) fn fingerprint(
-    plan: &Plan,
+    job: &Job<'_>,
+    from: StartFrom<'_>,
     layout: &Layout,
-    train: &TokenBlocks,
-    recovery: Option<&Recovery>,
-    runtime: Option<&PackedFile>,
     options: &FinetuneOptions,
 ) -> Result<String> {
-    let mut hash = Fnv::new();
-    hash.write(plan.to_toml().as_bytes());
+    let train = job.train;
+    let mut hash = blake3::Hasher::new();
+    // Each part with its length, so that no two different runs feed the same bytes.
+    let mut write = |bytes: &[u8]| {
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    write(job.plan.to_toml().as_bytes());
     for spec in layout.specs() {
-        hash.write(spec.name.as_bytes());
-        spec.shape.iter().for_each(|&n| hash.write(&(n as u64).to_le_bytes()));
+        write(spec.name.as_bytes());
+        spec.shape.iter().for_each(|&n| write(&(n as u64).to_le_bytes()));
     }
-    hash.write(&(train.seq_len as u64).to_le_bytes());
-    train.tokens.iter().for_each(|t| hash.write(&t.to_le_bytes()));
-    train.mask.iter().for_each(|&m| hash.write(&[u8::from(m)]));
-    for tensor in recovery.map(Recovery::tensors).transpose()?.unwrap_or_default() {
-        hash.write(tensor.name().as_bytes());
-        hash.write(&tensor.bytes);
+    write(&(train.seq_len as u64).to_le_bytes());
+    write(&train.tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
+    write(&train.mask.iter().map(|&m| u8::from(m)).collect::<Vec<u8>>());
+    for tensor in from.recovery().map(Recovery::tensors).transpose()?.unwrap_or_default() {
+        write(tensor.name().as_bytes());
+        write(&tensor.bytes);
     }
-    for (name, _) in runtime.into_iter().flat_map(PackedFile::names) {
-        hash.write(name.as_bytes());
-        if let Some(tensor) = runtime.and_then(|file| file.get(name)) {
-            hash.write(&tensor.bytes);
+    if let Some(file) = from.runtime_file() {
+        for (name, _) in file.names() {
+            write(name.as_bytes());
+            if let Some(tensor) = file.get(name) {
+                write(&tensor.bytes);
+            }
         }
     }
     let o = options;
@@ -81,23 +85,13 @@ pub(super) fn fingerprint(
         o.train_mlps.name(),
         o.seed
     );
-    hash.write(settings.as_bytes());
-    Ok(format!("{:016x}", hash.0))
+    write(settings.as_bytes());
+    Ok(hash.finalize().to_hex().to_string())
 }
 
-/// FNV-1a, 64 bits: not against anybody, only against mistakes.
-struct Fnv(u64);
-
-impl Fnv {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
+/// A checkpoint's folder.
+fn step_folder(out: &Path, step: u64) -> PathBuf {
+    out.join(format!("step-{step:06}"))
 }
 
 /// The checkpoint of the latest step in `out`.
@@ -178,12 +172,19 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// Puts a checkpoint back; its step.
+/// Restores parameters and optimiser from a checkpoint and returns its step.
 pub(super) fn load(folder: &Path, print: &str, params: &mut Params, optimiser: &mut AdamW) -> Result<u64> {
     let path = folder.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
     let state: State = serde_json::from_str(&text).map_err(|e| Error::state(&path, e.to_string()))?;
-    if state.version != VERSION || state.fingerprint != print || state.parameters != params.layout.total() {
+    if state.version != VERSION {
+        let what = format!(
+            "is a checkpoint of version {}, and this program writes version {VERSION}; remove the folder to begin again",
+            state.version
+        );
+        return Err(Error::state(folder, what));
+    }
+    if state.fingerprint != print || state.parameters != params.layout.total() {
         let what = "was made with another plan, data or settings; remove the folder or choose another --out";
         return Err(Error::state(folder, what));
     }

@@ -1,30 +1,31 @@
-//! What fine-tuning needs at least, so that a machine too small for it is told at once and not by being killed hours later.
+//! Computes the least memory of fine-tuning, so that a machine too small fails at once and not hours later.
 
 use sharp_model::{ModelSource, Plan};
 
-use super::FinetuneOptions;
-use super::trained::owned_layers;
+use super::options::FinetuneOptions;
+use super::parameters::trained_mlp_layers;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 
-/// Bytes for each trained value besides the one in the products' number type: itself, its gradient and two moments, all float32.
+/// Bytes for each trained value: the float32 value, its gradient and two moments. Its copy among the weights
+/// comes on top.
 const TRAINED: u64 = 16;
 
-/// Bytes that fine-tuning surely takes: the original's weights, and what is trained with its gradient and moments. Activations,
-/// norms and the rest come on top.
+/// Computes the bytes that fine-tuning takes at least: the original's weights, and what is trained with its
+/// gradient and moments. Activations, norms and the rest come on top.
 pub fn least_memory(source: &ModelSource, plan: &Plan, compute: &Compute, options: &FinetuneOptions) -> u64 {
     let config = source.config();
     let layers = config.num_hidden_layers;
-    let owned = owned_layers(plan, layers, options.train_mlps);
-    let trained = plan.stored_parameters(config) + owned.len() as u64 * config.mlp_parameters_per_layer();
+    let mlps = trained_mlp_layers(plan, layers, options.train_mlps);
+    let trained = plan.stored_parameters(config) + mlps.len() as u64 * config.mlp_parameters_per_layer();
     let product = compute.precision.kind().elt_size_in_bytes() as u64;
     (config.total_parameters() + trained)
         .saturating_mul(product)
         .saturating_add(trained.saturating_mul(TRAINED))
 }
 
-/// Refuses what cannot fit, before anything is read; [`super::finetune`] asks the same. On a CPU only: a GPU's memory is its driver's to
-/// speak of.
+/// Checks that there is memory enough, before anything is read; [`super::finetune`] does so too. CPU only: on
+/// a GPU the driver reports out-of-memory itself.
 ///
 /// # Errors
 /// [`Error::Memory`].

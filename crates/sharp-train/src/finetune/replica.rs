@@ -4,51 +4,15 @@ use std::sync::Arc;
 
 use tch::Tensor;
 
-use super::turns::Turn;
+use super::sequences::Sequences;
 use crate::attention::Batch;
 use crate::block::{Block, BlockTrain};
 use crate::error::Result;
+use crate::gradient_order::Slot;
+use crate::gradients::Sink;
 use crate::head::{Head, Loss, LossSums, Targets};
 use crate::llama::{Embedding, Llama};
-use crate::mlp::Sink;
 use crate::params::{Layout, ParamId};
-use crate::tensors::dim;
-
-/// Rows of tokens, all of one length, one after another, and what counts in them.
-#[derive(Debug, Clone)]
-pub(super) struct Sequences {
-    /// How many.
-    pub(super) rows: usize,
-    pub(super) tokens: Vec<u32>,
-    /// Where a token that counts comes next, as a place in `tokens`.
-    pub(super) positions: Vec<i64>,
-    /// That token.
-    pub(super) labels: Vec<i64>,
-}
-
-impl Sequences {
-    /// The same with as many as `at_once` together.
-    pub(super) fn stacked(all: impl IntoIterator<Item = Self>, at_once: usize) -> Result<Vec<Self>> {
-        let mut stacks: Vec<Self> = Vec::new();
-        for next in all {
-            match stacks.last_mut() {
-                Some(last) if last.rows + next.rows <= at_once => {
-                    let below = dim(last.tokens.len())?;
-                    last.rows += next.rows;
-                    last.tokens.extend(next.tokens);
-                    last.positions.extend(next.positions.iter().map(|p| p + below));
-                    last.labels.extend(next.labels);
-                }
-                _ => stacks.push(next),
-            }
-        }
-        Ok(stacks)
-    }
-
-    fn batch(&self) -> Result<Batch> {
-        Ok(Batch { sequences: dim(self.rows)?, time: dim(self.tokens.len() / self.rows.max(1))? })
-    }
-}
 
 /// What a worker thread holds: handles on the same memory.
 pub(super) struct Replica {
@@ -83,7 +47,7 @@ impl Replica {
     }
 
     /// The original's last hidden states from the residual stream at layer [`Teacher::from`].
-    fn taught(&self, tokens: &[u32], hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
+    fn teacher_hidden(&self, tokens: &[u32], hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
         let Some(teacher) = &self.teacher else { return Ok(None) };
         let mut hidden = match &teacher.embedding {
             Some(embedding) => embedding.forward(tokens)?,
@@ -99,58 +63,58 @@ impl Replica {
         let batch = sequences.batch()?;
         let mut hidden = self.model.embedding.forward(&sequences.tokens)?;
         let from = self.teacher.as_ref().map(|t| t.from);
-        let mut taught = None;
+        let mut teacher_hidden = None;
         for (layer, block) in self.model.blocks.iter().enumerate() {
             if Some(layer) == from {
-                taught = self.taught(&sequences.tokens, &hidden, batch)?;
+                teacher_hidden = self.teacher_hidden(&sequences.tokens, &hidden, batch)?;
             }
             hidden = block.forward(&hidden, &self.model.rope, batch)?;
         }
-        let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
+        let teacher = self.teacher.as_ref().zip(teacher_hidden.as_ref()).map(|(t, h)| (&t.head, h));
         self.model.head.measure(&hidden, &self.targets(sequences)?, self.loss, teacher)
     }
 
-    /// Adds the gradient of `scale` times the sequences' loss to `grad (total)`, in turn.
+    /// Adds the gradient of `scale` times the sequences' loss to `grad (total)`, in the order of `slot`.
     pub(super) fn differentiate(
         &mut self,
         sequences: &Sequences,
         scale: f64,
-        turn: &Turn,
+        slot: &Slot,
         grad: &Tensor,
     ) -> Result<LossSums> {
         let batch = sequences.batch()?;
-        let sink = Sink { layout: &self.layout, values: &self.values, grad, turn: Some(turn) };
+        let sink = Sink { layout: &self.layout, values: &self.values, grad, slot: Some(slot) };
         let mut hidden = self.model.embedding.forward(&sequences.tokens)?;
         let from = self.teacher.as_ref().map(|t| t.from);
-        let mut taught = None;
+        let mut teacher_hidden = None;
         let mut kept = Vec::new();
         for (layer, block) in self.model.blocks.iter().enumerate() {
             if Some(layer) == from {
-                taught = self.taught(&sequences.tokens, &hidden, batch)?;
+                teacher_hidden = self.teacher_hidden(&sequences.tokens, &hidden, batch)?;
             }
             if layer < self.first {
                 hidden = block.forward(&hidden, &self.model.rope, batch)?;
             } else {
-                let (output, saved) = block.forward_saving(hidden, &self.model.rope, batch)?;
+                let (output, layer_kept) = block.forward_keeping(hidden, &self.model.rope, batch)?;
                 hidden = output;
-                kept.push(saved);
+                kept.push(layer_kept);
             }
         }
-        let teacher = self.teacher.as_ref().zip(taught.as_ref()).map(|(t, h)| (&t.head, h));
+        let teacher = self.teacher.as_ref().zip(teacher_hidden.as_ref()).map(|(t, h)| (&t.head, h));
         let trained_norm = self.final_norm.map(|id| (id, &sink));
         let targets = self.targets(sequences)?;
         let (sums, mut d) =
             self.model.head.differentiate(&hidden, &targets, self.loss, teacher, scale, trained_norm)?;
-        drop((hidden, taught));
-        turn.pass(self.model.blocks.len());
+        drop((hidden, teacher_hidden));
+        slot.pass(self.model.blocks.len());
         for (layer, block) in self.model.blocks.iter().enumerate().skip(self.first).rev() {
-            let (Some(saved), Some(train)) = (kept.pop(), self.train.get(layer)) else { break };
+            let (Some(layer_kept), Some(train)) = (kept.pop(), self.train.get(layer)) else { break };
             let want = layer > self.first;
-            match block.backward(d, saved, &self.model.rope, batch, train, &sink, want)? {
+            match block.backward(d, layer_kept, &self.model.rope, batch, train, &sink, want)? {
                 Some(below) => d = below,
                 None => break,
             }
-            turn.pass(layer);
+            slot.pass(layer);
         }
         Ok(sums)
     }

@@ -2,20 +2,47 @@
 
 use std::path::Path;
 
+use sharp_data::TokenBlocks;
 use sharp_model::packed::PackedFile;
 use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Repair, Treatment};
+use sharp_progress::Silent;
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
+use sharp_schema::TrainMlps;
 use tch::{Kind, Tensor};
 
-use super::replica::Sequences;
+use super::sequences::Sequences;
 use super::student::Student;
-use super::{FinetuneOptions, TrainMlps};
+use super::{FinetuneOptions, StartFrom};
 use crate::device::Compute;
 use crate::head::Loss;
+use crate::job::Job;
 use crate::tensors::scalar;
 use crate::testing::seeded;
 
-/// Along a random direction and along every parameter's own: the slope of the loss between two points near each other.
+/// Builds the model in training for rows of `positions` tokens; the rows themselves are of no matter here.
+fn student(
+    source: &ModelSource,
+    plan: &Plan,
+    from: StartFrom<'_>,
+    positions: usize,
+    threads: usize,
+    options: &FinetuneOptions,
+) -> Student {
+    let rows = TokenBlocks { seq_len: positions, tokens: Vec::new(), mask: Vec::new() };
+    let job = Job {
+        source,
+        plan,
+        train: &rows,
+        held_out: &rows,
+        out: Path::new("."),
+        compute: Compute::cpu(threads),
+        progress: &Silent,
+    };
+    Student::new(&job, from, options).unwrap()
+}
+
+/// Along a random direction and along every parameter's own: the slope of the loss between two points near
+/// each other.
 fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
     let source = ModelSource::open(folder.join(case)).unwrap();
@@ -27,8 +54,7 @@ fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
         train_mlps: if extras { TrainMlps::All } else { TrainMlps::None },
         ..FinetuneOptions::default()
     };
-    let compute = Compute::cpu(2);
-    let mut student = Student::new(&source, &plan, None, None, 12, &compute, &options).unwrap();
+    let mut student = student(&source, &plan, StartFrom::Zero, 12, 2, &options);
     // Away from B = 0, where half of the gradients vanish.
     let _generator = seeded(5);
     let noise = Tensor::randn(student.params.flat.size(), (Kind::Float, tch::Device::Cpu)) * 0.05;
@@ -96,8 +122,8 @@ fn gradients_are_slopes_of_the_loss() {
     check("biases", share(Repair::scaled(ranks)), mixed, true);
 }
 
-/// As on a GPU: several sequences through the model together give the sums of each by itself. What counts differs from one to
-/// another, and the last stack is not full.
+/// As on a GPU: several sequences through the model together give the sums of each by itself. What counts
+/// differs from one to another, and the last stack is not full.
 #[test]
 fn sequences_taken_together_give_what_each_gives_alone() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
@@ -105,7 +131,7 @@ fn sequences_taken_together_give_what_each_gives_alone() {
     let plan = Plan::new("explicit", vec![LayerChange::prune(1, 7)]);
     let loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
     let options = FinetuneOptions { loss, train_norms: true, ..FinetuneOptions::default() };
-    let mut student = Student::new(&source, &plan, None, None, 12, &Compute::cpu(2), &options).unwrap();
+    let mut student = student(&source, &plan, StartFrom::Zero, 12, 2, &options);
     student.merge().unwrap();
     let vocab = source.config().vocab_size as u32;
     let batch: Vec<Sequences> = (0..5u32)
@@ -138,22 +164,22 @@ fn stored(shape: &[usize], values: &[f32]) -> Vec<f32> {
     back
 }
 
-/// Training onto a runtime file computes with what that file will hold: the same loss and gradient as of a model, made anew from the file and
-/// the result, whose weights simply are these numbers. The original's opinion stays that of the unrounded one.
+/// Training onto a runtime file computes with what that file will hold: the same loss and gradient as of a
+/// model, made anew from the file and the result, whose weights simply are these numbers. The original's
+/// opinion stays that of the unrounded one.
 #[test]
 fn repair_computes_with_what_the_runtime_file_will_hold() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");
     let source = ModelSource::open(folder).unwrap();
     let plan = Plan::new("explicit", vec![LayerChange::prune(1, 7)]);
-    let compute = Compute::cpu(2);
     let loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
     let options = FinetuneOptions { loss, train_norms: true, ..FinetuneOptions::default() };
-    let new = |recovery: Option<&_>, runtime: Option<&_>| {
-        let student = Student::new(&source, &plan, recovery, runtime, 12, &compute, &options).unwrap();
+    let new = |from: StartFrom<'_>| {
+        let student = student(&source, &plan, from, 12, 2, &options);
         student.merge().unwrap();
         student
     };
-    let exact = new(None, None).recovery().unwrap();
+    let exact = new(StartFrom::Zero).recovery().unwrap();
 
     // The runtime file, and all that it holds as a checkpoint in float32.
     let scratch = tempfile::tempdir().unwrap();
@@ -164,7 +190,7 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
         .unwrap();
     let runtime = PackedFile::open(&file).unwrap();
 
-    let repairing = new(Some(&exact), Some(&runtime));
+    let repairing = new(StartFrom::RuntimeFile { recovery: &exact, file: &runtime });
     let saved = repairing.recovery().unwrap();
     let mut rounded = 0;
     for (name, tensor) in &saved.replacements {
@@ -189,7 +215,7 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
     let batch = vec![Sequences { rows: 1, tokens: tokens.clone(), positions: (0..11).collect(), labels }];
     let (gradient, sums) = repairing.gradient(batch.clone()).unwrap();
     // Again from the rounded values: rounding finds nothing more, and nothing differs.
-    let again = new(Some(&saved), Some(&runtime));
+    let again = new(StartFrom::RuntimeFile { recovery: &saved, file: &runtime });
     let (other, others) = again.gradient(batch).unwrap();
     assert_eq!(sums, others);
     assert_eq!(scalar(&(gradient - other).abs().max()).unwrap(), 0.0);
@@ -201,8 +227,8 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
     assert!((ours - nll).abs() < 0.02 * nll, "{ours} by training, {nll} by the engine");
 }
 
-/// Sequences that take unlike times, several layers on one stored MLP in training: the sums are the same to the bit however many
-/// threads add to them.
+/// Sequences that take unlike times, several layers on one stored MLP in training: the sums are the same to
+/// the bit however many threads add to them.
 #[test]
 fn gradients_do_not_depend_on_the_threads() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/tied");
@@ -228,7 +254,7 @@ fn gradients_do_not_depend_on_the_threads() {
         })
         .collect();
     let gradient = |threads| {
-        let student = Student::new(&source, &plan, None, None, 64, &Compute::cpu(threads), &options).unwrap();
+        let student = student(&source, &plan, StartFrom::Zero, 64, threads, &options);
         student.merge().unwrap();
         student.gradient(batch.clone()).unwrap()
     };

@@ -1,9 +1,22 @@
-//! What every form does with `B A`.
+//! What forms have in common: `B A`, sums over rows, and pieces that must be there.
 
 use tch::{Kind, Tensor};
 
-use super::{Flow, Pieces};
-use crate::error::Result;
+use super::form::{Flow, Pieces};
+use crate::error::{Error, Result};
+
+/// Returns the shapes of the factors of a projection `(out, in)`; without any where the rank is 0.
+pub(super) fn shapes(out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
+    if rank == 0 {
+        return Pieces::default();
+    }
+    Pieces { a: Some(vec![rank, input]), b: Some(vec![out, rank]), ..Pieces::default() }
+}
+
+/// Returns a piece or reference that must be there.
+pub(super) fn need<'a>(piece: Option<&'a Tensor>, what: &str) -> Result<&'a Tensor> {
+    piece.ok_or_else(|| Error::invalid(format!("the recovery form needs {what}, which is missing")))
+}
 
 /// `out += B A`, if there are factors.
 pub(super) fn add_product(out: &mut Tensor, pieces: &Pieces) -> Result<()> {

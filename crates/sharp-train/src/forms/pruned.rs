@@ -1,8 +1,9 @@
-//! Neurons of the layer's own, nothing shared: structured pruning.
+//! A weight of the layer's own with fewer neurons: structured pruning.
 
 use tch::Tensor;
 
-use super::{Flow, Form, Pieces, need};
+use super::factors::need;
+use super::form::{Flow, Form, Pieces};
 use crate::error::Result;
 
 /// `W`: what the layer keeps of its own weight, free to move.
@@ -10,12 +11,16 @@ use crate::error::Result;
 pub struct Pruned;
 
 impl Form for Pruned {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "pruned"
     }
 
+    fn shapes(&self, out: usize, input: usize, _rank: usize) -> Pieces<Vec<usize>> {
+        Pieces { weight: Some(vec![out, input]), ..Pieces::default() }
+    }
+
     fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
-        out.f_copy_(need(pieces.own.as_ref(), "a weight of its own")?)?;
+        out.f_copy_(need(pieces.weight.as_ref(), "a weight of its own")?)?;
         Ok(())
     }
 
@@ -34,6 +39,6 @@ impl Form for Pruned {
         _pieces: &Pieces,
         dw: &Tensor,
     ) -> Result<(Pieces, Option<Tensor>)> {
-        Ok((Pieces { own: Some(dw.shallow_clone()), ..Pieces::default() }, None))
+        Ok((Pieces { weight: Some(dw.shallow_clone()), ..Pieces::default() }, None))
     }
 }

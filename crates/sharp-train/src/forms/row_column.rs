@@ -2,8 +2,9 @@
 
 use tch::Tensor;
 
+use super::factors::{self, need};
+use super::form::{Flow, Form, Pieces};
 use super::scaled::row_gradient;
-use super::{Flow, Form, Pieces, factors, need};
 use crate::error::Result;
 
 /// `diag(row_scale) W_ref diag(col_scale) + B A`.
@@ -11,8 +12,12 @@ use crate::error::Result;
 pub struct RowColumnScaledLowRank;
 
 impl Form for RowColumnScaledLowRank {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "row_column_scaled_low_rank"
+    }
+
+    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
+        Pieces { row: Some(vec![out]), col: Some(vec![input]), ..factors::shapes(out, input, rank) }
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
@@ -36,7 +41,7 @@ impl Form for RowColumnScaledLowRank {
             let _ = product.f_sub_(&factors::dot(a, da, 0)?)?;
         }
         let col = factors::safe_ratio(&product, need(pieces.col.as_ref(), "column scales")?)?;
-        Ok(Pieces { a, b, row: Some(row), col: Some(col), own: None })
+        Ok(Pieces { a, b, row: Some(row), col: Some(col), weight: None })
     }
 
     fn weight_gradients(
@@ -52,6 +57,6 @@ impl Form for RowColumnScaledLowRank {
         let d_row = by_element.f_mv(col)?;
         let d_col = by_element.f_tr()?.f_mv(row)?;
         let d_ref = dw.f_mul(&row.f_unsqueeze(1)?)?.f_mul_(col)?;
-        Ok((Pieces { a, b, row: Some(d_row), col: Some(d_col), own: None }, Some(d_ref)))
+        Ok((Pieces { a, b, row: Some(d_row), col: Some(d_col), weight: None }, Some(d_ref)))
     }
 }

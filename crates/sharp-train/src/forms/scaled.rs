@@ -2,7 +2,8 @@
 
 use tch::Tensor;
 
-use super::{Flow, Form, Pieces, factors, need};
+use super::factors::{self, need};
+use super::form::{Flow, Form, Pieces};
 use crate::error::Result;
 
 /// `diag(row_scale) W_ref + B A`.
@@ -10,8 +11,12 @@ use crate::error::Result;
 pub struct ScaledLowRank;
 
 impl Form for ScaledLowRank {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "scaled_low_rank"
+    }
+
+    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
+        Pieces { row: Some(vec![out]), ..factors::shapes(out, input, rank) }
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

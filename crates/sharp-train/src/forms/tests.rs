@@ -54,7 +54,7 @@ fn with_rank(treatment: Treatment, rank: i64) {
         b: lora(&b),
         row: scales.rows().then(|| row.detach()),
         col: scales.columns().then(|| col.detach()),
-        own: pruned.then(|| own.detach()),
+        weight: pruned.then(|| own.detach()),
     };
     let form = form(&treatment).unwrap();
     let held = reference.detach();
@@ -73,7 +73,7 @@ fn with_rank(treatment: Treatment, rank: i64) {
             ("B", found.b, &b, rank > 0 && !pruned),
             ("row", found.row, &row, scales.rows()),
             ("col", found.col, &col, scales.columns()),
-            ("own", found.own, &own, pruned),
+            ("own", found.weight, &own, pruned),
         ] {
             assert_eq!(found.is_some(), has, "{kind} {path} {name}");
             if let Some(found) = found {

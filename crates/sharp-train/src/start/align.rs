@@ -1,20 +1,22 @@
-//! Hidden neurons of an MLP can be permuted freely; the target's are put in the order in which the reference serves
-//! them best (the idea of Git Re-Basin, Ainsworth et al., arXiv 2209.04836, with the activations' metric).
+//! Hidden neurons of an MLP can be permuted freely; the target's are put in the order in which the reference
+//! serves them best (the idea of Git Re-Basin, Ainsworth et al., arXiv 2209.04836, with the activations'
+//! metric).
 
-use sharp_model::{Projection, Scales};
+use sharp_model::{PerProjection, Projection, Scales};
 use tch::{Kind, Tensor};
 
-use super::lap::assign;
-use super::whitened::Importance;
+use super::assignment::assign;
+use super::moments::Importance;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::mlp::Mlp;
-use crate::tensors::to_vec;
+use crate::tensors::{self, to_vec};
 
 /// For each of the reference's neurons the target's neuron that is to stand there, `(f)` int64.
 ///
-/// `metric (d, d)` is the second moment of the MLP's inputs. What is maximised is the output energy that a neuron pair
-/// explains, gate, up and down together: for scaled forms with the best scale, otherwise as the reference stands.
+/// `metric (d, d)` is the second moment of the MLP's inputs. What is maximised is the output energy that a
+/// neuron pair explains, gate, up and down together: for scaled forms with the best scale, otherwise as the
+/// reference stands.
 pub(crate) fn align(
     scales: Scales,
     target: &Mlp,
@@ -37,13 +39,14 @@ pub(crate) fn align(
     let ours = reference.down.weight.f_to_kind(Kind::Float)?;
     let cross = theirs.f_tr()?.f_mm(&ours)?;
     let size = ours.f_square()?.f_sum_dim_intlist([0i64].as_slice(), false, Kind::Float)?;
-    // The down projection's scales belong to outputs, not to neurons: a pair of opposite sign explains nothing.
+    // The down projection's scales belong to outputs, not to neurons: a pair of opposite sign explains
+    // nothing.
     let part = match scales.rows() {
         true => explained(scales, &cross.f_clamp_min(0.0)?, &size)?,
         false => explained(scales, &cross, &size)?,
     };
     let _ = gain.f_add_(&part.f_mul(&importance.hidden.f_unsqueeze(1)?)?)?;
-    let n = usize::try_from(f).unwrap_or(0);
+    let n = tensors::size(f);
     // Rows of the assignment are the reference's neurons, columns the target's.
     let cost = to_vec(&gain.f_tr()?.f_neg()?)?;
     let order = assign(&cost, n).ok_or_else(|| Error::invalid("the assignment of neurons failed"))?;
@@ -51,8 +54,8 @@ pub(crate) fn align(
     Ok(Tensor::f_from_slice(&order)?.f_to_device(metric.device())?)
 }
 
-/// What of each target row's energy a reference row explains, from inner products `cross (target, reference)` and the
-/// reference rows' squared sizes `(reference)`; up to a term of the target's own.
+/// What of each target row's energy a reference row explains, from inner products `cross (target, reference)`
+/// and the reference rows' squared sizes `(reference)`; up to a term of the target's own.
 fn explained(scales: Scales, cross: &Tensor, size: &Tensor) -> Result<Tensor> {
     if scales.rows() {
         return Ok(cross.f_square()?.f_div(&size.f_clamp_min(1e-20)?)?);
@@ -66,7 +69,8 @@ pub(crate) fn permuted(mlp: &Mlp, order: &Tensor, compute: &Compute) -> Result<M
     let rows =
         |p| -> Result<Tensor> { Ok(mlp.weight(p)?.f_index_select(0, &order)?.f_to_kind(Kind::Float)?) };
     let down = mlp.down.weight.f_index_select(1, &order)?.f_to_kind(Kind::Float)?;
-    let mut new = Mlp::from_weights(rows(Projection::Gate)?, rows(Projection::Up)?, down, compute)?;
+    let weights = PerProjection { gate: rows(Projection::Gate)?, up: rows(Projection::Up)?, down };
+    let mut new = Mlp::from_parts(weights, None, compute)?;
     new.down.bias = mlp.down.bias.as_ref().map(Tensor::shallow_clone);
     if let Some(bias) = &mlp.gate_up.bias {
         let f = order.size1()?;

@@ -1,20 +1,21 @@
 //! Which neurons a pruned MLP keeps, and what its down projection becomes.
 //!
-//! With `H` the second moment of the hidden activations and `W` the down projection's rows (one for each neuron), the least squares
-//! solution on a set of neurons is `W = H⁻¹ E[h yᵀ]`, and without neuron `j` too the error grows by `|W_j|² / (H⁻¹)_jj`: the optimal
-//! brain surgeon (Hassibi and Stork, 1992) for whole neurons. The cheapest sixteenth goes at a time, `H⁻¹` and `W` follow, until as many are
-//! left as are wanted; those that stay keep their gate and up rows, and the down projection repairs what it can.
+//! With `H` the second moment of the hidden activations and `W` the down projection's rows (one for each
+//! neuron), the least squares solution on a set of neurons is `W = H⁻¹ E[h yᵀ]`, and without neuron `j` too
+//! the error grows by `|W_j|² / (H⁻¹)_jj`: the optimal brain surgeon (Hassibi and Stork, 1992) for whole
+//! neurons. The cheapest sixteenth goes at a time, `H⁻¹` and `W` follow, until as many are left as are
+//! wanted; those that stay keep their gate and up rows, and the down projection repairs what it can.
 
-use sharp_model::Projection;
+use sharp_model::{PerProjection, Projection};
 use tch::{Kind, Tensor};
 
-use super::whitened::{cholesky, hidden_moments};
-use super::{Activations, Second};
+use super::moments::{Second, cholesky, hidden_moments};
+use crate::activations::Activations;
 use crate::error::{Error, Result};
 use crate::forms::Pieces;
 use crate::mlp::Mlp;
 use crate::pool::Pool;
-use crate::tensors::{dim, to_vec};
+use crate::tensors::{dim, size, to_vec};
 
 /// Added to the second moment's diagonal, as a fraction of its mean.
 const RIDGE: f64 = 1e-3;
@@ -23,10 +24,10 @@ const RIDGE: f64 = 1e-3;
 const STEPS: i64 = 16;
 
 /// The neurons that stay by their weights alone ([`sharp_model::pruned::largest`]), as they are.
-pub(crate) fn largest(keep: usize, original: &Mlp) -> Result<[Pieces; 3]> {
+pub(crate) fn largest(keep: usize, original: &Mlp) -> Result<PerProjection<Pieces>> {
     let values = |p| -> Result<Vec<f32>> { to_vec(&original.weight(p)?) };
     let [gate, up, down] = [values(Projection::Gate)?, values(Projection::Up)?, values(Projection::Down)?];
-    let neurons = usize::try_from(original.down.weight.size2()?.1).unwrap_or(0);
+    let neurons = size(original.down.weight.size2()?.1);
     let kept = sharp_model::pruned::largest([&gate, &up, &down], neurons, keep);
     let kept = kept.into_iter().map(dim).collect::<Result<Vec<i64>>>()?;
     let kept = Tensor::f_from_slice(&kept)?.f_to_device(original.down.weight.device())?;
@@ -40,7 +41,7 @@ pub(crate) fn fitted(
     original: &Mlp,
     activations: &Activations,
     pool: &Pool<()>,
-) -> Result<[Pieces; 3]> {
+) -> Result<PerProjection<Pieces>> {
     let (outer, inner) = original.down.weight.size2()?;
     let second = hidden_moments(original, original, activations, pool, inner, outer)?;
     let kept = select(&second, dim(keep)?)?;
@@ -48,12 +49,12 @@ pub(crate) fn fitted(
     pieces(original, &kept, down.f_tr()?)
 }
 
-fn pieces(original: &Mlp, kept: &Tensor, down: Tensor) -> Result<[Pieces; 3]> {
+fn pieces(original: &Mlp, kept: &Tensor, down: Tensor) -> Result<PerProjection<Pieces>> {
     let own = |t: Tensor| -> Result<Pieces> {
-        Ok(Pieces { own: Some(t.f_to_kind(Kind::Float)?.f_contiguous()?), ..Pieces::default() })
+        Ok(Pieces { weight: Some(t.f_to_kind(Kind::Float)?.f_contiguous()?), ..Pieces::default() })
     };
     let rows = |p| -> Result<Pieces> { own(original.weight(p)?.f_index_select(0, kept)?) };
-    Ok([rows(Projection::Gate)?, rows(Projection::Up)?, own(down)?])
+    Ok(PerProjection { gate: rows(Projection::Gate)?, up: rows(Projection::Up)?, down: own(down)? })
 }
 
 /// The numbers of the `keep` neurons that stay, ascending.
@@ -89,25 +90,28 @@ pub(crate) struct Explained {
 impl Explained {
     /// By how much the squared error grows without each neuron, `(k)`.
     fn harm(&self) -> Result<Tensor> {
-        let size = self.weights.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
-        Ok(size.f_div(&self.inverse.f_diagonal(0, 0, 1)?)?)
+        let energy = self.weights.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
+        Ok(energy.f_div(&self.inverse.f_diagonal(0, 0, 1)?)?)
     }
 
-    /// The same for the neurons `stay` alone, of which `gone` are the others: block elimination, which is exact.
+    /// The same for the neurons `stay` alone, of which `gone` are the others: block elimination, which is
+    /// exact.
     pub(crate) fn without(&self, stay: &Tensor, gone: &Tensor) -> Result<Self> {
         let inverse = self.inverse.f_index_select(0, stay)?;
         let across = inverse.f_index_select(1, gone)?;
         let among = self.inverse.f_index_select(0, gone)?.f_index_select(1, gone)?;
-        let share = across.f_tr()?.f_cholesky_solve(&among.f_linalg_cholesky(false)?, false)?.f_tr()?; // (stay, gone)
+        let coefficients =
+            across.f_tr()?.f_cholesky_solve(&among.f_linalg_cholesky(false)?, false)?.f_tr()?; // (stay, gone)
         let lost = self.weights.f_index_select(0, gone)?;
         Ok(Self {
-            inverse: inverse.f_index_select(1, stay)?.f_sub(&share.f_mm(&across.f_tr()?)?)?,
-            weights: self.weights.f_index_select(0, stay)?.f_sub(&share.f_mm(&lost)?)?,
+            inverse: inverse.f_index_select(1, stay)?.f_sub(&coefficients.f_mm(&across.f_tr()?)?)?,
+            weights: self.weights.f_index_select(0, stay)?.f_sub(&coefficients.f_mm(&lost)?)?,
         })
     }
 }
 
-/// The least squares down projection, transposed `(k, d)`, on the neurons `kept (k)`, and the Cholesky factor it comes from.
+/// The least squares down projection, transposed `(k, d)`, on the neurons `kept (k)`, and the Cholesky factor
+/// it comes from.
 fn solve(second: &Second, kept: &Tensor) -> Result<(Tensor, Tensor)> {
     let moments = second.xx.f_index_select(0, kept)?.f_index_select(1, kept)?;
     let factor = cholesky(&moments, RIDGE)?;

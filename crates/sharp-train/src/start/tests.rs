@@ -1,11 +1,14 @@
 //! The mathematics of the closed-form start.
 
-use sharp_model::{LayerChange, Projection, Ranks, Repair, Scales, Treatment};
+use sharp_model::{PerProjection, Projection, Ranks, Repair, Scales, Treatment};
 use tch::{Device, Kind, Tensor};
 
+use super::StartInput;
+use super::align::permuted;
+use super::moments::Second;
 use super::pruned::{Explained, fitted, largest, select};
-use super::whitened::{Second, regression, truncated};
-use super::{Activations, permuted, whitened::whitened};
+use super::whitened::{regression, truncated, whitened};
+use crate::activations::Activations;
 use crate::device::Compute;
 use crate::forms::form;
 use crate::mlp::Mlp;
@@ -19,7 +22,11 @@ fn random(shape: &[i64]) -> Tensor {
 
 fn mlp(d: i64, f: i64) -> Mlp {
     let w = |o: i64, i: i64| (random(&[o, i]) / (i as f64).sqrt()).to_kind(Kind::Float);
-    Mlp::from_weights(w(f, d), w(f, d), w(d, f), &Compute::cpu(1)).unwrap()
+    from_weights(w(f, d), w(f, d), w(d, f))
+}
+
+fn from_weights(gate: Tensor, up: Tensor, down: Tensor) -> Mlp {
+    Mlp::from_parts(PerProjection { gate, up, down }, None, &Compute::cpu(1)).unwrap()
 }
 
 fn error(found: &Tensor, wanted: &Tensor) -> f64 {
@@ -43,7 +50,8 @@ fn whitened_truncation_beats_alternating_least_squares_from_many_starts() {
         let rows = random(&[out]).abs() + 0.2;
         let (a, b) = truncated(&weight, &metric, Some(&rows), rank).unwrap();
         let ours = objective(&weight, &b.matmul(&a), &metric, &rows);
-        // Brute force: for fixed A the best B is a least-squares fit and the other way round; from many starts.
+        // Brute force: for fixed A the best B is a least-squares fit and the other way round; from many
+        // starts.
         let mut best = f64::INFINITY;
         let factor = metric.linalg_cholesky(false);
         let wanted = (&weight * rows.unsqueeze(1)).matmul(&factor);
@@ -113,17 +121,23 @@ fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
     let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
     let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
     let pool = Pool::new(vec![(), ()]).unwrap();
-    let fitted_error = |target: LayerChange, reference: Option<&Mlp>| {
-        let pieces = whitened(&target, &original, reference, &rows, &pool, &compute).unwrap();
-        let mut weights = Vec::new();
-        for (projection, pieces) in Projection::ALL.into_iter().zip(&pieces) {
+    let fitted_error = |treatment: Treatment, reference: Option<&Mlp>| {
+        let input = StartInput {
+            original: &original,
+            reference,
+            activations: &rows,
+            seed: 0,
+            pool: &pool,
+            compute: &compute,
+        };
+        let pieces = whitened(&treatment, &input).unwrap();
+        let weights = PerProjection::from_fn(|projection| {
             let base = reference.map(|r| r.weight(projection).unwrap());
             let mut w = original.weight(projection).unwrap().zeros_like();
-            form(&target.treatment).unwrap().effective_into(&mut w, base.as_ref(), pieces).unwrap();
-            weights.push(w);
-        }
-        let [gate, up, down] = <[Tensor; 3]>::try_from(weights).unwrap();
-        let fitted = Mlp::from_weights(gate, up, down, &compute).unwrap();
+            form(&treatment).unwrap().effective_into(&mut w, base.as_ref(), &pieces[projection]).unwrap();
+            w
+        });
+        let fitted = Mlp::from_parts(weights, None, &compute).unwrap();
         error(fitted.forward(&x).unwrap().y(), &y)
     };
     // The same function with its neurons shuffled, as reference: alignment alone must repair it, at rank 0.
@@ -131,7 +145,7 @@ fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
     for scales in [Scales::None, Scales::Rows, Scales::RowsAndColumns] {
         let fitted_error = |reference: &Mlp, rank| {
             let repair = Repair::LowRank { scales, ranks: Ranks::uniform(rank) };
-            fitted_error(LayerChange::share(1, 0, repair), Some(reference))
+            fitted_error(Treatment::Share { reference: 0, repair }, Some(reference))
         };
         let found = fitted_error(&shuffled, 0);
         assert!(found < 1e-8, "{scales:?}: a permuted reference leaves {found}");
@@ -140,7 +154,7 @@ fn a_permuted_reference_is_found_and_full_rank_reproduces_the_original() {
         let (little, more) = (fitted_error(&mlp(d, f), 1), fitted_error(&mlp(d, f), 6));
         assert!(more < little, "{scales:?}: rank 6 leaves {more}, rank 1 {little}");
     }
-    assert!(fitted_error(LayerChange::low_rank(1, Ranks::uniform(8)), None) < 1e-5);
+    assert!(fitted_error(Treatment::LowRank { ranks: Ranks::uniform(8) }, None) < 1e-5);
 }
 
 /// The least squared error of outputs explained by a set of neurons, less what all of them leave.
@@ -180,7 +194,8 @@ fn neurons_are_chosen_nearly_as_well_as_by_trying_every_set() {
 fn what_neurons_explain_without_some_of_them_is_what_least_squares_says_of_the_others() {
     let _generator = seeded(10);
     for (neurons, gone) in [(7i64, 1i64), (12, 5), (40, 39)] {
-        // Neurons that depend on each other, but none on all others: the inverses that are compared are known well.
+        // Neurons that depend on each other, but none on all others: the inverses that are compared are known
+        // well.
         let mixed = Tensor::eye(neurons, (Kind::Double, Device::Cpu))
             + random(&[neurons, neurons]) / (4.0 * neurons as f64).sqrt();
         let h = random(&[300, neurons]).matmul(&mixed);
@@ -207,24 +222,20 @@ fn neurons_that_say_nothing_new_can_go_without_loss() {
     let part = mlp(d, f);
     let twice = |p| Tensor::cat(&[part.weight(p).unwrap(), part.weight(p).unwrap()], 0);
     let down = part.weight(Projection::Down).unwrap();
-    // The same neurons twice, the second time with other down columns: half of them suffice, with the sum of both.
+    // The same neurons twice, the second time with other down columns: half of them suffice, with the sum of
+    // both.
     let other = (random(&[d, f]) * 0.5).to_kind(Kind::Float);
-    let original = Mlp::from_weights(
-        twice(Projection::Gate),
-        twice(Projection::Up),
-        Tensor::cat(&[down, other], 1),
-        &Compute::cpu(1),
-    )
-    .unwrap();
+    let original =
+        from_weights(twice(Projection::Gate), twice(Projection::Up), Tensor::cat(&[down, other], 1));
     let x = random(&[n, d]).to_kind(Kind::Float);
     let y = original.forward(&x).unwrap().y().shallow_clone();
     let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
     let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
     let pool = Pool::new(vec![(), ()]).unwrap();
-    let left = |pieces: [crate::forms::Pieces; 3]| {
-        let [gate, up, down] = pieces.map(|p| p.own.unwrap());
+    let left = |pieces: PerProjection<crate::forms::Pieces>| {
+        let PerProjection { gate, up, down } = pieces.map(|p| p.weight.unwrap());
         assert_eq!((gate.size(), down.size()), (vec![f, d], vec![d, f]));
-        let made = Mlp::from_weights(gate, up, down, &Compute::cpu(1)).unwrap();
+        let made = from_weights(gate, up, down);
         error(made.forward(&x).unwrap().y(), &y)
     };
     let found = left(fitted(f as usize, &original, &rows, &pool).unwrap());
@@ -239,7 +250,7 @@ fn neurons_that_say_nothing_new_can_go_without_loss() {
 fn left_with_all(original: &Mlp, rows: &Activations, pool: &Pool<()>, x: &Tensor, y: &Tensor) -> f64 {
     let inner = original.down.weight.size()[1] as usize;
     let pieces = fitted(inner, original, rows, pool).unwrap();
-    let [gate, up, down] = pieces.map(|p| p.own.unwrap());
-    let made = Mlp::from_weights(gate, up, down, &Compute::cpu(1)).unwrap();
+    let PerProjection { gate, up, down } = pieces.map(|p| p.weight.unwrap());
+    let made = from_weights(gate, up, down);
     error(made.forward(x).unwrap().y(), y)
 }

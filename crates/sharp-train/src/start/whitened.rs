@@ -1,61 +1,38 @@
-//! The closed-form start: what the reference cannot give, as the best low-rank map in the metric of the activations.
+//! The closed-form start: what the reference cannot give, as the best low-rank map in the metric of the
+//! activations.
 //!
-//! Gate and up: the truncated singular value decomposition of `P (W_target − diag(s) W_ref) C^½`, `C` the second moment of
-//! the inputs and `P` how much each hidden neuron matters for the output (whitening: SVD-LLM, Wang et al., arXiv
-//! 2403.07378). Down: with gate and up in place, reduced-rank regression of what is missing from the output on the hidden
-//! activations there really are (Izenman, 1975), so that it repairs the others' errors as far as it can.
+//! Gate and up: the truncated singular value decomposition of `P (W_target − diag(s) W_ref) C^½`, `C` the
+//! second moment of the inputs and `P` how much each hidden neuron matters for the output (whitening:
+//! SVD-LLM, Wang et al., arXiv 2403.07378). Down: with gate and up in place, reduced-rank regression of what
+//! is missing from the output on the hidden activations there really are (Izenman, 1975), so that it repairs
+//! the others' errors as far as it can.
 
-use sharp_model::{LayerChange, Projection, Scales, Treatment};
+use sharp_model::{PerProjection, Projection, Scales, Treatment};
 use tch::{Kind, Tensor};
 
-use super::{Activations, align, permuted};
-use crate::device::Compute;
+use super::align::{align, permuted};
+use super::input::StartInput;
+use super::moments::{Second, cholesky, hidden_moments, statistics};
 use crate::error::{Error, Result};
 use crate::forms::{Pieces, form};
-use crate::mlp::{Mlp, index};
-use crate::pool::Pool;
-use crate::tensors::{dim, scalar};
+use crate::mlp::Mlp;
+use crate::tensors::dim;
 
-/// Rows of activations taken through the layer at once.
-const ROWS: i64 = 1024;
-
-/// Added to a second moment's diagonal, as a fraction of its mean: directions the data never showed get no large weights.
+/// Added to a second moment's diagonal, as a fraction of its mean: directions the data never showed get no
+/// large weights.
 const RIDGE: f64 = 1e-4;
 
-/// How much the target's neurons matter for its output.
-#[derive(Debug)]
-pub(crate) struct Importance {
-    /// `E[(up silu'(gate))²] |down_j|²`: of an error in each gate row, `(f)`.
-    pub(crate) gate: Tensor,
-    /// `E[silu(gate)²] |down_j|²`: of an error in each up row, `(f)`.
-    pub(crate) up: Tensor,
-    /// `E[hidden²]`, `(f)`.
-    pub(crate) hidden: Tensor,
-}
-
-/// Weighted second moments of a map's input and of input with output.
-#[derive(Debug)]
-pub(crate) struct Second {
-    /// `E[x xᵀ]`, `(in, in)`, float64.
-    pub(crate) xx: Tensor,
-    /// `E[x yᵀ]`, `(in, out)`, float64.
-    pub(crate) xy: Tensor,
-}
-
-/// See the module.
-pub(crate) fn whitened(
-    target: &LayerChange,
-    original: &Mlp,
-    reference: Option<&Mlp>,
-    activations: &Activations,
-    pool: &Pool<()>,
-    compute: &Compute,
-) -> Result<[Pieces; 3]> {
+/// Computes the closed-form start of a layer that shares an MLP or is low rank alone: row scales `(out)`, `A
+/// (rank, in)` and `B (out, rank)` of each projection. Takes a few decompositions of `(d, d)` and `(f, f)`
+/// matrices.
+pub(crate) fn whitened(treatment: &Treatment, input: &StartInput<'_>) -> Result<PerProjection<Pieces>> {
+    let (form_scales, ranks) = (treatment.scales(), treatment.ranks());
+    let StartInput { original, reference, activations, pool, compute, .. } = *input;
     let (metric, importance) = statistics(original, activations, pool)?;
     let aligned = match reference {
-        None => original.share(),
+        None => original.shallow_clone(),
         Some(reference) => {
-            let order = align(target.treatment.scales(), original, reference, &metric, &importance)?;
+            let order = align(form_scales, original, reference, &metric, &importance)?;
             permuted(original, &order, compute)?
         }
     };
@@ -67,15 +44,15 @@ pub(crate) fn whitened(
     let (out_d, inner) = original.down.weight.size2()?;
     let mut fitted = original.blank()?;
     fitted.gate_up.bias = aligned.gate_up.bias.as_ref().map(Tensor::shallow_clone);
-    let mut all = [Pieces::default(), Pieces::default(), Pieces::default()];
+    let mut all = PerProjection::<Pieces>::default();
     let metric64 = metric.f_to_kind(Kind::Double)?;
     for (projection, weight) in [(Projection::Gate, &importance.gate), (Projection::Up, &importance.up)] {
         let wanted = aligned.weight(projection)?.f_to_kind(Kind::Double)?;
         let base = reference
             .map(|r| r.weight(projection)?.f_to_kind(Kind::Double).map_err(Error::from))
             .transpose()?;
-        let rank = dim(target.treatment.ranks()[projection])?;
-        let mut pieces = scales(target.treatment.scales(), &wanted, base.as_ref(), &metric64)?;
+        let rank = dim(ranks[projection])?;
+        let mut pieces = scales(form_scales, &wanted, base.as_ref(), &metric64)?;
         let rest = match &base {
             Some(base) => wanted.f_sub(&scaled(base, &pieces)?)?,
             None => wanted,
@@ -87,39 +64,19 @@ pub(crate) fn whitened(
             pieces.b = Some(b);
         }
         let pieces = single(pieces)?;
-        install(&target.treatment, &mut fitted, reference, projection, &pieces)?;
-        put(&mut all, projection, pieces);
+        install(treatment, &mut fitted, reference, projection, &pieces)?;
+        all[projection] = pieces;
     }
     let second = hidden_moments(&fitted, original, activations, pool, inner, out_d)?;
     let base = reference.map(|r| r.down.weight.f_to_kind(Kind::Double)).transpose()?;
-    let pieces = regression(
-        target.treatment.scales(),
-        base.as_ref(),
-        &second,
-        dim(target.treatment.ranks()[Projection::Down])?,
-    )?;
-    put(&mut all, Projection::Down, single(pieces)?);
+    let pieces = regression(form_scales, base.as_ref(), &second, dim(ranks.down)?)?;
+    all.down = single(pieces)?;
     Ok(all)
-}
-
-fn put(all: &mut [Pieces; 3], projection: Projection, pieces: Pieces) {
-    if let Some(place) = all.get_mut(index(projection)) {
-        *place = pieces;
-    }
 }
 
 /// To float32, contiguous.
 fn single(pieces: Pieces) -> Result<Pieces> {
-    let narrow = |t: Option<Tensor>| -> Result<Option<Tensor>> {
-        t.map(|t| -> Result<Tensor> { Ok(t.f_to_kind(Kind::Float)?.f_contiguous()?) }).transpose()
-    };
-    Ok(Pieces {
-        a: narrow(pieces.a)?,
-        b: narrow(pieces.b)?,
-        row: narrow(pieces.row)?,
-        col: narrow(pieces.col)?,
-        own: None,
-    })
+    pieces.try_map(|_, t| Ok(t.f_to_kind(Kind::Float)?.f_contiguous()?))
 }
 
 /// Writes an effective weight into `fitted`.
@@ -187,13 +144,14 @@ pub(crate) fn truncated(
     balance(a, b)
 }
 
-/// Spreads each component's size evenly over its row of `A` and its column of `B`: AdamW moves both at one rate.
+/// Spreads each component's size evenly over its row of `A` and its column of `B`: AdamW moves both at one
+/// rate.
 fn balance(a: Tensor, b: Tensor) -> Result<(Tensor, Tensor)> {
     let tiny = 1e-12;
     let a_size = a.f_norm_scalaropt_dim(2, [1i64].as_slice(), false)?.f_clamp_min(tiny)?;
     let b_size = b.f_norm_scalaropt_dim(2, [0i64].as_slice(), false)?.f_clamp_min(tiny)?;
-    let share = b_size.f_div(&a_size)?.f_sqrt()?;
-    Ok((a.f_mul(&share.f_unsqueeze(1)?)?, b.f_div(&share)?))
+    let ratio = b_size.f_div(&a_size)?.f_sqrt()?;
+    Ok((a.f_mul(&ratio.f_unsqueeze(1)?)?, b.f_div(&ratio)?))
 }
 
 /// Eigenvectors `(n, rank)` of the largest eigenvalues of a symmetric matrix `(n, n)`.
@@ -203,26 +161,8 @@ fn leading(symmetric: &Tensor, rank: i64) -> Result<Tensor> {
     Ok(vectors.f_narrow(1, n - rank, rank)?.f_contiguous()?)
 }
 
-/// Lower Cholesky factor of `matrix + ridge`, the ridge a fraction of the mean diagonal, grown until it succeeds.
-pub(super) fn cholesky(matrix: &Tensor, ridge: f64) -> Result<Tensor> {
-    let n = matrix.size2()?.0;
-    let mean = scalar(&matrix.f_trace()?)? / n.max(1) as f64;
-    let identity = Tensor::f_eye(n, (Kind::Double, matrix.device()))?;
-    let mut ridge = ridge;
-    loop {
-        let raised = matrix.f_add(&identity.f_mul_scalar(ridge * mean.max(1e-30))?)?;
-        let (factor, info) = raised.f_linalg_cholesky_ex(false, false)?;
-        if scalar(&info)? == 0.0 {
-            return Ok(factor);
-        }
-        if ridge > 1.0 {
-            return Err(Error::invalid("the activations' second moment is not finite"));
-        }
-        ridge *= 100.0;
-    }
-}
-
-/// Row scales and rank-`rank` factors that best predict `y` from the hidden activations on top of a base `(out, in)`.
+/// Row scales and rank-`rank` factors that best predict `y` from the hidden activations on top of a base
+/// `(out, in)`.
 pub(crate) fn regression(which: Scales, base: Option<&Tensor>, second: &Second, rank: i64) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     let mut missing = second.xy.shallow_clone(); // E[x (y − base x)ᵀ], (in, out)
@@ -247,8 +187,8 @@ pub(crate) fn regression(which: Scales, base: Option<&Tensor>, second: &Second, 
         return Ok(pieces);
     }
     let factor = cholesky(&second.xx, RIDGE)?;
-    // With x = L z (E[z zᵀ] = 1) the best full-rank map of z is M = L⁻¹ E[x rᵀ]; its leading right singular vectors are
-    // the outputs' directions worth spending rank on.
+    // With x = L z (E[z zᵀ] = 1) the best full-rank map of z is M = L⁻¹ E[x rᵀ]; its leading right singular
+    // vectors are the outputs' directions worth spending rank on.
     let map = Tensor::f_linalg_solve_triangular(&factor, &missing, false, true, false)?; // (in, out)
     let rank = rank.min(map.size2()?.1);
     let b = leading(&map.f_tr()?.f_mm(&map)?, rank)?; // (out, rank)
@@ -258,98 +198,4 @@ pub(crate) fn regression(which: Scales, base: Option<&Tensor>, second: &Second, 
     pieces.a = Some(a);
     pieces.b = Some(b);
     Ok(pieces)
-}
-
-/// The inputs' weighted second moment `(d, d)`, float32 of float64 sums, and how much each neuron matters.
-fn statistics(mlp: &Mlp, activations: &Activations, pool: &Pool<()>) -> Result<(Tensor, Importance)> {
-    let items: Vec<(Mlp, Activations)> =
-        activations.chunks(ROWS)?.into_iter().map(|part| (mlp.share(), part)).collect();
-    let mut sums: Option<[Tensor; 4]> = None;
-    pool.run(
-        "measuring activations",
-        items,
-        |_, (mlp, part)| {
-            let weighted = part.x.f_mul(&part.weight)?;
-            let xx = part.x.f_tr()?.f_mm(&weighted)?.f_to_kind(Kind::Double)?;
-            let (gate, up) = mlp.inner(&part.x)?;
-            let silu = gate.f_silu()?;
-            let mean = |t: Tensor| -> Result<Tensor> {
-                Ok(t.f_square()?.f_mul_(&part.weight)?.f_sum_dim_intlist(
-                    [0i64].as_slice(),
-                    false,
-                    Kind::Double,
-                )?)
-            };
-            let slope = gate.f_silu_backward(&up)?;
-            Ok([xx, mean(slope)?, mean(silu.shallow_clone())?, mean(silu.f_mul(&up)?)?])
-        },
-        |part| {
-            match &mut sums {
-                None => sums = Some(part),
-                Some(sums) => {
-                    for (sum, part) in sums.iter_mut().zip(&part) {
-                        let _ = sum.f_add_(part)?;
-                    }
-                }
-            }
-            Ok(())
-        },
-    )?;
-    let [xx, gate, up, hidden] = sums.ok_or_else(|| Error::invalid("no activations to fit on"))?;
-    let n = activations.rows()? as f64;
-    let size = mlp.down.weight.f_to_kind(Kind::Double)?.f_square()?.f_sum_dim_intlist(
-        [0i64].as_slice(),
-        false,
-        Kind::Double,
-    )?;
-    let mean = |t: Tensor| -> Result<Tensor> { Ok(t.f_mul_scalar(1.0 / n)?) };
-    let float = |t: Tensor| -> Result<Tensor> { Ok(t.f_to_kind(Kind::Float)?) };
-    Ok((
-        float(mean(xx)?)?,
-        Importance {
-            gate: float(mean(gate)?.f_mul(&size)?)?,
-            up: float(mean(up)?.f_mul(&size)?)?,
-            hidden: float(mean(hidden)?)?,
-        },
-    ))
-}
-
-/// Moments of the hidden activations that `fitted`'s gate and up give, with the outputs wanted (less the down bias).
-pub(super) fn hidden_moments(
-    fitted: &Mlp,
-    original: &Mlp,
-    activations: &Activations,
-    pool: &Pool<()>,
-    inner: i64,
-    outer: i64,
-) -> Result<Second> {
-    let device = activations.x.device();
-    let mut second = Second {
-        xx: Tensor::f_zeros([inner, inner], (Kind::Double, device))?,
-        xy: Tensor::f_zeros([inner, outer], (Kind::Double, device))?,
-    };
-    let items: Vec<(Mlp, Mlp, Activations)> = activations
-        .chunks(4 * ROWS)?
-        .into_iter()
-        .map(|part| (fitted.share(), original.share(), part))
-        .collect();
-    let n = activations.rows()? as f64;
-    pool.run(
-        "fitting the down projection",
-        items,
-        |_, (fitted, original, part)| {
-            let (gate, up) = fitted.inner(&part.x)?;
-            let hidden = gate.f_silu()?.f_mul_(&up)?;
-            let weighted = hidden.f_mul(&part.weight)?;
-            let y = original.down.without_bias(&part.y)?;
-            let turned = weighted.f_tr()?;
-            Ok((turned.f_mm(&hidden)?, turned.f_mm(&y)?))
-        },
-        |(xx, xy)| {
-            let _ = second.xx.f_add_(&xx.f_mul_scalar(1.0 / n)?)?;
-            let _ = second.xy.f_add_(&xy.f_mul_scalar(1.0 / n)?)?;
-            Ok(())
-        },
-    )?;
-    Ok(second)
 }

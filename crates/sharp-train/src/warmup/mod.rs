@@ -1,196 +1,131 @@
-//! Single Layer Warmup: each target alone is fitted to what the original's MLP does on the original's own activations.
+//! Single Layer Warmup: fits each changed layer alone to what the original's MLP does on the original's own
+//! activations.
 //!
-//! The original is walked through once, layer after layer, with the residual stream of all calibration tokens held (in
-//! memory, or in files where it would be large); only one layer's weights are loaded at a time. At a target its MLP's
-//! inputs and outputs are there, the target is fitted, its file is written, and the walk goes on.
+//! The original runs once, layer after layer, with the residual stream of all calibration tokens held (in
+//! memory, or in files where it would be large). Only one layer's weights are loaded at a time. At a changed
+//! layer the inputs and outputs of its MLP are there: the layer is fitted, its file is written, and the pass
+//! goes on.
 
+mod activation_store;
 mod fit;
-mod rows;
-mod walk;
+mod layer_pass;
+mod options;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-use sharp_data::TokenBlocks;
-use sharp_model::{ModelSource, Plan, Recovery};
-use sharp_progress::Progress;
+use sharp_model::{PerProjection, Recovery, Treatment};
+use sharp_schema::Start;
 
-use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::forms::form;
+use crate::forms::{Form, Pieces, form};
+use crate::job::Job;
 use crate::metrics;
 use crate::pool::Pool;
-use crate::start::Start;
+use fit::{FIT_UNITS, Fitter};
+use layer_pass::LayerPass;
+pub use options::{LayerSummary, WarmupOptions, WarmupSummary};
 
-/// How each token's squared error counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Weighting {
-    /// All alike (the paper's L2): a few tokens with massive activations decide.
-    None,
-    /// Divided by the squared size of the token's residual stream after the layer, which is what the next norm divides
-    /// by: the error as the layers above see it.
-    #[default]
-    Residual,
-    /// Divided by the squared size of the token's own MLP output (and a tenth of the median, so that tiny outputs do not
-    /// decide either).
-    Output,
-}
-
-impl std::str::FromStr for Weighting {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "none" => Ok(Self::None),
-            "residual" => Ok(Self::Residual),
-            "output" => Ok(Self::Output),
-            _ => Err(Error::invalid(format!("weighting `{text}`: use none, residual or output"))),
-        }
-    }
-}
-
-/// How to warm up.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct WarmupOptions {
-    /// Where the parameters begin.
-    pub start: Start,
-    /// AdamW steps a layer at most; 0 leaves the start as it is.
-    pub steps: u64,
-    /// Tokens in a step.
-    pub batch_tokens: usize,
-    /// Highest learning rate.
-    pub lr: f64,
-    /// Decoupled weight decay of the factors.
-    pub weight_decay: f64,
-    /// How tokens count.
-    pub weighting: Weighting,
-    /// Steps between measurements of the held-out error.
-    pub eval_every: u64,
-    /// Measurements without a new best after which a layer is done.
-    pub patience: u64,
-    /// Seed of the start and of the batches.
-    pub seed: u64,
-    /// Bytes of activations above which they go to files beside the output instead of memory.
-    pub memory_bytes: u64,
-}
-
-impl Default for WarmupOptions {
-    fn default() -> Self {
-        Self {
-            start: Start::Zero,
-            steps: 400,
-            batch_tokens: 1024,
-            lr: 1e-3,
-            weight_decay: 0.0,
-            weighting: Weighting::default(),
-            eval_every: 25,
-            patience: 6,
-            seed: 0,
-            memory_bytes: 1 << 30,
-        }
-    }
-}
-
-/// What a layer's warm-up came to. Errors are on held-out tokens.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LayerSummary {
-    /// The target.
-    pub layer: usize,
-    /// Whose MLP it uses.
-    pub reference: Option<usize>,
-    /// Relative squared error of direct sharing, if there is a reference. 1 is what removing the MLP would give.
-    pub direct_error: Option<f64>,
-    /// The start's.
-    pub start_error: f64,
-    /// The best found, which is what was kept.
-    pub error: f64,
-    /// Mean over tokens of the relative squared error of each (at most 1e3 a token): massive activations count no more
-    /// than others.
-    pub token_error: f64,
-    /// The error in the weighting that was trained.
-    pub weighted_error: f64,
-    /// Steps taken.
-    pub steps: u64,
-    /// Seconds of the start and of the training.
-    pub seconds: f64,
-}
-
-/// What the warm-up came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct WarmupSummary {
-    /// The layers fitted by this call, in the order of the model.
-    pub layers: Vec<LayerSummary>,
-    /// Targets whose files were there already.
-    pub skipped: Vec<usize>,
-}
-
-/// Warms up every target of `plan` on the activations of `train`, measured on `held_out`; writes
-/// `out/layer-NN.safetensors` for each as soon as it is done, and `out/metrics.jsonl`. Layers whose files are there are
-/// not done again.
+/// Warms up every changed layer of `job`'s plan that has recovery parameters.
+///
+/// Writes `layer-NN.safetensors` for each layer as soon as it is done, and `metrics.jsonl`, into the job's
+/// folder. Layers whose files are there are not done again.
 ///
 /// # Errors
-/// [`Error::Invalid`] for settings that make no sense or data without rows, [`Error::NotFinite`] if training diverges,
-/// [`Error::Model`] and [`Error::Io`] from files.
-#[allow(clippy::too_many_arguments)]
-pub fn warmup(
-    source: &ModelSource,
-    plan: &Plan,
-    train: &TokenBlocks,
-    held_out: &TokenBlocks,
-    out: &Path,
-    compute: &Compute,
-    options: &WarmupOptions,
-    progress: &dyn Progress,
-) -> Result<WarmupSummary> {
-    plan.validate(source.config())?;
-    if source.plan().is_some() {
-        return Err(Error::invalid(format!("{} is already compressed", source.path().display())));
-    }
-    if train.rows() == 0 || options.batch_tokens == 0 || options.eval_every == 0 {
-        return Err(Error::invalid("warm-up needs data, a batch size and an evaluation interval above 0"));
-    }
-    std::fs::create_dir_all(out).map_err(Error::io(out))?;
-    let file = |layer: usize| -> PathBuf { out.join(Recovery::layer_file(layer)) };
+/// [`Error::Invalid`] for settings that make no sense or data without rows, [`Error::NotFinite`] if training
+/// diverges, [`Error::Model`] and [`Error::Io`] from files.
+pub fn warmup(job: &Job<'_>, options: &WarmupOptions) -> Result<WarmupSummary> {
+    prepare(job, options)?;
+    let file = |layer: usize| -> PathBuf { job.out.join(Recovery::layer_file(layer)) };
     let (mut todo, mut skipped) = (BTreeMap::new(), Vec::new());
-    for target in &plan.changes {
-        if form(&target.treatment).is_none() {
-            continue;
-        }
+    for change in &job.plan.changes {
+        let (layer, Some(form)) = (change.layer, form(&change.treatment)) else { continue };
         // A file that does not load is done again rather than trusted.
-        match file(target.layer).exists() && Recovery::load(file(target.layer)).is_ok() {
-            true => skipped.push(target.layer),
-            false => drop(todo.insert(target.layer, target)),
+        match file(layer).exists() && Recovery::load(file(layer)).is_ok() {
+            true => skipped.push(layer),
+            false => drop(todo.insert(layer, (change, form))),
         }
     }
     let mut summary = WarmupSummary { layers: Vec::new(), skipped };
-    let metrics_path = out.join(metrics::FILE);
+    let metrics_path = job.out.join(metrics::FILE);
     metrics::touch(&metrics_path)?;
     let Some(&last) = todo.keys().next_back() else { return Ok(summary) };
-    let pool = Pool::new(vec![(); compute.threads])?;
-    let mut walk = walk::Walk::new(source, train, held_out, out, compute, options)?;
-    // One unit for each layer walked through, and as many again for each fit as steps make worth.
-    let task = progress.task("warm-up", (last as u64 + 1) + 8 * todo.len() as u64, "units");
+    let pool = Pool::new(vec![(); job.compute.threads])?;
+    let mut pass = LayerPass::new(job, options)?;
+    let units = (last as u64 + 1) + FIT_UNITS * todo.len() as u64;
+    let task = job.progress.task("warm-up", units, "units");
+    let fitter = Fitter { job, options, pool: &pool, task: task.as_ref() };
     for layer in 0..=last {
-        let target = todo.get(&layer).copied();
+        let wanted = todo.get(&layer).copied();
         task.note(&format!("layer {layer}: activations"));
-        let reached = walk.step(layer, target.is_some(), &pool)?;
+        let sample = pass.step(layer, wanted.is_some(), &pool)?;
         task.advance(1);
-        let (Some(target), Some(reached)) = (target, reached) else { continue };
-        let (recovery, layer_summary, lines) =
-            fit::fit(source, target, reached, options, &pool, compute, task.as_ref())?;
-        metrics::replace_layer(&metrics_path, layer, &lines)?;
-        recovery.save(file(layer))?;
-        tracing::info!(
-            layer,
-            start = layer_summary.start_error,
-            error = layer_summary.error,
-            steps = layer_summary.steps,
-            "warmed up"
-        );
-        summary.layers.push(layer_summary);
+        let (Some((change, form)), Some(sample)) = (wanted, sample) else { continue };
+        let fitted = fitter.fit(change, form, &sample)?;
+        metrics::replace_layer(&metrics_path, layer, &fitted.lines)?;
+        fitted.layer.to_recovery(&fitted.params)?.save(file(layer))?;
+        let LayerSummary { start_error, error, steps, .. } = fitted.summary;
+        tracing::info!(layer, start = start_error, error, steps, "warmed up");
+        summary.layers.push(fitted.summary);
     }
     Ok(summary)
+}
+
+/// What [`fit_form`] came to.
+#[derive(Debug)]
+pub struct FittedForm {
+    /// Errors before and after, steps and time.
+    pub summary: LayerSummary,
+    /// The fitted pieces of each projection, float32.
+    pub pieces: PerProjection<Pieces>,
+}
+
+/// Fits a recovery form of one's own to one layer, as [`warmup`] fits those that a plan can name.
+///
+/// The form stands in for the one that `job`'s plan names for `layer`; the plan's treatment still gives the
+/// reference and the ranks. The parameters begin at [`Start::Zero`]. Nothing is kept in the job's folder:
+/// files hold the pieces of the plan's forms only.
+///
+/// # Errors
+/// [`Error::Invalid`] for a layer that the plan leaves alone or another start, and whatever [`warmup`] fails
+/// with.
+pub fn fit_form(
+    job: &Job<'_>,
+    layer: usize,
+    form: &'static dyn Form,
+    options: &WarmupOptions,
+) -> Result<FittedForm> {
+    prepare(job, options)?;
+    let change = job.plan.change(layer).filter(|change| change.treatment != Treatment::Drop);
+    let change =
+        change.ok_or_else(|| Error::invalid(format!("the plan has no recovery for layer {layer}")))?;
+    if options.start != Start::Zero {
+        let name = form.name();
+        return Err(Error::invalid(format!("form `{name}` can only begin at the zero start")));
+    }
+    let pool = Pool::new(vec![(); job.compute.threads])?;
+    let mut pass = LayerPass::new(job, options)?;
+    let task = job.progress.task("fit", layer as u64 + 1 + FIT_UNITS, "units");
+    let fitter = Fitter { job, options, pool: &pool, task: task.as_ref() };
+    for below in 0..layer {
+        pass.step(below, false, &pool)?;
+        task.advance(1);
+    }
+    let sample = pass.step(layer, true, &pool)?;
+    let sample = sample.ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))?;
+    task.advance(1);
+    let fitted = fitter.fit(change, form, &sample)?;
+    Ok(FittedForm { pieces: fitted.layer.pieces(&fitted.params)?, summary: fitted.summary })
+}
+
+/// Checks job and settings, and makes the folder.
+fn prepare(job: &Job<'_>, options: &WarmupOptions) -> Result<()> {
+    job.check()?;
+    if job.train.rows() == 0 || options.batch_tokens == 0 || options.eval_every == 0 {
+        return Err(Error::invalid("warm-up needs data, a batch size and an evaluation interval above 0"));
+    }
+    if job.held_out.rows() == 0 {
+        return Err(Error::invalid("warm-up needs held-out rows"));
+    }
+    std::fs::create_dir_all(job.out).map_err(Error::io(job.out))
 }

@@ -1,65 +1,56 @@
-//! The one pass through the original, a layer at a time.
+//! Runs the original once, a layer at a time, and collects what enters and leaves each MLP.
 
-use std::path::Path;
-
-use sharp_data::TokenBlocks;
 use sharp_model::ModelSource;
+use sharp_schema::Weighting;
 use tch::{Kind, Tensor};
 
-use super::rows::Rows;
-use super::{WarmupOptions, Weighting};
+use super::activation_store::ActivationStore;
+use super::options::WarmupOptions;
+use crate::activations::Activations;
 use crate::attention::Batch;
 use crate::block::Block;
 use crate::device::Compute;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::job::Job;
 use crate::llama::Embedding;
 use crate::mlp::Mlp;
 use crate::pool::Pool;
 use crate::rope::Rope;
-use crate::start::Activations;
 use crate::tensors::dim;
 use crate::weights::Weights;
 
-/// What is there at a target.
+/// What one layer is fitted on.
 #[derive(Debug)]
-pub(crate) struct Reached {
+pub(crate) struct LayerSample {
     pub(crate) train: Activations,
     pub(crate) held_out: Activations,
     /// The layer's own MLP.
     pub(crate) original: Mlp,
 }
 
-/// The residual stream of all calibration sequences, on its way through the original.
-pub(crate) struct Walk<'a> {
+/// The residual stream of all calibration sequences at the input of the next layer.
+pub(crate) struct LayerPass<'a> {
     source: &'a ModelSource,
     compute: Compute,
     weighting: Weighting,
     rope: Rope,
-    hidden: Rows,
+    hidden: ActivationStore,
     train_rows: usize,
     count: usize,
     batch: Batch,
 }
 
-impl<'a> Walk<'a> {
-    pub(crate) fn new(
-        source: &'a ModelSource,
-        train: &TokenBlocks,
-        held_out: &TokenBlocks,
-        folder: &Path,
-        compute: &Compute,
-        options: &WarmupOptions,
-    ) -> Result<Self> {
-        if held_out.rows() == 0 || held_out.seq_len != train.seq_len {
-            return Err(Error::invalid("warm-up needs held-out rows as long as the training rows"));
-        }
+impl<'a> LayerPass<'a> {
+    /// Embeds the training rows, then the held-out rows.
+    pub(crate) fn new(job: &Job<'a>, options: &WarmupOptions) -> Result<Self> {
+        let Job { source, train, held_out, compute, .. } = *job;
         let d = source.config().hidden_size;
         let count = train.rows() + held_out.rows();
         let bytes = (count * train.seq_len * d) as u64 * 4;
         // The stream, and a target's inputs and outputs: three of a kind at most.
         let mut hidden = match bytes.saturating_mul(3) > options.memory_bytes {
-            true => Rows::file(folder, train.seq_len, d, compute.device)?,
-            false => Rows::memory(count),
+            true => ActivationStore::file(job.out, train.seq_len, d, compute.device)?,
+            false => ActivationStore::memory(count),
         };
         let embedding = Embedding::load(Weights::of(source), compute.device)?;
         for (i, (tokens, _)) in train.iter().chain(held_out.iter()).enumerate() {
@@ -67,7 +58,7 @@ impl<'a> Walk<'a> {
         }
         Ok(Self {
             source,
-            compute: *compute,
+            compute,
             weighting: options.weighting,
             rope: Rope::new(source.config(), train.seq_len, compute.device)?,
             hidden,
@@ -77,8 +68,13 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Takes the stream through `layer`; what its MLP saw and made comes back if it is wanted.
-    pub(crate) fn step(&mut self, layer: usize, wanted: bool, pool: &Pool<()>) -> Result<Option<Reached>> {
+    /// Runs `layer` on the stream; returns the inputs and outputs of its MLP if they are `wanted`.
+    pub(crate) fn step(
+        &mut self,
+        layer: usize,
+        wanted: bool,
+        pool: &Pool<()>,
+    ) -> Result<Option<LayerSample>> {
         let block = Block::load(self.source, layer, &self.compute)?;
         let batch = self.batch;
         let (mut xs, mut ys, mut weights) = (Vec::new(), Vec::new(), Vec::new());
@@ -89,12 +85,12 @@ impl<'a> Walk<'a> {
             let last = (first + wave).min(self.count);
             let mut items = Vec::new();
             for i in first..last {
-                items.push((block.share(), self.rope.share(), self.hidden.get(i)?));
+                items.push((block.shallow_clone(), self.rope.shallow_clone(), self.hidden.get(i)?));
             }
             let mut at = first;
             let (hidden, weighting) = (&mut self.hidden, self.weighting);
             pool.run(
-                "walking through the original",
+                "running the original",
                 items,
                 move |_, (block, rope, input)| {
                     let mut middle = block.attend(&input, &rope, batch)?;
@@ -133,7 +129,7 @@ impl<'a> Walk<'a> {
         let (size, size_held) = held(&mut weights)?;
         let (weight, scale) = token_weights(self.weighting, &size, None)?;
         let (weight_held, _) = token_weights(self.weighting, &size_held, Some(scale))?;
-        Ok(Some(Reached {
+        Ok(Some(LayerSample {
             train: Activations { x, y, weight },
             held_out: Activations { x: x_held, y: y_held, weight: weight_held },
             original,

@@ -1,11 +1,12 @@
 //! Linear assignment by shortest augmenting paths (Jonker and Volgenant, Computing 38, 1987).
 //!
-//! Written here because the crates that solve it want integer costs, or have had no release for years and panic on bad
-//! input; it is one loop.
+//! Written here because the crates that solve it want integer costs, or have had no release for years and
+//! panic on bad input; it is one loop.
 
-/// The assignment of rows to columns that costs least: `cost` is `(n, n)` row-major, the answer's `i`-th entry the column
-/// of row `i`. Costs that are not finite count as very large. Of a matrix of the wrong size `None`.
-pub fn assign(cost: &[f32], n: usize) -> Option<Vec<usize>> {
+/// The assignment of rows to columns that costs least: `cost` is `(n, n)` row-major, the answer's `i`-th
+/// entry the column of row `i`. Costs that are not finite count as very large. Of a matrix of the wrong size
+/// `None`.
+pub(crate) fn assign(cost: &[f32], n: usize) -> Option<Vec<usize>> {
     if n.checked_mul(n)? != cost.len() {
         return None;
     }

@@ -1,8 +1,9 @@
-//! `B A`: low rank alone, nothing shared; the baseline every sharing form is compared with.
+//! `B A`: low rank alone, the baseline that every sharing form is compared with.
 
 use tch::Tensor;
 
-use super::{Flow, Form, Pieces, factors};
+use super::factors;
+use super::form::{Flow, Form, Pieces};
 use crate::error::Result;
 
 /// `B A`.
@@ -10,13 +11,21 @@ use crate::error::Result;
 pub struct LowRankOnly;
 
 impl Form for LowRankOnly {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "low_rank_only"
+    }
+
+    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
+        factors::shapes(out, input, rank)
     }
 
     fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
         let _ = out.f_zero_()?;
         factors::add_product(out, pieces)
+    }
+
+    fn draws_b(&self) -> bool {
+        true
     }
 
     fn gradients(&self, pieces: &Pieces, flow: &Flow<'_>) -> Result<Pieces> {

@@ -1,4 +1,4 @@
-//! Many rows of float32, in memory or in a file that is gone when they are.
+//! Holds float32 activations in memory, or in a temporary file that is deleted with the store.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,14 +11,14 @@ use crate::tensors::{from_f32, to_vec};
 
 /// `count` pieces of `(rows, cols)` each.
 #[derive(Debug)]
-pub(crate) enum Rows {
+pub(crate) enum ActivationStore {
     /// In memory, by piece.
     Memory(Vec<Option<Tensor>>),
     /// In an unnamed file, read and written a piece at a time.
     File { file: File, path: PathBuf, rows: usize, cols: usize, device: Device },
 }
 
-impl Rows {
+impl ActivationStore {
     pub(crate) fn memory(count: usize) -> Self {
         Self::Memory((0..count).map(|_| None).collect())
     }
@@ -76,8 +76,8 @@ mod tests {
     fn files_and_memory_give_back_the_same() {
         let _generator = seeded(1);
         let folder = tempfile::tempdir().unwrap();
-        let mut memory = Rows::memory(3);
-        let mut file = Rows::file(folder.path(), 2, 5, Device::Cpu).unwrap();
+        let mut memory = ActivationStore::memory(3);
+        let mut file = ActivationStore::file(folder.path(), 2, 5, Device::Cpu).unwrap();
         for i in [2, 0, 1] {
             let piece = Tensor::randn([2, 5], (tch::Kind::Float, Device::Cpu));
             memory.put(i, piece.shallow_clone()).unwrap();
