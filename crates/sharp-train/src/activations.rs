@@ -4,12 +4,12 @@ use tch::Tensor;
 
 use crate::error::Result;
 
-/// What a layer is fitted on.
+/// Inputs and outputs of an MLP, and how much each token counts.
 #[derive(Debug)]
 pub(crate) struct Activations {
     /// The MLP's inputs, `(n, d)`.
     pub(crate) x: Tensor,
-    /// What the original's MLP makes of them, `(n, d)`.
+    /// The outputs of the original's MLP, `(n, d)`.
     pub(crate) y: Tensor,
     /// The weight of each token's squared error, `(n, 1)`, mean 1.
     pub(crate) weight: Tensor,
@@ -24,7 +24,7 @@ impl Activations {
         Ok(self.x.size2()?.0)
     }
 
-    /// Rows `start..start + n`.
+    /// Returns the rows `start..start + n`, sharing memory.
     pub(crate) fn narrow(&self, start: i64, n: i64) -> Result<Self> {
         Ok(Self {
             x: self.x.f_narrow(0, start, n)?,
@@ -33,7 +33,7 @@ impl Activations {
         })
     }
 
-    /// In pieces of at most `rows` rows.
+    /// Cuts the rows into pieces of at most `rows`, sharing memory.
     pub(crate) fn chunks(&self, rows: i64) -> Result<Vec<Self>> {
         let total = self.rows()?;
         let mut all = Vec::new();

@@ -39,7 +39,7 @@ pub(crate) struct AdamW {
 }
 
 impl AdamW {
-    /// Zero moments for the parameters of `layout`.
+    /// Makes an optimiser with zero moments for the parameters of `layout`.
     ///
     /// # Errors
     /// From libtorch.
@@ -53,12 +53,13 @@ impl AdamW {
         })
     }
 
-    /// Steps taken.
+    /// Returns the number of steps taken.
     pub(crate) fn step_count(&self) -> u64 {
         self.step
     }
 
-    /// One step: `flat` (n) against the gradient `grad` (n), both of the layout given to [`AdamW::new`].
+    /// Takes one step: moves `flat` (n) against the gradient `grad` (n), both of the layout given to
+    /// [`AdamW::new`].
     ///
     /// # Errors
     /// From libtorch, if the sizes differ.
@@ -87,12 +88,12 @@ impl AdamW {
         Ok(())
     }
 
-    /// The first and second moments, `(n)` each, sharing memory.
+    /// Returns the first and second moments, `(n)` each, sharing memory.
     pub(crate) fn moments(&self) -> [&Tensor; 2] {
         [&self.first, &self.second]
     }
 
-    /// Puts back a saved state.
+    /// Restores a state read from a file.
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is of another number of parameters.
@@ -113,14 +114,14 @@ impl AdamW {
     }
 }
 
-/// Elements worked on at a time. On a CPU few enough that a piece of everything stays in a core's cache
-/// between one operation and the next; on a GPU, where each operation costs its launch, only so few that
-/// temporaries stay small.
+/// Chooses how many elements are worked on at a time. On a CPU few enough that a piece of everything stays in
+/// a core's cache between one operation and the next; on a GPU, where each operation costs its launch, only
+/// so few that temporaries stay small.
 fn piece(device: Device) -> usize {
     if device.is_cuda() { 1 << 26 } else { 1 << 16 }
 }
 
-/// Segments cut to at most [`piece`].
+/// Cuts segments to pieces of at most [`piece`] elements.
 fn pieces(segments: &[(Range<usize>, bool)], device: Device) -> impl Iterator<Item = (Range<usize>, bool)> {
     let piece = piece(device);
     segments.iter().flat_map(move |(range, decays)| {

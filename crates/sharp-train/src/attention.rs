@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::linear::Linear;
 use crate::norm;
 use crate::rope::{Rope, row_order};
-use crate::tensors::dim;
+use crate::tensors::{dim, size};
 use crate::weights::Weights;
 
 /// Queries in one product with the keys. Smaller blocks waste fewer scores of the future, larger ones run
@@ -41,8 +41,9 @@ pub(crate) struct Attention {
     eps: f64,
 }
 
-/// What the backward pass needs. Of a query head only its group, the query heads that share one key and value
-/// head, is told apart: `g = heads / kv_heads`. All but the norms' are of the products' number type.
+/// What the backward pass needs of a forward pass. Of a query head only its group, the query heads that share
+/// one key and value head, is told apart: `g = heads / kv_heads`. All but the norms' are of the products'
+/// number type.
 #[derive(Debug)]
 pub(crate) struct Kept {
     /// Before the query and key norms, with the inverse root mean squares.
@@ -133,7 +134,7 @@ impl Attention {
         }
     }
 
-    /// `x (sequences * time, d)`, normed, to the attention's output of the same shape.
+    /// Computes the attention's output from its normed input `x`, both `(sequences * time, d)`.
     pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Kept)> {
         let Batch { sequences, time } = batch;
         let Self { heads, kv_heads, head_dim, .. } = *self;
@@ -167,7 +168,7 @@ impl Attention {
         Ok((y, Kept { before_norm, q, k, v, probabilities }))
     }
 
-    /// The gradient with respect to `x`, from the output's `dy`, both `(sequences * time, d)`.
+    /// Computes the gradient with respect to `x` from the output's `dy`, both `(sequences * time, d)`.
     pub(crate) fn backward(&self, dy: &Tensor, kept: &Kept, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
         let Self { heads, kv_heads, head_dim, .. } = *self;
@@ -204,12 +205,13 @@ impl Attention {
         self.qkv.input_grad(&Tensor::f_cat(&[dqk, by_token(&dv)?], 2)?.f_view([sequences * time, -1])?)
     }
 
-    /// What scores are multiplied by.
+    /// Returns what scores are multiplied by: one over the root of `head_dim`.
     fn scale(&self) -> f64 {
         1.0 / (self.head_dim as f64).sqrt()
     }
 
-    /// Query heads `(sequences, time, heads, head_dim)` to `(sequences * kv_heads, g, time, head_dim)`.
+    /// Reshapes query heads `(sequences, time, heads, head_dim)` to `(sequences * kv_heads, g, time,
+    /// head_dim)`.
     fn grouped(&self, x: &Tensor, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
         let group = self.heads / self.kv_heads;
@@ -218,35 +220,35 @@ impl Attention {
         Ok(apart.f_permute([0, 2, 3, 1, 4])?.f_reshape(rows)?)
     }
 
-    /// Key or value heads `(sequences, time, kv_heads, head_dim)` to `(sequences * kv_heads, time,
+    /// Reshapes key or value heads `(sequences, time, kv_heads, head_dim)` to `(sequences * kv_heads, time,
     /// head_dim)`.
     fn by_key_head(&self, x: &Tensor, batch: Batch) -> Result<Tensor> {
         let Batch { sequences, time } = batch;
         Ok(x.f_transpose(1, 2)?.f_reshape([sequences * self.kv_heads, time, self.head_dim])?)
     }
 
-    /// A block's rows of [`Self::grouped`]: `(sequences * kv_heads, g * queries, head_dim)`.
+    /// Picks a block's rows of [`Self::grouped`]: `(sequences * kv_heads, g * queries, head_dim)`.
     fn rows_of(&self, grouped: &Tensor, block: Block) -> Result<Tensor> {
         let part = grouped.f_narrow(2, block.start, block.queries())?;
         let (lanes, group, queries, width) = part.size4()?;
         Ok(part.f_reshape([lanes, group * queries, width])?)
     }
 
-    /// [`Self::rows_of`]'s rows as `(sequences, queries, kv_heads, g, head_dim)`.
+    /// Reshapes [`Self::rows_of`]'s rows to `(sequences, queries, kv_heads, g, head_dim)`.
     fn heads_last(&self, rows: &Tensor, batch: Batch, block: Block) -> Result<Tensor> {
         let group = self.heads / self.kv_heads;
         let apart = rows.f_view([batch.sequences, self.kv_heads, group, block.queries(), self.head_dim])?;
         Ok(apart.f_permute([0, 3, 1, 2, 4])?)
     }
 
-    /// A block's part of `(sequences, time, heads, head_dim)`, shaped as [`Self::heads_last`], sharing
+    /// Picks a block's part of `(sequences, time, heads, head_dim)`, shaped as [`Self::heads_last`], sharing
     /// memory.
     fn by_token(&self, x: &Tensor, block: Block) -> Result<Tensor> {
         let part = x.f_narrow(1, block.start, block.queries())?;
         Ok(part.f_unflatten(2, [self.kv_heads, self.heads / self.kv_heads])?)
     }
 
-    /// Takes the keys after each query out of `scores (sequences * kv_heads, g * queries, keys)`.
+    /// Masks the keys after each query in `scores (sequences * kv_heads, g * queries, keys)`.
     fn hide_the_future(&self, scores: &Tensor, block: Block) -> Result<()> {
         let queries = block.queries();
         let like = (scores.f_kind()?, scores.device());
@@ -270,12 +272,10 @@ impl Block {
     }
 }
 
-/// All queries in blocks; in a single one where many small products cost more than what they save.
+/// Cuts the queries into blocks; on a GPU into one, since many small products cost more than they save there.
 fn blocks(time: i64, device: Device) -> impl Iterator<Item = Block> {
-    let size = if device.is_cuda() { time.max(1) } else { BLOCK };
-    (0..time)
-        .step_by(usize::try_from(size).unwrap_or(1))
-        .map(move |start| Block { start, end: time.min(start + size) })
+    let queries = if device.is_cuda() { time.max(1) } else { BLOCK };
+    (0..time).step_by(size(queries)).map(move |start| Block { start, end: time.min(start + queries) })
 }
 
 #[cfg(test)]
@@ -294,7 +294,7 @@ mod tests {
         scalar(&off.norm()).unwrap() / scalar(&wanted.to_kind(Kind::Double).norm()).unwrap()
     }
 
-    /// Against libtorch's own attention and its graph, on more than two blocks, the last one incomplete.
+    /// Compares with libtorch's own attention and graph, on more than two blocks, the last one incomplete.
     #[test]
     fn agrees_with_libtorchs_attention_forwards_and_backwards() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/gqa_untied");

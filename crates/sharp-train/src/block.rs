@@ -46,6 +46,13 @@ impl BlockTrain {
     }
 }
 
+/// What is the same for every layer of a backward pass.
+pub(crate) struct BackwardPass<'a> {
+    pub(crate) rope: &'a Rope,
+    pub(crate) batch: Batch,
+    pub(crate) sink: &'a Sink<'a>,
+}
+
 /// What the backward pass needs. All float32 `(n, d)` unless said otherwise, `n = sequences * time`.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -93,19 +100,19 @@ impl Block {
         }
     }
 
-    /// The residual stream after attention, `(n, d)`.
+    /// Computes the residual stream after attention, `(n, d)`.
     pub(crate) fn attend(&self, input: &Tensor, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let (normed, _) = norm::forward(input, &self.input_norm, self.eps)?;
         let (out, _) = self.attention.forward(&normed, rope, batch)?;
         Ok(input.f_add(&out)?)
     }
 
-    /// The MLP's input, `(n, d)`, from the residual stream after attention.
+    /// Computes the MLP's input `(n, d)` from the residual stream after attention.
     pub(crate) fn mlp_input(&self, middle: &Tensor) -> Result<Tensor> {
         Ok(norm::forward(middle, &self.mlp_norm, self.eps)?.0)
     }
 
-    /// The whole layer, nothing kept.
+    /// Computes the layer's output `(n, d)` and keeps nothing.
     pub(crate) fn forward(&self, input: &Tensor, rope: &Rope, batch: Batch) -> Result<Tensor> {
         let mut middle = self.attend(input, rope, batch)?;
         if let Some(mlp) = &self.mlp {
@@ -114,7 +121,7 @@ impl Block {
         Ok(middle)
     }
 
-    /// The whole layer, with what the backward pass needs.
+    /// Computes the layer's output `(n, d)` and what the backward pass needs.
     pub(crate) fn forward_keeping(&self, input: Tensor, rope: &Rope, batch: Batch) -> Result<(Tensor, Kept)> {
         let (normed, input_inv) = norm::forward(&input, &self.input_norm, self.eps)?;
         let (out, attention) = self.attention.forward(&normed, rope, batch)?;
@@ -129,19 +136,17 @@ impl Block {
         Ok((output, Kept { input, input_inv, attention, middle, middle_inv, mlp }))
     }
 
-    /// From the output's gradient `d (n, d)`, which is overwritten, to the input's, if something below wants
-    /// it; gradients of what is trained here go to `sink`.
-    #[allow(clippy::too_many_arguments)]
+    /// Takes the output's gradient `d (n, d)`, which is overwritten, to the input's; `None` unless
+    /// `want_input`. Gradients of what is trained here go to the pass's sink.
     pub(crate) fn backward(
         &self,
         mut d: Tensor,
         kept: Kept,
-        rope: &Rope,
-        batch: Batch,
         train: &BlockTrain,
-        sink: &Sink<'_>,
+        pass: &BackwardPass<'_>,
         want_input: bool,
     ) -> Result<Option<Tensor>> {
+        let sink = pass.sink;
         let below_mlp = want_input || train.input_norm.is_some();
         if let (Some(mlp), Some(mlp_kept)) = (&self.mlp, &kept.mlp) {
             let x = norm::apply(&kept.middle, &kept.middle_inv, &self.mlp_norm)?;
@@ -159,7 +164,7 @@ impl Block {
         if !below_mlp {
             return Ok(None);
         }
-        let dx = self.attention.backward(&d, &kept.attention, rope, batch)?;
+        let dx = self.attention.backward(&d, &kept.attention, pass.rope, pass.batch)?;
         if let Some(id) = train.input_norm {
             sink.add(id, &norm::weight_grad(&dx, &kept.input, &kept.input_inv)?)?;
         }

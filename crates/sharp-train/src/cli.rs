@@ -308,7 +308,7 @@ fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
     })
 }
 
-/// Says what memory it takes at least, or fails where there is less.
+/// Reports the least memory that fine-tuning takes; fails where there is less.
 fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
     let options = &finetune_options(a)?;
     let source = ModelSource::open(&a.common.model)?;

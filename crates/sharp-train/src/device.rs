@@ -4,7 +4,7 @@ use tch::{Cuda, Device, Kind};
 
 use crate::error::{Error, Result};
 
-/// Number type of the matrix products. Everything else (norms, softmax, losses, moments, master weights) is
+/// The number type of matrix products. Everything else (norms, softmax, losses, moments, master weights) is
 /// float32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
@@ -16,13 +16,13 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// [`Precision::Bf16`] where it is faster, else [`Precision::F32`]: without `avx512_bf16` or AMX
-    /// libtorch's bfloat16 products run at about a hundredth of float32's speed.
+    /// Chooses the faster type of a device. Without `avx512_bf16` or AMX, libtorch's bfloat16 products run at
+    /// about a hundredth of float32's speed.
     pub fn best(device: Device) -> Self {
         if device.is_cuda() || cpu_has_bf16() { Self::Bf16 } else { Self::F32 }
     }
 
-    /// libtorch's name of the type.
+    /// Returns libtorch's name of the type.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
@@ -57,7 +57,7 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// The CPU with this many workers, in float32. Tells libtorch to use one thread per worker.
+    /// Computes on the CPU with this many workers, in float32. Tells libtorch to use one thread per worker.
     pub fn cpu(threads: usize) -> Self {
         Self { device: Device::Cpu, precision: Precision::F32, threads: threads.max(1) }.applied()
     }
@@ -96,15 +96,15 @@ impl Compute {
         Ok(Self { device, precision, threads }.applied())
     }
 
-    /// How many sequences of `time` tokens a worker takes through the model together: one on a CPU, where
-    /// workers share a step and what is kept for the backward pass is to stay small; on a GPU as many as keep
-    /// it busy.
+    /// Chooses how many sequences of `time` tokens a worker takes through the model together. On a CPU one:
+    /// workers divide a step, and what is kept for the backward pass stays small. On a GPU as many as keep it
+    /// busy.
     pub(crate) fn sequences_at_once(&self, time: usize) -> usize {
         if self.device.is_cuda() { (16_384 / time.max(1)).max(1) } else { 1 }
     }
 
-    /// Workers each use one libtorch thread: matrix products of a few hundred rows gain more from independent
-    /// sequences than from splitting one, and the results do not depend on how many workers there are.
+    /// Limits libtorch to one thread a worker. Matrix products of a few hundred rows gain more from
+    /// independent sequences than from splitting one, and the results do not depend on the number of workers.
     fn applied(self) -> Self {
         tch::set_num_threads(1);
         self

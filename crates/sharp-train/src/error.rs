@@ -83,18 +83,18 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// For `map_err` after a file operation.
+    /// Makes an error of a file operation, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { path, source }
     }
 
-    /// A file whose content does not fit.
+    /// Makes an error of a file whose content does not fit.
     pub fn state(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
         Self::State { path: path.as_ref().to_path_buf(), what: what.into() }
     }
 
-    /// A setting that makes no sense.
+    /// Makes an error of a setting that makes no sense.
     pub fn invalid(what: impl Into<String>) -> Self {
         Self::Invalid(what.into())
     }

@@ -10,11 +10,11 @@ use crate::gradients::Sink;
 use crate::linear::Linear;
 use crate::norm;
 use crate::params::ParamId;
-use crate::tensors::scalar;
+use crate::tensors::{scalar, size};
 use crate::weights::Weights;
 
-/// Rows of logits held at once: enough for the product with the head to run at full speed, few enough that
-/// they are a small part of the memory whatever the sequence length.
+/// Chooses how many rows of logits are held at once: enough for the product with the head to run at full
+/// speed, few enough that they are a small part of the memory whatever the sequence length.
 fn chunk(device: Device) -> i64 {
     if device.is_cuda() { 1024 } else { 128 }
 }
@@ -44,7 +44,7 @@ impl Loss {
         !matches!(self, Self::Completion)
     }
 
-    /// (weight of the cross entropy, weight of the KL, temperature)
+    /// Returns the weight of the cross entropy, the weight of the KL, and the temperature.
     fn weights(self) -> (f64, f64, f64) {
         match self {
             Self::Completion => (1.0, 0.0, 1.0),
@@ -73,19 +73,19 @@ impl LossSums {
         self.kl += other.kl;
     }
 
-    /// Mean negative log likelihood in nats a token; NaN of nothing.
+    /// Computes the mean negative log likelihood in nats a token; NaN without tokens.
     pub(crate) fn mean_nll(&self) -> f64 {
         self.nll / self.tokens as f64
     }
 
-    /// The mean of what is minimised, in nats a token.
+    /// Computes the mean of what is minimised, in nats a token.
     pub(crate) fn mean(&self, loss: Loss) -> f64 {
         let (ce, kl, _) = loss.weights();
         (ce * self.nll + kl * self.kl) / self.tokens as f64
     }
 }
 
-/// Which positions of a batch count, and what comes after them.
+/// The positions of a batch that count, and the tokens after them.
 #[derive(Debug)]
 pub(crate) struct Targets {
     /// Rows of the hidden states, `(m)` int64.
@@ -118,23 +118,23 @@ impl Head {
         Self { norm: self.norm.shallow_clone(), output: self.output.shallow_clone(), eps: self.eps }
     }
 
-    /// Logits `(n, vocab)` of all rows of `hidden (n, d)`.
+    /// Computes logits `(n, vocab)` of all rows of `hidden (n, d)`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.scores(&norm::forward(hidden, &self.norm, self.eps)?.0)
     }
 
-    /// Logits `(n, vocab)`, float32, of normed rows.
+    /// Computes logits `(n, vocab)`, float32, of normed rows.
     fn scores(&self, normed: &Tensor) -> Result<Tensor> {
         Ok(self.output.forward(normed)?.f_to_kind(Kind::Float)?)
     }
 
-    /// Normed rows of `hidden` at `positions`, `(m, d)`.
+    /// Returns the normed rows of `hidden` at `positions`, `(m, d)`.
     fn picked(&self, hidden: &Tensor, positions: &Tensor) -> Result<Tensor> {
         Ok(norm::forward(&hidden.f_index_select(0, positions)?, &self.norm, self.eps)?.0)
     }
 
-    /// The sums over the counted positions of `hidden (n, d)`. `teacher`: the original's head and hidden
-    /// states `(n, d)`.
+    /// Sums the losses over the counted positions of `hidden (n, d)`. `teacher`: the original's head and
+    /// hidden states `(n, d)`.
     pub(crate) fn measure(
         &self,
         hidden: &Tensor,
@@ -152,8 +152,8 @@ impl Head {
         Ok(sums)
     }
 
-    /// As [`Head::measure`], with the gradient `(n, d)` of `scale` times the summed loss; the norm's own goes
-    /// to `sink`.
+    /// Sums the losses as [`Head::measure`] does and computes the gradient `(n, d)` of `scale` times their
+    /// sum. The norm's own gradient goes to its sink.
     pub(crate) fn differentiate(
         &self,
         hidden: &Tensor,
@@ -217,7 +217,7 @@ impl Head {
             let n = chunk.min(total - start);
             let labels = targets.labels.f_narrow(0, start, n)?.f_unsqueeze(1)?;
             let mut logits = self.scores(&normed.f_narrow(0, start, n)?)?;
-            let mut sums = LossSums { tokens: u64::try_from(n).unwrap_or(0), ..LossSums::default() };
+            let mut sums = LossSums { tokens: size(n) as u64, ..LossSums::default() };
             let mut gradient = None;
             // Even a loss without cross entropy reports it; its gradient is taken where it has a weight.
             if ce_weight != 0.0 || temperature == 1.0 {

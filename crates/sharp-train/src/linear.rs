@@ -15,7 +15,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Keeps a float32 `weight (out, in)`, converted if the precision asks for it.
+    /// Makes a product with a float32 `weight (out, in)`, converted if the precision asks for it.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>, precision: Precision) -> Result<Self> {
         Ok(Self { weight: weight.f_to_kind(precision.kind())?, bias })
     }
@@ -24,7 +24,7 @@ impl Linear {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone) }
     }
 
-    /// `x (n, in)` of any number type to `(n, out)` of the products'.
+    /// Computes `y (n, out)`, of the products' number type, from `x (n, in)` of any.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = product(x, &self.weight.f_tr()?)?;
         if let Some(bias) = &self.bias {
@@ -33,19 +33,20 @@ impl Linear {
         Ok(y)
     }
 
-    /// The input's gradient `(n, in)`, of the products' number type, from the output's `(n, out)` of any.
+    /// Computes the input's gradient `(n, in)`, of the products' number type, from the output's `(n, out)` of
+    /// any.
     pub(crate) fn input_grad(&self, dy: &Tensor) -> Result<Tensor> {
         product(dy, &self.weight)
     }
 
-    /// The weight's gradient `(out, in)`, float32, from the input `(n, in)` and the output's gradient `(n,
-    /// out)`.
+    /// Computes the weight's gradient `(out, in)`, float32, from the input `(n, in)` and the output's
+    /// gradient `(n, out)`.
     pub(crate) fn weight_grad(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let grad = product(&dy.f_tr()?, &x.f_to_kind(self.weight.f_kind()?)?)?;
         Ok(grad.f_to_kind(Kind::Float)?)
     }
 
-    /// `y` without the bias.
+    /// Subtracts the bias from `y`.
     pub(crate) fn without_bias(&self, y: &Tensor) -> Result<Tensor> {
         match &self.bias {
             Some(bias) => Ok(y.f_sub(bias)?),
@@ -54,7 +55,7 @@ impl Linear {
     }
 }
 
-/// `x @ w`, of the type of `w`.
+/// Computes `x @ w` in the number type of `w`.
 fn product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     Ok(x.f_to_kind(w.f_kind()?)?.f_mm(w)?)
 }

@@ -13,7 +13,7 @@ use crate::rope::Rope;
 use crate::tensors::{dim, from_tokens, to_vec};
 use crate::weights::Weights;
 
-/// The embedding `(vocab, d)` and what is needed around the layers.
+/// The token embedding `(vocab, d)`.
 #[derive(Debug)]
 pub(crate) struct Embedding {
     weight: Tensor,
@@ -30,7 +30,7 @@ impl Embedding {
         Self { weight: self.weight.shallow_clone(), vocab: self.vocab }
     }
 
-    /// The residual stream `(n, d)` at the model's input.
+    /// Computes the residual stream `(n, d)` at the model's input.
     pub(crate) fn forward(&self, tokens: &[u32]) -> Result<Tensor> {
         if let Some(bad) = tokens.iter().find(|&&t| usize::try_from(t).is_ok_and(|t| t >= self.vocab)) {
             return Err(Error::invalid(format!("token {bad} in a vocabulary of {}", self.vocab)));
@@ -39,8 +39,8 @@ impl Embedding {
     }
 }
 
-/// A model to run forwards (and, through this crate's training, backwards). All weights in memory, effective
-/// weights merged.
+/// A model with all weights in memory and effective weights merged, to run forwards and, in training,
+/// backwards. All weights in memory, effective weights merged.
 #[derive(Debug)]
 pub struct Llama {
     pub(crate) embedding: Embedding,
@@ -75,10 +75,9 @@ impl Llama {
         })
     }
 
-    /// A layer's MLP.
+    /// Returns a layer's MLP.
     pub(crate) fn mlp(&self, layer: usize) -> Result<&Mlp> {
-        let mlp = self.blocks.get(layer).and_then(|block| block.mlp.as_ref());
-        mlp.ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))
+        self.blocks[layer].mlp.as_ref().ok_or_else(|| Error::invalid(format!("layer {layer} has no MLP")))
     }
 
     pub(crate) fn shallow_clone(&self) -> Self {
@@ -91,7 +90,7 @@ impl Llama {
         }
     }
 
-    /// Logits `(n, vocab)`, row-major, of one sequence of `n` tokens.
+    /// Computes the logits `(n, vocab)`, row-major, of one sequence of `n` tokens.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a token outside the vocabulary or a sequence longer than the model was loaded

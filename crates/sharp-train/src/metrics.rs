@@ -1,52 +1,52 @@
-//! metrics.jsonl: one JSON object a line, with a `stage`.
+//! Reads and writes `metrics.jsonl`: one JSON object a line.
 
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
 use sharp_model::write_atomic;
+use sharp_schema::metrics::{FinetuneLine, Line, WarmupLine, read_finetune, read_warmup};
 
 use crate::error::{Error, Result};
 
 /// The file's name.
 pub(crate) const FILE: &str = "metrics.jsonl";
 
-/// The lines there are; none if there is no file. A line cut off by a kill is left out.
-pub(crate) fn read(path: &Path) -> Result<Vec<Value>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io(path)(e)),
-    }
+/// Reads the fine-tuning's lines; none if there is no file.
+pub(crate) fn finetune_lines(path: &Path) -> Result<Vec<FinetuneLine>> {
+    Ok(read_finetune(&text(path)?))
 }
 
-/// Replaces the file's content.
-pub(crate) fn write(path: &Path, lines: &[Value]) -> Result<()> {
-    Ok(write_atomic(path, |w| {
-        for line in lines {
-            writeln!(w, "{line}")?;
-        }
-        Ok(())
-    })?)
+/// Writes the fine-tuning's lines in place of what is in the file.
+pub(crate) fn write_finetune(path: &Path, lines: &[FinetuneLine]) -> Result<()> {
+    write(path, lines.iter().cloned().map(Line::Finetune).collect())
+}
+
+/// Replaces the lines of one layer of the warm-up.
+pub(crate) fn replace_layer(path: &Path, layer: usize, lines: Vec<WarmupLine>) -> Result<()> {
+    let mut all = read_warmup(&text(path)?);
+    all.retain(|line| line.layer != layer);
+    all.extend(lines);
+    write(path, all.into_iter().map(Line::Warmup).collect())
 }
 
 /// Makes an empty file if there is none.
 pub(crate) fn touch(path: &Path) -> Result<()> {
-    if path.exists() { Ok(()) } else { write(path, &[]) }
+    if path.exists() { Ok(()) } else { write(path, Vec::new()) }
 }
 
-/// Replaces the lines of one layer.
-pub(crate) fn replace_layer(path: &Path, layer: usize, lines: &[Value]) -> Result<()> {
-    let mut all = read(path)?;
-    all.retain(|line| line.get("layer").and_then(Value::as_u64) != Some(layer as u64));
-    all.extend_from_slice(lines);
-    write(path, &all)
+fn text(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        result => result.map_err(Error::io(path)),
+    }
 }
 
-/// Leaves out lines of later steps: what a killed run did after its last checkpoint.
-pub(crate) fn up_to_step(lines: Vec<Value>, step: u64) -> Vec<Value> {
-    lines
-        .into_iter()
-        .filter(|line| line.get("step").and_then(Value::as_u64).is_some_and(|s| s <= step))
-        .collect()
+fn write(path: &Path, lines: Vec<Line>) -> Result<()> {
+    Ok(write_atomic(path, |w| {
+        for line in &lines {
+            serde_json::to_writer(&mut *w, line)?;
+            writeln!(w)?;
+        }
+        Ok(())
+    })?)
 }

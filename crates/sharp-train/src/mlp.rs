@@ -111,7 +111,7 @@ impl Mlp {
         Self { gate_up: self.gate_up.shallow_clone(), down: self.down.shallow_clone(), inner: self.inner }
     }
 
-    /// These weights with the biases of `other`: what a layer computes that uses this MLP as it is.
+    /// Combines these weights with the biases of `other`, as a layer does that uses this MLP without repair.
     pub(crate) fn with_biases_of(&self, other: &Self) -> Self {
         let mut mixed = self.shallow_clone();
         mixed.gate_up.bias = other.gate_up.bias.as_ref().map(Tensor::shallow_clone);
@@ -119,7 +119,7 @@ impl Mlp {
         mixed
     }
 
-    /// One projection's weight `(out, in)`, sharing memory.
+    /// Returns one projection's weight `(out, in)`, sharing memory.
     pub(crate) fn weight(&self, projection: Projection) -> Result<Tensor> {
         Ok(match projection {
             Projection::Gate => self.gate_up.weight.f_narrow(0, 0, self.inner)?,
@@ -128,19 +128,19 @@ impl Mlp {
         })
     }
 
-    /// `x (n, d)` to `y (n, d)`.
+    /// Computes `y (n, d)` from `x (n, d)` and keeps what the backward pass needs.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Kept> {
         let gate_up = self.gate_up.forward(x)?;
         let y = self.down.forward(&self.hidden(&gate_up)?)?;
         Ok(Kept { gate_up, y })
     }
 
-    /// Gate's and up's outputs, each `(n, f)`, float32.
+    /// Computes gate's and up's outputs, each `(n, f)`, float32.
     pub(crate) fn inner(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         self.split(&self.gate_up.forward(x)?.f_to_kind(Kind::Float)?)
     }
 
-    /// `silu(gate) ∘ up`, `(n, f)`.
+    /// Computes `silu(gate) ∘ up`, `(n, f)`.
     fn hidden(&self, gate_up: &Tensor) -> Result<Tensor> {
         let (gate, up) = self.split(gate_up)?;
         let mut hidden = gate.f_silu()?;
@@ -152,8 +152,8 @@ impl Mlp {
         Ok((gate_up.f_narrow(1, 0, self.inner)?, gate_up.f_narrow(1, self.inner, self.inner)?))
     }
 
-    /// Gradients: of what is trained into `sink`, and of `x (n, d)` if it is wanted, in the products' number
-    /// type.
+    /// Adds the gradients of what is trained to the sink, and computes that of `x (n, d)` if `want_dx`, in
+    /// the products' number type.
     pub(crate) fn backward(
         &self,
         x: &Tensor,
@@ -207,7 +207,7 @@ impl Mlp {
 }
 
 impl Kept {
-    /// The output `(n, d)`.
+    /// Returns the output `(n, d)`.
     pub(crate) fn y(&self) -> &Tensor {
         &self.y
     }

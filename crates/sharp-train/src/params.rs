@@ -16,7 +16,7 @@ pub(crate) enum Group {
     Factor,
     /// A stored MLP's weights `(out, in)`.
     StoredMlp,
-    /// What a pruned MLP keeps of a weight of its own `(out, in)`.
+    /// A pruned MLP's weight `(out, in)`.
     Pruned,
     /// Row and column scales.
     Scale,
@@ -45,12 +45,12 @@ pub(crate) struct ParamSpec {
 }
 
 impl ParamSpec {
-    /// Number of values.
+    /// Returns the number of values.
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Its elements in the flat tensor.
+    /// Returns its elements in the flat tensor.
     pub(crate) fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
     }
@@ -61,13 +61,13 @@ impl ParamSpec {
 pub(crate) struct ParamId(usize);
 
 impl ParamId {
-    /// Its place in [`Layout::specs`].
+    /// Returns its place in [`Layout::specs`].
     pub(crate) fn index(self) -> usize {
         self.0
     }
 }
 
-/// What parameters there are and where each lies. The same for values, gradients and moments.
+/// The parameters and their places in a flat tensor. The same for values, gradients and moments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Layout {
     specs: Vec<ParamSpec>,
@@ -97,22 +97,22 @@ impl Layout {
         Ok(ParamId(id))
     }
 
-    /// All parameters in order.
+    /// Returns all parameters in order.
     pub(crate) fn specs(&self) -> &[ParamSpec] {
         &self.specs
     }
 
-    /// All parameters in order, with their numbers.
+    /// Returns all parameters in order, with their numbers.
     pub(crate) fn all(&self) -> impl Iterator<Item = (ParamId, &ParamSpec)> {
         self.specs.iter().enumerate().map(|(i, spec)| (ParamId(i), spec))
     }
 
-    /// Number of values in all.
+    /// Returns the number of values in all.
     pub(crate) fn total(&self) -> usize {
         self.total
     }
 
-    /// A parameter by name.
+    /// Finds a parameter by name.
     pub(crate) fn find(&self, name: &str) -> Option<ParamId> {
         self.by_name.get(name).copied().map(ParamId)
     }
@@ -122,7 +122,7 @@ impl Layout {
         &self.specs[id.0]
     }
 
-    /// A flat tensor `(total)` of zeros.
+    /// Makes a flat tensor `(total)` of zeros.
     ///
     /// # Errors
     /// From libtorch.
@@ -130,7 +130,7 @@ impl Layout {
         Ok(Tensor::f_zeros([dim(self.total)?], (Kind::Float, device))?)
     }
 
-    /// The part of a flat tensor that is one parameter, in its shape, sharing memory.
+    /// Returns the part of a flat tensor that is one parameter, in its shape, sharing memory.
     ///
     /// # Errors
     /// [`Error::Shape`] if `flat` is not of this layout.
@@ -147,7 +147,7 @@ impl Layout {
         Ok(flat.f_narrow(0, dim(spec.offset)?, dim(spec.len())?)?.f_view(&shape[..])?)
     }
 
-    /// Runs of neighbouring parameters with the same treatment, as (elements, decays).
+    /// Joins neighbouring parameters that decay alike into runs, as (elements, decays).
     pub(crate) fn segments(&self) -> Vec<(Range<usize>, bool)> {
         let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
         for spec in &self.specs {
@@ -170,7 +170,7 @@ pub(crate) struct Params {
 }
 
 impl Params {
-    /// All zero.
+    /// Makes values of zero.
     ///
     /// # Errors
     /// From libtorch.
@@ -179,7 +179,7 @@ impl Params {
         Ok(Self { layout, flat })
     }
 
-    /// One parameter, sharing memory with [`Params::flat`].
+    /// Returns one parameter, sharing memory with [`Params::flat`].
     ///
     /// # Errors
     /// As [`Layout::view`].
@@ -198,7 +198,7 @@ impl Params {
         Ok(())
     }
 
-    /// One parameter's values, row-major.
+    /// Copies one parameter's values, row-major.
     ///
     /// # Errors
     /// From libtorch.

@@ -17,7 +17,7 @@ pub(crate) struct Pool<S: 'static> {
 }
 
 impl<S: Send + 'static> Pool<S> {
-    /// One thread per state.
+    /// Starts one thread per state.
     pub(crate) fn new(states: Vec<S>) -> Result<Self> {
         let mut senders = Vec::new();
         let mut threads = Vec::new();
@@ -97,7 +97,7 @@ impl<S: Send + 'static> Pool<S> {
         outcome
     }
 
-    /// [`Pool::run`] with the results in a vector, in the items' order.
+    /// Applies `work` as [`Pool::run`] does and collects the results, in the items' order.
     pub(crate) fn map<T, R>(
         &self,
         what: &str,

@@ -16,12 +16,13 @@ use crate::tensors::dim;
 pub(crate) struct Rope {
     /// `(n, 1, head_dim / 2)` complex: `exp(i * position * inv_freq)`.
     rotation: Tensor,
-    /// Its conjugate, for the backward pass.
+    /// Its conjugate, which undoes the rotation in the backward pass.
     conjugate: Tensor,
 }
 
 impl Rope {
-    /// Every forward pass begins here, so here a model is refused whose layers are not Llama's.
+    /// Computes the rotations; refuses a model whose layers are not Llama's, since every forward pass begins
+    /// here.
     pub(crate) fn new(config: &ModelConfig, positions: usize, device: Device) -> Result<Self> {
         let departures = config.departures(positions);
         if !departures.is_empty() {
@@ -50,7 +51,7 @@ impl Rope {
         rotate(x, &self.rotation)
     }
 
-    /// The gradient of [`Rope::forward`]'s input.
+    /// Computes the gradient of [`Rope::forward`]'s input.
     pub(crate) fn backward(&self, dy: &Tensor) -> Result<Tensor> {
         rotate(dy, &self.conjugate)
     }
@@ -63,7 +64,7 @@ fn rotate(x: &Tensor, rotation: &Tensor) -> Result<Tensor> {
     Ok(pairs.f_mul(&rotation)?.f_view_as_real()?.f_reshape([batch, time, heads, width])?)
 }
 
-/// The order in which a head's rows are loaded: `0, h, 1, h + 1, …` for every one of `heads` heads.
+/// Lists the rows of `heads` heads in the order in which they are loaded: `0, h, 1, h + 1, …` of each.
 pub(crate) fn row_order(heads: usize, head_dim: usize) -> Vec<i64> {
     let half = head_dim / 2;
     (0..heads)

@@ -14,7 +14,7 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// The rate of step `step`, counted from 1.
+    /// Returns the rate of step `step`, counted from 1.
     pub(crate) fn at(&self, step: u64) -> f64 {
         if step <= self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;

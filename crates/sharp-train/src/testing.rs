@@ -1,11 +1,11 @@
-//! What tests share.
+//! Helps tests that draw random numbers.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static GENERATOR: Mutex<()> = Mutex::new(());
 
-/// libtorch's generator, seeded, for as long as this is held: all threads draw from one, so that a test that
-/// shared it would see other numbers in every run.
+/// Seeds libtorch's generator and keeps other tests from it until the guard is dropped. All threads draw from
+/// one generator, so tests that run at the same time would change each other's numbers.
 pub(crate) fn seeded(seed: i64) -> MutexGuard<'static, ()> {
     let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);

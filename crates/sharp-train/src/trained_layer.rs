@@ -92,7 +92,7 @@ impl TrainedLayer {
         let mut all = LayerRecovery::default();
         for (projection, ids) in self.ids.iter() {
             let get = |id: Option<ParamId>| id.map(|id| params.get(id)).transpose();
-            let rank = ids.a.map(|a| params.layout.spec(a).shape[0]).unwrap_or_default();
+            let rank = ids.a.map_or(0, |a| params.layout.spec(a).shape[0]);
             let found = ProjectionRecovery {
                 rank,
                 a: get(ids.a)?.unwrap_or_default(),

@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::tensors::{from_f32, from_ref};
 
-/// A checkpoint, or a checkpoint with the matrices of a runtime file made from it laid over.
+/// A checkpoint, or a checkpoint with matrices replaced by those of a runtime file made from it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weights<'a> {
     pub(crate) source: &'a ModelSource,
@@ -16,12 +16,12 @@ pub(crate) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// The checkpoint's own.
+    /// Reads the checkpoint's own weights.
     pub(crate) fn of(source: &'a ModelSource) -> Self {
         Self { source, runtime: None }
     }
 
-    /// The matrices as `runtime` has them, everything else as `source`.
+    /// Reads the matrices as `runtime` has them, everything else as `source`.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a file of another model or plan.
@@ -36,7 +36,7 @@ impl<'a> Weights<'a> {
         Ok(Self { source, runtime: Some(runtime) })
     }
 
-    /// A tensor by the name of the layer that uses it, float32.
+    /// Reads a tensor by the name of the layer that uses it, float32.
     pub(crate) fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
         let packed = self.runtime.and_then(|file| file.get(name));
         match packed.filter(|tensor| tensor.format != BlobFormat::F32) {
@@ -45,7 +45,7 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The output head's weight `(vocab, d)`.
+    /// Reads the output head's weight `(vocab, d)`.
     pub(crate) fn head(&self, device: Device) -> Result<Tensor> {
         match self.source.config().tie_word_embeddings {
             true => self.tensor(names::EMBED, device),
@@ -53,7 +53,8 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// What the runtime file makes of a matrix; `None` without one, and for what it keeps in float32.
+    /// Returns the runtime file's format of a matrix; `None` without a file, and for what it keeps in
+    /// float32.
     pub(crate) fn format(&self, name: &str) -> Option<PackedFormat> {
         match self.runtime?.get(name)?.format {
             BlobFormat::Packed(format) => Some(format),

@@ -18,7 +18,7 @@ use crate::tensors::{dim, to_vec};
 
 /// The optimiser's file.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-/// What the checkpoint is.
+/// The file that says what a checkpoint was made with.
 const STATE_FILE: &str = "state.json";
 /// Version of the format.
 const VERSION: u32 = 2;
@@ -65,9 +65,7 @@ pub(super) fn fingerprint(
     if let Some(file) = from.runtime_file() {
         for (name, _) in file.names() {
             write(name.as_bytes());
-            if let Some(tensor) = file.get(name) {
-                write(&tensor.bytes);
-            }
+            write(&file.get(name).expect("a file has the tensors that it names").bytes);
         }
     }
     let o = options;
@@ -89,17 +87,17 @@ pub(super) fn fingerprint(
     Ok(hash.finalize().to_hex().to_string())
 }
 
-/// A checkpoint's folder.
+/// Returns a checkpoint's folder.
 fn step_folder(out: &Path, step: u64) -> PathBuf {
     out.join(format!("step-{step:06}"))
 }
 
-/// The checkpoint of the latest step in `out`.
+/// Finds the checkpoint of the latest step in `out`.
 pub(super) fn latest(out: &Path) -> Result<Option<PathBuf>> {
     Ok(all(out)?.pop())
 }
 
-/// All complete checkpoints, the oldest first.
+/// Lists all complete checkpoints, the oldest first.
 fn all(out: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(out).map_err(Error::io(out))?.flatten() {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::head::Loss;
 use crate::schedule::Schedule;
 
-/// How to fine-tune.
+/// Settings of fine-tuning.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FinetuneOptions {
     /// What is minimised.
@@ -90,7 +90,7 @@ impl FinetuneOptions {
         Ok(())
     }
 
-    /// The learning rate over the steps.
+    /// Returns the learning rate over the steps.
     pub(super) fn schedule(&self) -> Schedule {
         Schedule {
             peak: self.lr,
@@ -122,7 +122,7 @@ pub enum StartFrom<'a> {
 }
 
 impl<'a> StartFrom<'a> {
-    /// The recovery parameters, if there are any.
+    /// Returns the recovery parameters, if there are any.
     pub(super) fn recovery(self) -> Option<&'a Recovery> {
         match self {
             Self::Zero => None,
@@ -130,7 +130,7 @@ impl<'a> StartFrom<'a> {
         }
     }
 
-    /// The runtime file, if its rounding is repaired.
+    /// Returns the runtime file, if its rounding is repaired.
     pub(super) fn runtime_file(self) -> Option<&'a PackedFile> {
         match self {
             Self::Zero | Self::Recovery(_) => None,
@@ -139,7 +139,7 @@ impl<'a> StartFrom<'a> {
     }
 }
 
-/// What fine-tuning came to.
+/// The result of fine-tuning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FinetuneSummary {
     /// Steps taken in all, those before a resume included.

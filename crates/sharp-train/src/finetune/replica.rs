@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::sequences::Sequences;
 use crate::attention::Batch;
-use crate::block::{Block, BlockTrain};
+use crate::block::{BackwardPass, Block, BlockTrain};
 use crate::error::Result;
 use crate::gradient_order::Slot;
 use crate::gradients::Sink;
@@ -14,7 +14,7 @@ use crate::head::{Head, Loss, LossSums, Targets};
 use crate::llama::{Embedding, Llama};
 use crate::params::{Layout, ParamId};
 
-/// What a worker thread holds: handles on the same memory.
+/// A worker thread's shallow clone of the model, and what it needs to take gradients.
 pub(super) struct Replica {
     pub(super) model: Llama,
     /// The original's MLPs of the target layers, and its norms, where its predictions are needed.
@@ -46,7 +46,7 @@ impl Replica {
         })
     }
 
-    /// The original's last hidden states from the residual stream at layer [`Teacher::from`].
+    /// Computes the original's last hidden states from the residual stream at layer [`Teacher::from`].
     fn teacher_hidden(&self, tokens: &[u32], hidden: &Tensor, batch: Batch) -> Result<Option<Tensor>> {
         let Some(teacher) = &self.teacher else { return Ok(None) };
         let mut hidden = match &teacher.embedding {
@@ -107,10 +107,11 @@ impl Replica {
             self.model.head.differentiate(&hidden, &targets, self.loss, teacher, scale, trained_norm)?;
         drop((hidden, teacher_hidden));
         slot.pass(self.model.blocks.len());
+        let pass = BackwardPass { rope: &self.model.rope, batch, sink: &sink };
         for (layer, block) in self.model.blocks.iter().enumerate().skip(self.first).rev() {
-            let (Some(layer_kept), Some(train)) = (kept.pop(), self.train.get(layer)) else { break };
-            let want = layer > self.first;
-            match block.backward(d, layer_kept, &self.model.rope, batch, train, &sink, want)? {
+            let layer_kept =
+                kept.pop().expect("every layer from the first trained one on kept what it needs");
+            match block.backward(d, layer_kept, &self.train[layer], &pass, layer > self.first)? {
                 Some(below) => d = below,
                 None => break,
             }

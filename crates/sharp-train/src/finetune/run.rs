@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde_json::{Value, json};
 use sharp_model::recovery::RECOVERY_FILE;
+use sharp_schema::metrics::{FinetuneLine, HeldOut};
 
 use super::checkpoint;
 use super::options::{FinetuneOptions, FinetuneSummary, StartFrom};
@@ -31,7 +31,7 @@ pub(super) struct Run<'a> {
     held_out: Vec<Sequences>,
     metrics_path: PathBuf,
     /// The lines of `metrics.jsonl`, those before a resume included.
-    lines: Vec<Value>,
+    lines: Vec<FinetuneLine>,
     /// The step of the checkpoint that this call went on from.
     resumed_from: Option<u64>,
     /// Seconds that earlier calls took up to that checkpoint.
@@ -45,7 +45,7 @@ pub(super) struct Run<'a> {
     last_nll: f64,
 }
 
-/// What one step came to.
+/// The figures of one step.
 pub(super) struct StepResult {
     step: u64,
     sums: LossSums,
@@ -88,8 +88,10 @@ impl<'a> Run<'a> {
         if let Some(found) = checkpoint::latest(self.job.out)? {
             let (params, optimiser) = (&mut self.student.params, &mut self.optimiser);
             let step = checkpoint::load(&found, &self.fingerprint, params, optimiser)?;
-            self.lines = metrics::up_to_step(metrics::read(&self.metrics_path)?, step);
-            self.seconds_before = number(self.lines.last(), "seconds").unwrap_or(0.0);
+            self.lines = metrics::finetune_lines(&self.metrics_path)?;
+            // What a killed run did after its last checkpoint is done again.
+            self.lines.retain(|line| line.step() <= step);
+            self.seconds_before = self.lines.last().map_or(0.0, FinetuneLine::seconds);
             self.resumed_from = Some(step);
             tracing::info!(step, "resumed");
         }
@@ -100,17 +102,13 @@ impl<'a> Run<'a> {
 
     /// Measures the held-out loss before the first step, unless an earlier call has done so.
     pub(super) fn measure_start(&mut self) -> Result<()> {
-        self.start_nll = match number(self.lines.first(), "held_out_loss") {
-            Some(loss) => loss,
+        self.start_nll = match self.lines.first().and_then(FinetuneLine::held_out) {
+            Some(held_out) => held_out.loss,
             None => {
-                let sums = self.student.measure(&self.held_out)?;
-                self.lines.push(json!({
-                    "stage": "finetune", "step": 0, "held_out_loss": sums.mean_nll(),
-                    "held_out_perplexity": sums.mean_nll().exp(),
-                    "held_out_kl": mean_kl(self.options.loss, &sums), "seconds": 0.0,
-                }));
-                metrics::write(&self.metrics_path, &self.lines)?;
-                sums.mean_nll()
+                let held_out = self.measure()?;
+                self.lines.push(FinetuneLine::Start { step: 0, held_out, seconds: 0.0 });
+                metrics::write_finetune(&self.metrics_path, &self.lines)?;
+                held_out.loss
             }
         };
         self.last_nll = self.start_nll;
@@ -142,24 +140,30 @@ impl<'a> Run<'a> {
 
     /// Adds a step's line to the metrics, with the held-out loss where it is due.
     pub(super) fn log(&mut self, result: &StepResult) -> Result<()> {
-        let StepResult { step, sums, grad_norm, lr } = result;
+        let StepResult { step, sums, grad_norm, lr } = *result;
         let options = self.options;
-        let mut line = json!({
-            "stage": "finetune", "step": step, "train_loss": sums.mean_nll(),
-            "train_kl": mean_kl(options.loss, sums), "lr": lr, "grad_norm": grad_norm,
-            "tokens_per_second": self.tokens_per_second(),
-            "seconds": self.seconds_before + self.begun.elapsed().as_secs_f64(),
-        });
+        let seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
         let due = options.eval_every > 0 && step.is_multiple_of(options.eval_every);
-        if due || *step == options.steps {
-            let sums = self.student.measure(&self.held_out)?;
-            self.last_nll = sums.mean_nll();
-            line["held_out_loss"] = json!(self.last_nll);
-            line["held_out_perplexity"] = json!(self.last_nll.exp());
-            line["held_out_kl"] = json!(mean_kl(options.loss, &sums));
-        }
-        self.lines.push(line);
+        let held_out = if due || step == options.steps { Some(self.measure()?) } else { None };
+        self.last_nll = held_out.map_or(self.last_nll, |held_out| held_out.loss);
+        self.lines.push(FinetuneLine::Step {
+            step,
+            train_loss: sums.mean_nll(),
+            train_kl: mean_kl(options.loss, &sums),
+            lr,
+            grad_norm,
+            tokens_per_second: self.tokens_per_second(),
+            seconds,
+            held_out,
+        });
         Ok(())
+    }
+
+    /// Measures the model on the held-out rows.
+    fn measure(&self) -> Result<HeldOut> {
+        let sums = self.student.measure(&self.held_out)?;
+        let loss = sums.mean_nll();
+        Ok(HeldOut { loss, perplexity: loss.exp(), kl: mean_kl(self.options.loss, &sums) })
     }
 
     /// Says in a few words how training goes.
@@ -174,7 +178,7 @@ impl<'a> Run<'a> {
         if every == 0 || !step.is_multiple_of(every) || step == self.options.steps {
             return Ok(());
         }
-        metrics::write(&self.metrics_path, &self.lines)?;
+        metrics::write_finetune(&self.metrics_path, &self.lines)?;
         let recovery = self.student.recovery()?;
         checkpoint::save(
             self.job.out,
@@ -188,9 +192,9 @@ impl<'a> Run<'a> {
 
     /// Writes the result if all steps are taken, and sums up.
     pub(super) fn finish(self) -> Result<FinetuneSummary> {
-        let steps = self.lines.last().and_then(|line| line.get("step")).and_then(Value::as_u64).unwrap_or(0);
+        let steps = self.lines.last().map_or(0, FinetuneLine::step);
         if steps == self.options.steps {
-            metrics::write(&self.metrics_path, &self.lines)?;
+            metrics::write_finetune(&self.metrics_path, &self.lines)?;
             self.student.recovery()?.save(self.job.out.join(RECOVERY_FILE))?;
         }
         Ok(FinetuneSummary {
@@ -208,12 +212,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The mean divergence from the original in nats a token; `None` for a loss without it.
+/// Computes the mean divergence from the original in nats a token; `None` for a loss without it.
 fn mean_kl(loss: Loss, sums: &LossSums) -> Option<f64> {
     loss.needs_teacher().then(|| sums.kl / sums.tokens.max(1) as f64)
-}
-
-/// A number of a line of metrics.
-fn number(line: Option<&Value>, key: &str) -> Option<f64> {
-    line?.get(key)?.as_f64()
 }

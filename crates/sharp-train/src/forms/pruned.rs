@@ -6,7 +6,7 @@ use super::factors::need;
 use super::form::{Flow, Form, Pieces};
 use crate::error::Result;
 
-/// `W`: what the layer keeps of its own weight, free to move.
+/// `W`: the layer's own weight with the neurons it keeps, trained as a whole.
 #[derive(Debug)]
 pub struct Pruned;
 

@@ -44,7 +44,8 @@ impl Form for ScaledLowRank {
     }
 }
 
-/// `ds (out)` without the base's own output: `y = s∘u + B t`, so `s∘ds = Σ dy∘y − Σ_r B∘dB`, two cheap sums.
+/// Computes `ds (out)` without the base's own output: `y = s∘u + B t`, so `s∘ds = Σ dy∘y − Σ_r B∘dB`, two
+/// cheap sums.
 pub(super) fn row_gradient(pieces: &Pieces, flow: &Flow<'_>, db: Option<&Tensor>) -> Result<Tensor> {
     let scale = need(pieces.row.as_ref(), "row scales")?;
     let mut product = factors::dot(flow.dy, flow.y, 0)?;

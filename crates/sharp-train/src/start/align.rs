@@ -8,15 +8,15 @@ use tch::{Kind, Tensor};
 use super::assignment::assign;
 use super::moments::Importance;
 use crate::device::Compute;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mlp::Mlp;
 use crate::tensors::{self, to_vec};
 
-/// For each of the reference's neurons the target's neuron that is to stand there, `(f)` int64.
+/// Finds, for each of the reference's neurons, the layer's own neuron to put in its place, `(f)` int64.
 ///
 /// `metric (d, d)` is the second moment of the MLP's inputs. What is maximised is the output energy that a
-/// neuron pair explains, gate, up and down together: for scaled forms with the best scale, otherwise as the
-/// reference stands.
+/// neuron pair explains, gate, up and down together: for scaled forms with the best scale, otherwise with the
+/// reference as it is.
 pub(crate) fn align(
     scales: Scales,
     target: &Mlp,
@@ -49,13 +49,13 @@ pub(crate) fn align(
     let n = tensors::size(f);
     // Rows of the assignment are the reference's neurons, columns the target's.
     let cost = to_vec(&gain.f_tr()?.f_neg()?)?;
-    let order = assign(&cost, n).ok_or_else(|| Error::invalid("the assignment of neurons failed"))?;
-    let order: Vec<i64> = order.into_iter().map(|i| i as i64).collect();
+    let order: Vec<i64> = assign(&cost, n).into_iter().map(|i| i as i64).collect();
     Ok(Tensor::f_from_slice(&order)?.f_to_device(metric.device())?)
 }
 
-/// What of each target row's energy a reference row explains, from inner products `cross (target, reference)`
-/// and the reference rows' squared sizes `(reference)`; up to a term of the target's own.
+/// Computes how much of each target row's energy a reference row explains, from inner products `cross
+/// (target, reference)` and the reference rows' squared sizes `(reference)`; up to a term of the target's
+/// own.
 fn explained(scales: Scales, cross: &Tensor, size: &Tensor) -> Result<Tensor> {
     if scales.rows() {
         return Ok(cross.f_square()?.f_div(&size.f_clamp_min(1e-20)?)?);
@@ -63,7 +63,7 @@ fn explained(scales: Scales, cross: &Tensor, size: &Tensor) -> Result<Tensor> {
     Ok(cross.f_mul_scalar(2.0)?.f_sub(size)?)
 }
 
-/// The same function with its hidden neurons in the order `order (f)`.
+/// Returns an MLP of the same function with its hidden neurons in the order `order (f)`.
 pub(crate) fn permuted(mlp: &Mlp, order: &Tensor, compute: &Compute) -> Result<Mlp> {
     let order = order.f_to_device(mlp.down.weight.device())?;
     let rows =

@@ -8,10 +8,10 @@ use crate::mlp::Mlp;
 use crate::pool::Pool;
 use crate::tensors::scalar;
 
-/// Rows of activations taken through the layer at once.
+/// Rows of activations that go through the layer together.
 const ROWS: i64 = 1024;
 
-/// How much the target's neurons matter for its output.
+/// How much each neuron matters for the MLP's output.
 #[derive(Debug)]
 pub(crate) struct Importance {
     /// `E[(up silu'(gate))²] |down_j|²`: of an error in each gate row, `(f)`.
@@ -31,7 +31,8 @@ pub(crate) struct Second {
     pub(crate) xy: Tensor,
 }
 
-/// The inputs' weighted second moment `(d, d)`, float32 of float64 sums, and how much each neuron matters.
+/// Computes the inputs' weighted second moment `(d, d)`, float32 of float64 sums, and how much each neuron
+/// matters.
 pub(crate) fn statistics(
     mlp: &Mlp,
     activations: &Activations,
@@ -89,8 +90,8 @@ pub(crate) fn statistics(
     ))
 }
 
-/// Moments of the hidden activations that `fitted`'s gate and up give, with the outputs wanted (less the down
-/// bias).
+/// Computes the second moments of the hidden activations that `fitted`'s gate and up give, and their moments
+/// with the outputs wanted (less the down bias).
 pub(crate) fn hidden_moments(
     fitted: &Mlp,
     original: &Mlp,
@@ -130,8 +131,8 @@ pub(crate) fn hidden_moments(
     Ok(second)
 }
 
-/// Lower Cholesky factor of `matrix + ridge`, the ridge a fraction of the mean diagonal, grown until it
-/// succeeds.
+/// Computes the lower Cholesky factor of `matrix + ridge`. The ridge is a fraction of the mean diagonal and
+/// grows until the factor exists.
 pub(crate) fn cholesky(matrix: &Tensor, ridge: f64) -> Result<Tensor> {
     let n = matrix.size2()?.0;
     let mean = scalar(&matrix.f_trace()?)? / n.max(1) as f64;

@@ -20,10 +20,10 @@ use crate::tensors::{dim, size, to_vec};
 /// Added to the second moment's diagonal, as a fraction of its mean.
 const RIDGE: f64 = 1e-3;
 
-/// Of the neurons left, the fraction that goes at a time is one over this.
+/// One over the fraction of the remaining neurons that is removed at a time.
 const STEPS: i64 = 16;
 
-/// The neurons that stay by their weights alone ([`sharp_model::pruned::largest`]), as they are.
+/// Keeps the neurons with the largest weights ([`sharp_model::pruned::largest`]), unchanged.
 pub(crate) fn largest(keep: usize, original: &Mlp) -> Result<PerProjection<Pieces>> {
     let values = |p| -> Result<Vec<f32>> { to_vec(&original.weight(p)?) };
     let [gate, up, down] = [values(Projection::Gate)?, values(Projection::Up)?, values(Projection::Down)?];
@@ -35,7 +35,7 @@ pub(crate) fn largest(keep: usize, original: &Mlp) -> Result<PerProjection<Piece
     pieces(original, &kept, down)
 }
 
-/// The neurons that explain the original's outputs best, with the down projection that does so.
+/// Keeps the neurons that explain the original's outputs best, with the down projection that does so.
 pub(crate) fn fitted(
     keep: usize,
     original: &Mlp,
@@ -57,7 +57,7 @@ fn pieces(original: &Mlp, kept: &Tensor, down: Tensor) -> Result<PerProjection<P
     Ok(PerProjection { gate: rows(Projection::Gate)?, up: rows(Projection::Up)?, down: own(down)? })
 }
 
-/// The numbers of the `keep` neurons that stay, ascending.
+/// Chooses the `keep` neurons that stay; their numbers ascend.
 pub(crate) fn select(second: &Second, keep: i64) -> Result<Tensor> {
     let neurons = second.xx.size2()?.0;
     if !(1..=neurons).contains(&keep) {
@@ -79,7 +79,7 @@ pub(crate) fn select(second: &Second, keep: i64) -> Result<Tensor> {
     Ok(kept)
 }
 
-/// What a set of `k` neurons explains of the outputs.
+/// The least squares fit of the outputs on a set of `k` neurons.
 pub(crate) struct Explained {
     /// The inverse of their second moment, `(k, k)`.
     pub(crate) inverse: Tensor,
@@ -88,14 +88,13 @@ pub(crate) struct Explained {
 }
 
 impl Explained {
-    /// By how much the squared error grows without each neuron, `(k)`.
+    /// Computes by how much the squared error grows without each neuron, `(k)`.
     fn harm(&self) -> Result<Tensor> {
         let energy = self.weights.f_square()?.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Double)?;
         Ok(energy.f_div(&self.inverse.f_diagonal(0, 0, 1)?)?)
     }
 
-    /// The same for the neurons `stay` alone, of which `gone` are the others: block elimination, which is
-    /// exact.
+    /// Computes the fit on the neurons `stay` alone, by eliminating the others, `gone`, which is exact.
     pub(crate) fn without(&self, stay: &Tensor, gone: &Tensor) -> Result<Self> {
         let inverse = self.inverse.f_index_select(0, stay)?;
         let across = inverse.f_index_select(1, gone)?;
@@ -110,8 +109,8 @@ impl Explained {
     }
 }
 
-/// The least squares down projection, transposed `(k, d)`, on the neurons `kept (k)`, and the Cholesky factor
-/// it comes from.
+/// Computes the least squares down projection, transposed `(k, d)`, on the neurons `kept (k)`, and the
+/// Cholesky factor it comes from.
 fn solve(second: &Second, kept: &Tensor) -> Result<(Tensor, Tensor)> {
     let moments = second.xx.f_index_select(0, kept)?.f_index_select(1, kept)?;
     let factor = cholesky(&moments, RIDGE)?;

@@ -74,7 +74,7 @@ pub(crate) fn whitened(treatment: &Treatment, input: &StartInput<'_>) -> Result<
     Ok(all)
 }
 
-/// To float32, contiguous.
+/// Converts pieces to contiguous float32.
 fn single(pieces: Pieces) -> Result<Pieces> {
     pieces.try_map(|_, t| Ok(t.f_to_kind(Kind::Float)?.f_contiguous()?))
 }
@@ -97,7 +97,7 @@ fn install(
     Ok(())
 }
 
-/// Row scales by least squares in the metric, where the form has them; column scales one.
+/// Computes row scales by least squares in the metric, where the form has them; column scales are one.
 fn scales(which: Scales, wanted: &Tensor, base: Option<&Tensor>, metric: &Tensor) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     if let (Some(base), true) = (base, which.rows()) {
@@ -120,7 +120,7 @@ fn scaled(base: &Tensor, pieces: &Pieces) -> Result<Tensor> {
     }
 }
 
-/// The `A (rank, in)` and `B (out, rank)` that minimise `‖diag(rows) (W − B A) C^½‖`, all float64.
+/// Computes the `A (rank, in)` and `B (out, rank)` that minimise `‖diag(rows) (W − B A) C^½‖`, all float64.
 ///
 /// The right singular vectors of `D = diag(rows) W L` (`C = L Lᵀ`) are the eigenvectors `V` of `DᵀD`; then
 /// `B A = W L V Vᵀ L⁻¹`, which needs no division by `rows`. The factors share the singular values evenly.
@@ -154,15 +154,15 @@ fn balance(a: Tensor, b: Tensor) -> Result<(Tensor, Tensor)> {
     Ok((a.f_mul(&ratio.f_unsqueeze(1)?)?, b.f_div(&ratio)?))
 }
 
-/// Eigenvectors `(n, rank)` of the largest eigenvalues of a symmetric matrix `(n, n)`.
+/// Computes the eigenvectors `(n, rank)` of the largest eigenvalues of a symmetric matrix `(n, n)`.
 fn leading(symmetric: &Tensor, rank: i64) -> Result<Tensor> {
     let n = symmetric.size2()?.0;
     let (_, vectors) = symmetric.f_linalg_eigh("L")?;
     Ok(vectors.f_narrow(1, n - rank, rank)?.f_contiguous()?)
 }
 
-/// Row scales and rank-`rank` factors that best predict `y` from the hidden activations on top of a base
-/// `(out, in)`.
+/// Computes the row scales and rank-`rank` factors that best predict `y` from the hidden activations on top
+/// of a base `(out, in)`.
 pub(crate) fn regression(which: Scales, base: Option<&Tensor>, second: &Second, rank: i64) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     let mut missing = second.xy.shallow_clone(); // E[x (y − base x)ᵀ], (in, out)

@@ -19,22 +19,22 @@ pub(crate) enum ActivationStore {
 }
 
 impl ActivationStore {
+    /// Makes a store in memory for `count` pieces.
     pub(crate) fn memory(count: usize) -> Self {
         Self::Memory((0..count).map(|_| None).collect())
     }
 
-    /// In an unnamed temporary file in `folder`.
+    /// Makes a store in an unnamed temporary file in `folder`, for pieces of `(rows, cols)`.
     pub(crate) fn file(folder: &Path, rows: usize, cols: usize, device: Device) -> Result<Self> {
         let file = tempfile::tempfile_in(folder).map_err(Error::io(folder))?;
         Ok(Self::File { file, path: folder.to_path_buf(), rows, cols, device })
     }
 
+    /// Stores piece number `index`.
     pub(crate) fn put(&mut self, index: usize, piece: Tensor) -> Result<()> {
         match self {
             Self::Memory(pieces) => {
-                let place =
-                    pieces.get_mut(index).ok_or_else(|| Error::invalid("no such piece of activations"))?;
-                *place = Some(piece);
+                pieces[index] = Some(piece);
                 Ok(())
             }
             Self::File { file, path, rows, cols, .. } => {
@@ -46,21 +46,17 @@ impl ActivationStore {
         }
     }
 
+    /// Returns piece number `index`, which must have been stored.
     pub(crate) fn get(&mut self, index: usize) -> Result<Tensor> {
         match self {
-            Self::Memory(pieces) => pieces
-                .get(index)
-                .and_then(Option::as_ref)
-                .map(Tensor::shallow_clone)
-                .ok_or_else(|| Error::invalid("no such piece of activations")),
+            Self::Memory(pieces) => {
+                Ok(pieces[index].as_ref().expect("a piece is put before it is taken").shallow_clone())
+            }
             Self::File { file, path, rows, cols, device } => {
                 let mut bytes = vec![0u8; *rows * *cols * 4];
                 file.seek(SeekFrom::Start((index * bytes.len()) as u64)).map_err(Error::io(&path))?;
                 file.read_exact(&mut bytes).map_err(Error::io(&path))?;
-                let values: Vec<f32> = bytes
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes(b.try_into().unwrap_or_default()))
-                    .collect();
+                let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
                 from_f32(&values, &[*rows, *cols], *device)
             }
         }
@@ -86,6 +82,6 @@ mod tests {
         for i in 0..3 {
             assert_eq!(to_vec(&memory.get(i).unwrap()).unwrap(), to_vec(&file.get(i).unwrap()).unwrap());
         }
-        assert!(memory.get(3).is_err() && file.get(3).is_err());
+        assert!(file.get(3).is_err(), "beyond the end of the file");
     }
 }

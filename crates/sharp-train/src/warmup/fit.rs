@@ -6,10 +6,10 @@ use std::time::Instant;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
 use sharp_model::{LayerChange, PerProjection, Projection};
 use sharp_progress::Task;
 use sharp_schema::Start;
+use sharp_schema::metrics::WarmupLine;
 use tch::{Kind, Tensor};
 
 use super::layer_pass::LayerSample;
@@ -42,14 +42,14 @@ pub(super) struct Fitter<'a> {
     pub(super) task: &'a dyn Task,
 }
 
-/// What the fit of a layer came to.
+/// The result of a layer's fit.
 pub(super) struct FittedLayer {
     pub(super) layer: TrainedLayer,
     /// The best parameters found.
     pub(super) params: Params,
     pub(super) summary: LayerSummary,
     /// Lines of `metrics.jsonl`.
-    pub(super) lines: Vec<Value>,
+    pub(super) lines: Vec<WarmupLine>,
 }
 
 impl Fitter<'_> {
@@ -193,7 +193,7 @@ struct Log {
     reference: Option<usize>,
     start: Start,
     begun: Instant,
-    lines: Vec<Value>,
+    lines: Vec<WarmupLine>,
 }
 
 impl Log {
@@ -203,12 +203,18 @@ impl Log {
     }
 
     fn push(&mut self, step: u64, errors: &Errors, train_error: Option<f64>, lr: f64) {
-        self.lines.push(json!({
-            "stage": "warmup", "layer": self.layer, "reference": self.reference, "start": self.start.name(),
-            "step": step, "held_out_error": errors.plain, "held_out_token_error": errors.token,
-            "held_out_weighted_error": errors.weighted, "train_weighted_error": train_error, "lr": lr,
-            "seconds": self.begun.elapsed().as_secs_f64(),
-        }));
+        self.lines.push(WarmupLine {
+            layer: self.layer,
+            reference: self.reference,
+            start: self.start,
+            step,
+            held_out_error: errors.plain,
+            held_out_token_error: errors.token,
+            held_out_weighted_error: errors.weighted,
+            train_weighted_error: train_error,
+            lr,
+            seconds: self.begun.elapsed().as_secs_f64(),
+        });
     }
 }
 
@@ -378,8 +384,8 @@ impl Batches {
         Ok(Self { order: Vec::new(), at: 0, runs, runs_per_batch, rng })
     }
 
-    /// The next batch, in two parts or more of at most 512 tokens: the parts, not the threads, decide the
-    /// order of sums.
+    /// Returns the next batch, in two parts or more of at most 512 tokens. The parts, not the threads, decide
+    /// the order of sums.
     fn next(&mut self) -> Vec<Vec<(i64, i64)>> {
         let mut batch = Vec::with_capacity(self.runs_per_batch);
         while batch.len() < self.runs_per_batch {

@@ -137,7 +137,7 @@ impl<'a> LayerPass<'a> {
     }
 }
 
-/// The squared size that each token's error is divided by, `(n, 1)`.
+/// Computes the squared size that each token's error is divided by, `(n, 1)`.
 fn square_sizes(weighting: Weighting, y: &Tensor, residual: &Tensor) -> Result<Tensor> {
     let of = match weighting {
         Weighting::Residual => residual,
@@ -146,7 +146,7 @@ fn square_sizes(weighting: Weighting, y: &Tensor, residual: &Tensor) -> Result<T
     Ok(of.f_norm_scalaropt_dim(2, [1i64].as_slice(), true)?.f_square()?)
 }
 
-/// Weights `(n, 1)` with mean 1 over the training tokens, and what made them so: (floor, factor).
+/// Computes weights `(n, 1)` with mean 1 over the training tokens, and the floor and factor that give them.
 fn token_weights(
     weighting: Weighting,
     size: &Tensor,

@@ -62,8 +62,9 @@ pub fn warmup(job: &Job<'_>, options: &WarmupOptions) -> Result<WarmupSummary> {
         task.advance(1);
         let (Some((change, form)), Some(sample)) = (wanted, sample) else { continue };
         let fitted = fitter.fit(change, form, &sample)?;
-        metrics::replace_layer(&metrics_path, layer, &fitted.lines)?;
-        fitted.layer.to_recovery(&fitted.params)?.save(file(layer))?;
+        let recovery = fitted.layer.to_recovery(&fitted.params)?;
+        metrics::replace_layer(&metrics_path, layer, fitted.lines)?;
+        recovery.save(file(layer))?;
         let LayerSummary { start_error, error, steps, .. } = fitted.summary;
         tracing::info!(layer, start = start_error, error, steps, "warmed up");
         summary.layers.push(fitted.summary);
@@ -71,7 +72,7 @@ pub fn warmup(job: &Job<'_>, options: &WarmupOptions) -> Result<WarmupSummary> {
     Ok(summary)
 }
 
-/// What [`fit_form`] came to.
+/// The result of [`fit_form`].
 #[derive(Debug)]
 pub struct FittedForm {
     /// Errors before and after, steps and time.

@@ -5,7 +5,7 @@ use sharp_schema::{Start, Weighting};
 
 use crate::schedule::Schedule;
 
-/// How to warm up.
+/// Settings of the warm-up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WarmupOptions {
     /// Where the parameters begin.
@@ -48,7 +48,7 @@ impl Default for WarmupOptions {
 }
 
 impl WarmupOptions {
-    /// The learning rate over a layer's steps.
+    /// Returns the learning rate over a layer's steps.
     pub(super) fn schedule(&self) -> Schedule {
         Schedule {
             peak: self.lr,
@@ -59,7 +59,7 @@ impl WarmupOptions {
     }
 }
 
-/// What a layer's warm-up came to. Errors are on held-out tokens.
+/// The result of a layer's warm-up. Errors are on held-out tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerSummary {
     /// The target.
@@ -84,7 +84,7 @@ pub struct LayerSummary {
     pub seconds: f64,
 }
 
-/// What the warm-up came to.
+/// The result of the warm-up.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WarmupSummary {
     /// The layers fitted by this call, in the order of the model.
