@@ -1,5 +1,5 @@
-//! What the documents say can be followed: paths and links lead somewhere, configuration keys exist, and what is to be read at one sitting
-//! stays short.
+//! What the documents say can be followed: paths and links lead somewhere, configuration keys exist, and what
+//! is to be read at one sitting stays short.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -137,7 +137,8 @@ fn the_readme_is_a_screen_and_a_half() {
     assert!(text.len() <= 9000, "{} bytes", text.len());
 }
 
-/// A document's sentences, a cell of a table being at least one. Code, links and pictures count as the words that a reader sees.
+/// A document's sentences, a cell of a table being at least one. Code, links and pictures count as the words
+/// that a reader sees.
 fn sentences(text: &str) -> Vec<String> {
     let mut blocks: Vec<String> = vec![String::new()];
     for line in prose(text).lines() {

@@ -197,7 +197,8 @@ fn the_report_sets_other_runs_beside_this_one_where_they_compare() {
     assert_eq!(made, 1);
     assert!(page.contains("not there; this stage has not run"), "{page}");
 
-    // The same measurements, but that every row is twice as far from the original, on the other side: this run is better than it.
+    // The same measurements, but that every row is twice as far from the original, on the other side: this
+    // run is better than it.
     let mut results: Value =
         serde_json::from_slice(&fs::read(run.join("08-evaluate/results.json")).unwrap()).unwrap();
     let original = results["rows"][0]["mean_loss"].clone();

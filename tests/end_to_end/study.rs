@@ -1,4 +1,5 @@
-//! A study of the tiny model: killed, gone on with, done; and what happens where one of its cells cannot be made.
+//! A study of the tiny model: killed, gone on with, done; and what happens where one of its cells cannot be
+//! made.
 
 use std::fs;
 use std::path::Path;
@@ -80,7 +81,8 @@ fn every_cell_is_measured_and_what_cells_have_in_common_is_computed_once() {
         assert!(spread["deviation"].as_f64().unwrap() > 0.0, "seeds train differently: {spread}");
         assert!(drop["mlp_parameters"].as_f64() < sharing["mlp_parameters"].as_f64());
     }
-    // Nothing before the training depends on the seed or, for what sharing and low rank have in common, on the method.
+    // Nothing before the training depends on the seed or, for what sharing and low rank have in common, on
+    // the method.
     let commands = |stage: &str| {
         let made = files(folder).into_iter().filter(|path| path.ends_with(format!("{stage}/manifest.json")));
         let manifests = made.map(|path| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap());

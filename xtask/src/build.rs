@@ -55,8 +55,9 @@ fn package(program: Program) -> &'static str {
     }
 }
 
-/// Builds all programs and all tests in one go and gives the folder of the programs. In one go, because features
-/// that only tests ask for would otherwise have libtorch's bindings and others compiled a second time.
+/// Builds all programs and all tests in one go and gives the folder of the programs. In one go, because
+/// features that only tests ask for would otherwise have libtorch's bindings and others compiled a second
+/// time.
 pub(crate) fn everything() -> Result<PathBuf> {
     let found = build(["--workspace", "--bins", "--tests"])?;
     let program = found.get(Program::Sharp.name()).context("cargo built no program named sharp")?;

@@ -1,4 +1,4 @@
-//! The driver: `cargo xtask pipeline` runs the whole way from a checkpoint to a report. It provisions, orders
+//! The driver: `cargo xtask pipeline` takes a checkpoint to a report. It provisions, orders
 //! the stages, skips what is done and starts programs. The pipeline itself is the crate sharp-pipeline.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
@@ -17,9 +17,9 @@ use commands::run::{PipelineArgs, StageArgs};
 use commands::{benchmark, doctor, generate, interop, run, setup, test};
 use sharp_pipeline::{Error, Stage};
 
-/// Provision, compress, measure, report: the whole way of SHARP.
+/// Compress a language model with SHARP: from a checkpoint to a report.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about, max_term_width = 110)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,7 +27,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run every stage whose outputs are not current: from a checkpoint to a report
+    /// Run every stage that is not up to date: from a checkpoint to a report
     Pipeline(PipelineArgs),
     /// Bring the checkpoint into one form
     Import(StageArgs),

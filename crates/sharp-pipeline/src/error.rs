@@ -8,7 +8,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a configuration, a study or a run cannot go on.
 ///
-/// The text of a variant does not repeat its source: a program prints the chain, [`chain`] writes it in one line.
+/// The text of a variant does not repeat its source: a program prints the chain, [`chain`] writes it in one
+/// line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -110,6 +111,14 @@ macro_rules! bail {
     };
 }
 pub(crate) use bail;
+
+/// Returns the error that this key cannot have its value.
+macro_rules! refuse {
+    ($key:expr, $($message:tt)*) => {
+        return Err($crate::Error::Setting { key: $key.into(), message: format!($($message)*) })
+    };
+}
+pub(crate) use refuse;
 
 /// Says of a failure where it arose.
 pub(crate) trait Context<T> {

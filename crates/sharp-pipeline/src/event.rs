@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-/// Something that a person may want to read while a run works; [`Display`](fmt::Display) is the line for a terminal.
+/// Something that a person may want to read while a run works; [`Display`](fmt::Display) is the line for a
+/// terminal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Every stage is as it should be.
+    /// Every stage is up to date.
     NothingToDo {
         /// The folder of the run.
         run: &'a str,
@@ -83,7 +84,7 @@ pub enum Event<'a> {
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NothingToDo { run } => write!(f, "{run}: nothing to do, every stage stands"),
+            Self::NothingToDo { run } => write!(f, "{run}: nothing to do, every stage is up to date"),
             Self::Begins { number, of, folder, reason } => write!(f, "\n[{number}/{of}] {folder} ({reason})"),
             Self::Done { wall_s, peak_memory_bytes } => {
                 write!(f, "      done in {wall_s:.1} s")?;

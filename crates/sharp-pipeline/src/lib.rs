@@ -21,7 +21,7 @@ pub use config::Config;
 pub use error::{Error, Result, chain};
 pub use event::{Event, Observer};
 pub use executor::{Outcome, Span, StepStatus, dry_run, execute};
-pub use manifest::{Host, Manifest, Recorded, Status};
+pub use manifest::this_machine;
 pub use process::{request_stop, stop_requested};
 pub use programs::{InFolder, Program, ProgramPaths, Programs};
 pub use run_folder::{Run, lock};

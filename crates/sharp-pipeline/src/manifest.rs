@@ -1,107 +1,39 @@
-//! What a stage leaves behind about itself: what it was made from, what it made, and what that cost.
+//! Reads, writes and compares manifests, a stage's records of what it was made from, what it made and what
+//! that cost.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use serde::{Deserialize, Serialize};
+use sharp_schema::manifest::{Digest, Host, Manifest, Recorded};
+use sharp_schema::run::MANIFEST_FILE;
 
 use crate::atomic::write_atomic;
 use crate::error::{Context as _, Result};
-
-/// Name of the file in the stage's folder.
-pub(crate) const FILE: &str = sharp_schema::run::MANIFEST_FILE;
 
 /// Files up to this size are always read again to compare their digest; larger ones only where size or time
 /// of change differ.
 pub(crate) const ALWAYS_HASHED: u64 = 4 << 20;
 
-/// A stage's record of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The stage's folder name.
-    pub stage: String,
-    /// Version of the stage: raised where its meaning changes.
-    pub version: u32,
-    /// How far it came.
-    pub status: Status,
-    /// blake3 of the stage version, the configuration slice and the digests of the inputs.
-    pub fingerprint: String,
-    /// The part of the configuration that matters to this stage.
-    pub config: BTreeMap<String, serde_json::Value>,
-    /// The seed of the run.
-    pub seed: u64,
-    /// The command lines, with the run's folder shortened.
-    pub commands: Vec<Vec<String>>,
-    /// What it read.
-    pub inputs: Vec<Recorded>,
-    /// What it wrote; empty while it runs.
-    pub outputs: Vec<Recorded>,
-    /// The machine.
-    pub host: Host,
-    /// Wall time in seconds, of the attempt that ended it.
-    pub wall_s: f64,
-    /// Largest resident memory of its programs, in bytes, where the system tells (Linux).
-    pub peak_memory_bytes: Option<u64>,
+/// Reads the manifest of a stage's folder; `None` where there is none that can be read.
+pub(crate) fn read(folder: &Path) -> Option<Manifest> {
+    serde_json::from_slice(&fs::read(folder.join(MANIFEST_FILE)).ok()?).ok()
 }
 
-/// How far a stage came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Started; if no program runs any more, it was stopped.
-    Running,
-    /// All outputs are there.
-    Done,
+/// Writes the manifest of a stage's folder in one step.
+pub(crate) fn write(manifest: &Manifest, folder: &Path) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(manifest).context("the manifest as JSON")?;
+    text.push(b'\n');
+    write_atomic(&folder.join(MANIFEST_FILE), &text)
 }
 
-/// A file as it was when it was read or written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recorded {
-    /// Path: relative to the run's folder for what lies inside it.
-    pub path: String,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// Time of change, in nanoseconds since 1970; saves hashing a large file again.
-    pub modified_ns: u64,
-    /// Digest of the contents.
-    pub blake3: String,
-}
-
-/// The machine a stage ran on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Host {
-    /// Operating system and architecture.
-    pub system: String,
-    /// Name of the processor.
-    pub cpu: String,
-    /// Threads that the process may use.
-    pub threads: usize,
-}
-
-impl Host {
-    /// This machine.
-    pub fn here() -> Self {
-        Self {
-            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: sharp_host::processor().unwrap_or_else(|| "unknown".to_owned()),
-            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        }
-    }
-}
-
-impl Manifest {
-    /// The manifest of a stage's folder; `None` where there is none that can be read.
-    pub fn read(folder: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
-    }
-
-    /// Writes it in one step.
-    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(self).context("the manifest as JSON")?;
-        text.push(b'\n');
-        write_atomic(&folder.join(FILE), &text)
+/// Describes this machine, as manifests do.
+pub fn this_machine() -> Host {
+    Host {
+        system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        cpu: sharp_host::processor().unwrap_or_else(|| "unknown".to_owned()),
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     }
 }
 
@@ -122,28 +54,28 @@ pub(crate) fn fingerprint(
     part(&version.to_string());
     part(&serde_json::to_string(config).context("the configuration as JSON")?);
     for input in inputs {
-        part(&input.blake3);
+        part(&input.digest.to_string());
     }
     Ok(hash.finalize().to_hex().to_string())
 }
 
-/// Digest of a file's contents.
-pub(crate) fn digest(path: &Path) -> Result<String> {
+/// Hashes a file's contents.
+pub(crate) fn digest(path: &Path) -> Result<Digest> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     let mut hash = blake3::Hasher::new();
     hash.update_reader(file).with_context(|| format!("reading {}", path.display()))?;
-    Ok(hash.finalize().to_hex().to_string())
+    Ok(Digest::Blake3(hash.finalize().into()))
 }
 
 /// Records a file; a digest from `known` is taken over where size and time of change are still the same.
 pub(crate) fn record(path: &Path, shown: String, known: &[Recorded]) -> Result<Recorded> {
     let (bytes, modified_ns) = size_and_time(path)?;
     let same = |old: &&Recorded| old.path == shown && old.bytes == bytes && old.modified_ns == modified_ns;
-    let blake3 = match known.iter().find(same) {
-        Some(old) if bytes > ALWAYS_HASHED => old.blake3.clone(),
+    let digest = match known.iter().find(same) {
+        Some(old) if bytes > ALWAYS_HASHED => old.digest,
         _ => digest(path)?,
     };
-    Ok(Recorded { path: shown, bytes, modified_ns, blake3 })
+    Ok(Recorded { path: shown, bytes, modified_ns, digest })
 }
 
 fn size_and_time(path: &Path) -> Result<(u64, u64)> {
@@ -170,7 +102,7 @@ pub(crate) fn output_state(recorded: &Recorded, path: &Path) -> Result<OutputSta
         return Ok(OutputState::Missing);
     }
     let now = record(path, recorded.path.clone(), std::slice::from_ref(recorded))?;
-    Ok(if now.blake3 == recorded.blake3 { OutputState::Intact } else { OutputState::Changed(now) })
+    Ok(if now.digest == recorded.digest { OutputState::Intact } else { OutputState::Changed(now) })
 }
 
 /// Every file under a folder that a stage wrote, in a fixed order: no manifests, no hidden or half-written
@@ -184,7 +116,7 @@ pub(crate) fn written(folder: &Path, scratch: &[&str]) -> Result<Vec<PathBuf>> {
             let inside = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             let passing = name.starts_with('.') || name.ends_with(".partial") || name.ends_with(".tmp");
-            if passing || inside == FILE || scratch.iter().any(|prefix| inside.starts_with(prefix)) {
+            if passing || inside == MANIFEST_FILE || scratch.iter().any(|prefix| inside.starts_with(prefix)) {
                 continue;
             }
             if path.is_dir() { waiting.push(path) } else { found.push(path) }
@@ -208,7 +140,7 @@ mod tests {
         let path = folder.path().join("a");
         fs::write(&path, "contents").unwrap();
         let input = recorded(&path);
-        let other = Recorded { blake3: "0".repeat(64), ..input.clone() };
+        let other = Recorded { digest: Digest::Blake3([0; 32]), ..input.clone() };
         let slice = |value: i32| BTreeMap::from([("seed".to_owned(), serde_json::json!(value))]);
         let base = fingerprint("plan", 1, &slice(1), std::slice::from_ref(&input)).unwrap();
         assert_eq!(base, fingerprint("plan", 1, &slice(1), std::slice::from_ref(&input)).unwrap());

@@ -26,7 +26,8 @@ pub struct Run {
     pub config_file: PathBuf,
     /// `runs/<name>`, or where the person said.
     pub folder: PathBuf,
-    /// Other runs: a step that stands in one of them with the same fingerprint is taken over instead of made again.
+    /// Other runs: a step that stands in one of them with the same fingerprint is taken over instead of made
+    /// again.
     pub siblings: Vec<PathBuf>,
 }
 
@@ -82,8 +83,8 @@ impl Run {
     }
 }
 
-/// Takes a folder for this process and the programs it starts. The lock ends with the last of them, so a program that
-/// outlived a killed driver is still seen.
+/// Takes a folder for this process and the programs it starts. The lock ends with the last of them, so a
+/// program that outlived a killed driver is still seen.
 ///
 /// # Errors
 /// [`Error::Locked`] where another process has it; [`Error::Io`] where it cannot be made.
@@ -108,8 +109,8 @@ pub fn lock(folder: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Takes the lock, or gives up after a little while: the programs of a run that was just killed hold it until the system has
-/// taken their memory back.
+/// Takes the lock, or gives up after a little while: the programs of a run that was just killed hold it until
+/// the system has taken their memory back.
 fn locked_soon(file: &File) -> bool {
     let begun = Instant::now();
     loop {

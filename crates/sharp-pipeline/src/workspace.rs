@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, Result, bail};
 
-/// The folder that relative paths of configurations start at, and that holds `runs/`: a clone of the repository,
-/// or any folder of a person's own.
+/// The folder that relative paths of configurations start at, and that holds `runs/`: a clone of the
+/// repository, or any folder of a person's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workspace {
     root: PathBuf,
@@ -32,7 +32,7 @@ impl Workspace {
         self.root.join("runs")
     }
 
-    /// A path for a person to read: relative to this folder where it lies inside.
+    /// Formats a path for a person: relative to this folder where it is inside.
     pub fn shown(&self, path: &Path) -> String {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
@@ -42,7 +42,8 @@ impl Workspace {
         if file.is_relative() && !file.exists() { self.root.join(file) } else { file.to_path_buf() }
     }
 
-    /// Names of the TOML files in a folder of the workspace, in order, for messages about one that is not there.
+    /// Names of the TOML files in a folder of the workspace, in order, for messages about one that is not
+    /// there.
     pub(crate) fn listed(&self, folder: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.root.join(folder)) else { return Vec::new() };
         let mut names: Vec<String> = entries

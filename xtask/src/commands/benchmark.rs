@@ -1,4 +1,5 @@
-//! `cargo xtask benchmark`: the stage of that name, and with `--peer` our engine beside llama.cpp on the same weights.
+//! `cargo xtask benchmark`: the stage of that name, and with `--peer` our engine beside llama.cpp on the same
+//! weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -62,7 +63,8 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Comparison {
     ratios: BTreeMap<String, f64>,
-    /// Medians: tokens a second, and for `load` the seconds of a process that opens the model and makes one token.
+    /// Medians: tokens a second, and for `load` the seconds of a process that opens the model and makes one
+    /// token.
     ours: BTreeMap<String, f64>,
     peer: BTreeMap<String, f64>,
     peer_build: String,
@@ -169,7 +171,8 @@ fn compare(args: &Args, sharp: &Path, peer: &Path, model: &Path, folder: &Path) 
     Ok(Comparison { ratios, ours, peer, peer_build, model: paths::shown(model), repeats: args.repeats })
 }
 
-/// Measures ours once: tokens a second, and the seconds of a process that opens the model and makes one token.
+/// Measures ours once: tokens a second, and the seconds of a process that opens the model and makes one
+/// token.
 fn our_figures(args: &Args, sharp: &Path, model: &Path, threads: usize) -> Result<[(&'static str, f64); 3]> {
     let ask = |prompt_tokens, decode_tokens| {
         let load = Load::Default;

@@ -18,7 +18,8 @@ pub(crate) struct Args {
     /// Crates whose tests run
     #[arg(long, value_name = "CRATE", value_delimiter = ',', default_value = "sharp-quant")]
     package: Vec<String>,
-    /// Processors to be, by qemu's names: the first has all instructions that the kernels know, the second NEON alone
+    /// Processors to be, by qemu's names: the first has all instructions that the kernels know, the second
+    /// NEON alone
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "max,cortex-a53")]
     cpu: Vec<String>,
     /// Build the tests and run nothing
@@ -102,8 +103,8 @@ impl Tools {
         let variable =
             |what: &str| format!("CARGO_TARGET_{}_{what}", TARGET.to_uppercase().replace('-', "_"));
         command.env(variable("LINKER"), LINKER).env(format!("CC_{TARGET}"), LINKER);
-        // Linked statically: the C library of the cross compiler and one that is installed for the target need not be the same, and a
-        // program that loads one with the other's loader can hang.
+        // Linked statically: the C library of the cross compiler and one that is installed for the target
+        // need not be the same, and a program that loads one with the other's loader can hang.
         command.env(variable("RUSTFLAGS"), "-C target-feature=+crt-static");
         if let Some(emulator) = &self.emulator {
             command.env(variable("RUNNER"), format!("{} -cpu {cpu}", emulator.display()));

@@ -369,7 +369,8 @@ impl Row {
     }
 }
 
-/// Has the system drop what it holds of a file, by coreutils' `dd`, which tells it that the file is not needed again.
+/// Has the system drop what it holds of a file, by coreutils' `dd`, which tells it that the file is not
+/// needed again.
 fn forget(path: &Path) -> Result<()> {
     finish(Command::new("sync").arg(path))?;
     let mut input = std::ffi::OsString::from("if=");

@@ -1,5 +1,5 @@
-//! `cargo xtask interop`: the project's files and server against the real programs they are made for. Every script of
-//! `tests/interop` is one check; those that are quick belong to `cargo xtask test` as well.
+//! `cargo xtask interop`: the project's files and server against the real programs they are made for. Every
+//! script of `tests/interop` is one check; those that are quick belong to `cargo xtask test` as well.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -64,7 +64,8 @@ fn folder() -> Result<PathBuf> {
     Ok(paths::repository()?.join("tests").join("interop"))
 }
 
-/// Runs the scripts and says how each ended; gives the names of those that were left out, and fails if one failed.
+/// Runs the scripts and says how each ended; gives the names of those that were left out, and fails if one
+/// failed.
 fn all(python: &Path, scripts: &[PathBuf], sharp: &Path) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut left_out = Vec::new();

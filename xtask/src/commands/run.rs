@@ -61,7 +61,7 @@ pub(crate) struct PipelineArgs {
 pub(crate) struct StageArgs {
     #[command(flatten)]
     pub(crate) run: RunArgs,
-    /// Make it again even if its outputs stand
+    /// Make it again even if its outputs are up to date
     #[arg(long)]
     force: bool,
     /// Say what would run and why, and do nothing
@@ -81,7 +81,7 @@ struct Summary<'a> {
     steps: &'a [Outcome],
 }
 
-/// Runs the whole way, or the asked part of it.
+/// Runs all stages, or the asked part of them.
 pub(crate) fn pipeline(args: &PipelineArgs) -> Result<()> {
     if let (Some(from), Some(until)) = (args.from, args.until)
         && from > until
@@ -91,7 +91,7 @@ pub(crate) fn pipeline(args: &PipelineArgs) -> Result<()> {
     go(&args.run, Span { from: args.from, until: args.until, again: None }, args.dry_run, args.json)
 }
 
-/// Runs one stage, and the stages before it where their outputs do not stand.
+/// Runs one stage, and the stages before it where their outputs are not up to date.
 pub(crate) fn stage(stage: Stage, args: &StageArgs) -> Result<()> {
     let span = Span { from: None, until: Some(stage), again: args.force.then_some(stage) };
     go(&args.run, span, args.dry_run, args.json)

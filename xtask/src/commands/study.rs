@@ -1,4 +1,5 @@
-//! `cargo xtask study`: a grid of configurations, each a run that the pipeline makes, and their results side by side.
+//! `cargo xtask study`: a grid of configurations, each a run that the pipeline makes, and their results side
+//! by side.
 
 use std::path::PathBuf;
 
@@ -20,7 +21,8 @@ pub(crate) struct Args {
     /// Run only these cells
     #[arg(long, value_name = "CELL", value_delimiter = ',')]
     only: Vec<String>,
-    /// Replace one value of every cell's configuration, as in --set finetune.steps=200; may be given several times
+    /// Replace one value of every cell's configuration, as in --set finetune.steps=200; may be given several
+    /// times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// The folder of the study; `runs/` and its name by default
@@ -90,7 +92,7 @@ fn list(chosen: &[&Cell], cells: &[CellOutcome]) {
         let standing = outcomes.steps.iter().filter(|step| step.status == StepStatus::Skipped).count();
         let next = outcomes.steps.iter().find(|step| step.status == StepStatus::WouldRun);
         println!(
-            "{:<wide$}  {:<22} {:<26} {standing} of {} stages stand{}",
+            "{:<wide$}  {:<22} {:<26} {standing} of {} stages up to date{}",
             cell.name,
             cell.size(),
             format!("{} fine-tuning steps", cell.finetune_steps()),

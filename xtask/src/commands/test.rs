@@ -39,7 +39,8 @@ enum Check {
     Tests,
     /// The tiny pipeline twice: the second run does nothing.
     Pipeline,
-    /// The quick scripts of tests/interop: the openai package, the gguf package, a terminal, Chromium where it is installed.
+    /// The quick scripts of tests/interop: the openai package, the gguf package, a terminal, Chromium where
+    /// it is installed.
     Interop,
 }
 
@@ -144,7 +145,8 @@ fn comments(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Numbers of the comment lines that are too long. A line that is one word, such as an address, cannot be wrapped.
+/// Numbers of the comment lines that are too long. A line that is one word, such as an address, cannot be
+/// wrapped.
 fn long_comments(text: &str) -> Vec<usize> {
     let too_long = |line: &str| {
         let comment = line.trim_start();
@@ -169,8 +171,8 @@ fn call(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The whole way on the tiny model, from nothing, and once more. By the driver as just built: that build may have put a new file where
-/// this process was started from.
+/// The whole way on the tiny model, from nothing, and once more. By the driver as just built: that build may
+/// have put a new file where this process was started from.
 fn tiny_twice(programs: &Path) -> Result<()> {
     let folder = paths::repository()?.join("runs").join("tiny-check");
     if folder.exists() {

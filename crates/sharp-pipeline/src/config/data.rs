@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::sections::refuse;
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Result, refuse};
 use crate::provision::cached_path;
 use crate::provision::pins::{self, Kind, PinnedFile};
 use crate::workspace::Workspace;
-use sharp_schema::suggest;
+use sharp_schema::{Side, suggest};
 
 /// What may follow `synth:` in `model`: models of random weights that `sharp synth` makes.
 const PRESETS: &[&str] = &["tiny"];
@@ -100,8 +99,8 @@ pub(crate) struct Text<'a> {
     pub(crate) name: &'a str,
     /// The data specification.
     pub(crate) data: &'a str,
-    /// Side of the train/held-out split: all, train or held_out.
-    pub(crate) side: &'a str,
+    /// Side of the train/held-out split.
+    pub(crate) side: Side,
 }
 
 impl<'a> Text<'a> {
@@ -117,9 +116,11 @@ impl<'a> Text<'a> {
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             refuse!(KEY, "{name:?} is not a name (letters, digits, -, _ and .)");
         }
-        let (data, side) = data.rsplit_once('@').unwrap_or((data, "all"));
-        choice(KEY, side, &["all", "train", "held_out"])?;
-        Ok(Self { name, data, side })
+        let (data, side) = data.rsplit_once('@').unwrap_or((data, Side::All.name()));
+        match side.parse() {
+            Ok(side) => Ok(Self { name, data, side }),
+            Err(error) => refuse!(KEY, "{error}"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use toml::{Table, Value};
 use crate::error::{Result, bail};
 
 /// Old key, new key. The three that are still called so are not here.
-const RENAMED: [(&str, &str); 53] = [
+pub(super) const RENAMED: [(&str, &str); 53] = [
     ("dtype", "import.dtype"),
     ("held_out", "data.held_out"),
     ("calibration", "data.calibration"),
@@ -77,34 +77,4 @@ pub(super) fn check(table: &Table) -> Result<()> {
         );
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::layers::keys;
-
-    /// Every key of the last flat configuration, in its order. Never to be changed.
-    const FLAT: &str = "model dtype seed threads held_out calibration calibration_tokens window delta_nll_tokens strategy group \
-        explicit cost remove targets keep rho form train_data sequence bf16 device train_seed warmup_start warmup_weighting \
-        warmup_tokens warmup_steps warmup_batch_tokens warmup_lr finetune_steps finetune_batch_tokens finetune_lr \
-        finetune_distill finetune_norms finetune_mlps finetune_save_every finetune_cold export_dtype export_dense recipe \
-        quantize_tokens repair_steps repair_lr rows texts text_tokens eval_window eval_stride tasks task_limit \
-        bench_prompt_tokens bench_decode_tokens bench_repeats prompts sample_tokens beside";
-
-    #[test]
-    fn every_flat_key_has_a_new_name_that_exists() {
-        let keys = keys();
-        for old in FLAT.split_whitespace() {
-            match RENAMED.iter().find(|(name, _)| *name == old) {
-                Some((_, new)) => assert!(keys.iter().any(|key| key == new), "{old} -> {new}"),
-                None => assert!(["model", "seed", "threads"].contains(&old), "{old} has no new name"),
-            }
-        }
-        assert_eq!(RENAMED.len() + 3, FLAT.split_whitespace().count());
-        let mut new: Vec<&str> = RENAMED.iter().map(|(_, new)| *new).collect();
-        new.sort_unstable();
-        new.dedup();
-        assert_eq!(new.len(), RENAMED.len(), "two old keys would be one");
-    }
 }

@@ -7,17 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::data::{Text, resolve_data, task_parts};
 use super::values::{Device, Recipe, Row, optional};
-use crate::error::{Error, Result};
+use crate::error::{Result, refuse};
 use crate::workspace::Workspace;
 use sharp_schema::{Bf16, FloatType, Form, Start, StrategyName, TrainMlps, Weighting};
-
-/// Returns the error that this key cannot have its value.
-macro_rules! refuse {
-    ($key:expr, $($message:tt)*) => {
-        return Err(Error::Setting { key: $key.into(), message: format!($($message)*) })
-    };
-}
-pub(super) use refuse;
 
 /// A default that is not 0.
 const fn count(n: usize) -> NonZeroUsize {

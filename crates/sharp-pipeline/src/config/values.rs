@@ -188,7 +188,8 @@ impl Row {
         }
     }
 
-    /// Its name in `results.json`, where a packed row ends with its real precision and `untrained` is `direct`.
+    /// Its name in `results.json`, where a packed row ends with its real precision and `untrained` is
+    /// `direct`.
     pub fn result_name(self, precision: &str) -> String {
         match self {
             Self::Untrained => "direct".to_owned(),

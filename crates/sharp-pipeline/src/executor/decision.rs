@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use sharp_schema::manifest::{Digest, Manifest, Recorded, Status};
 use sharp_schema::run::StageFolder;
 
-use super::Span;
+use super::span::Span;
 use crate::error::{Result, bail};
 use crate::event::{Event, Observer};
-use crate::manifest::{self, Manifest, OutputState, Recorded, Status};
+use crate::manifest::{self, OutputState};
 use crate::provision::pins::PinnedFile;
 use crate::run_folder::Run;
 use crate::stages::{Input, Step};
@@ -19,7 +20,7 @@ pub(super) type Made = BTreeMap<StageFolder, Option<Manifest>>;
 /// What to do about a step.
 #[derive(Debug)]
 pub(super) enum Action {
-    /// Its outputs are current.
+    /// Its outputs are up to date.
     Skip(Box<Manifest>),
     /// Make them from the start, for this reason.
     Start(String),
@@ -50,7 +51,7 @@ pub(super) fn decide(
     observer: Observer<'_>,
 ) -> Result<Action> {
     let folder = run.path(step.folder);
-    let old = Manifest::read(&folder);
+    let old = manifest::read(&folder);
     if span.forces(step.stage) {
         return Ok(Action::Start("asked for".to_owned()));
     }
@@ -70,7 +71,7 @@ pub(super) fn decide(
     }
 }
 
-/// What to do about a step whose inputs are known, by what lies in its own folder.
+/// What to do about a step whose inputs are known, by what is in its own folder.
 fn state_of_folder(
     run: &Run,
     step: &Step,
@@ -116,7 +117,7 @@ fn state_of_folder(
 /// A sibling's finished step with this fingerprint whose files are as they were written.
 fn finished_sibling(run: &Run, step: &Step, fingerprint: &str) -> Option<(Manifest, PathBuf)> {
     run.siblings.iter().filter(|_| step.outputs_in_run.is_empty()).find_map(|other| {
-        let made = Manifest::read(&other.join(step.folder))?;
+        let made = manifest::read(&other.join(step.folder))?;
         let stands = made.fingerprint == fingerprint
             && made.status == Status::Done
             && made.outputs.iter().all(|output| {
@@ -144,7 +145,7 @@ fn difference(old: &Manifest, step: &Step, inputs: &[Recorded]) -> String {
     let other = inputs
         .iter()
         .find(|input| {
-            !old.inputs.iter().any(|before| before.path == input.path && before.blake3 == input.blake3)
+            !old.inputs.iter().any(|before| before.path == input.path && before.digest == input.digest)
         })
         .or_else(|| old.inputs.iter().find(|before| !inputs.iter().any(|input| input.path == before.path)));
     match other {
@@ -196,8 +197,13 @@ fn pinned_input(file: &PinnedFile) -> Recorded {
         path: format!("pinned:{}", file.name),
         bytes: file.bytes,
         modified_ns: 0,
-        blake3: format!("sha256:{}", file.sha256),
+        digest: published_digest(file),
     }
+}
+
+/// The digest that a file is published with.
+fn published_digest(file: &PinnedFile) -> Digest {
+    format!("sha256:{}", file.sha256).parse().expect("a pinned file has 64 hexadecimal digits")
 }
 
 /// Records the user's own file, or every file in the user's folder.

@@ -4,11 +4,14 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sharp_schema::manifest::{Manifest, Recorded, Status};
+use sharp_schema::run::MANIFEST_FILE;
+
 use super::decision::{Inputs, Made, inputs};
 use crate::atomic::write_atomic;
 use crate::error::{Context as _, Error, Result, bail};
 use crate::event::{Event, Observer};
-use crate::manifest::{self, Host, Manifest, Recorded, Status};
+use crate::manifest;
 use crate::process::{self, Usage};
 use crate::programs::{Program, ProgramPaths, Programs};
 use crate::provision;
@@ -53,7 +56,7 @@ impl<'a> Making<'a> {
     pub(super) fn make(&self, step: &Step, made: &Made, resume: bool) -> Result<Manifest> {
         let run = self.run;
         let folder = run.path(step.folder);
-        let old = Manifest::read(&folder);
+        let old = manifest::read(&folder);
         let old_inputs = old.as_ref().map_or(&[][..], |old| &old.inputs);
         let Inputs::All(inputs) = inputs(run, step, made, old_inputs)? else {
             bail!("{} was started before the steps it reads", step.folder)
@@ -73,7 +76,7 @@ impl<'a> Making<'a> {
             commands: step.command_lines.iter().map(|line| line.shown(run)).collect(),
             inputs,
             outputs: Vec::new(),
-            host: Host::here(),
+            host: manifest::this_machine(),
             wall_s: 0.0,
             peak_memory_bytes: None,
         };
@@ -82,7 +85,7 @@ impl<'a> Making<'a> {
         } else {
             clear(&folder)?;
         }
-        manifest.write(&folder)?;
+        manifest::write(&manifest, &folder)?;
         for (name, contents) in &step.files {
             write_atomic(&folder.join(name), contents.as_bytes())?;
         }
@@ -93,7 +96,7 @@ impl<'a> Making<'a> {
         }
         manifest.outputs = outputs(run, step)?;
         manifest.status = Status::Done;
-        manifest.write(&folder)?;
+        manifest::write(&manifest, &folder)?;
         let (wall_s, peak_memory_bytes) = (manifest.wall_s, manifest.peak_memory_bytes);
         (self.observer)(&Event::Done { wall_s, peak_memory_bytes });
         Ok(manifest)
@@ -117,8 +120,8 @@ impl<'a> Making<'a> {
         Ok(usage)
     }
 
-    /// Makes a step's folder from a sibling's. Large files are linked, which costs no space; small ones are copied, so
-    /// that an edit stays in its own run.
+    /// Makes a step's folder from a sibling's. Large files are linked, which costs no space; small ones are
+    /// copied, so that an edit stays in its own run.
     pub(super) fn reuse(&self, step: &Step, mut made: Manifest, from: &Path) -> Result<Manifest> {
         let run = self.run;
         let folder = run.path(step.folder);
@@ -134,12 +137,12 @@ impl<'a> Making<'a> {
                     .with_context(|| format!("copying {} to {}", source.display(), place.display()))?;
             }
             let now = manifest::record(&place, output.path.clone(), std::slice::from_ref(output))?;
-            if now.blake3 != output.blake3 {
+            if now.digest != output.digest {
                 bail!("{} changed while it was taken over; the same command tries again", source.display());
             }
             *output = now;
         }
-        made.write(&folder)?;
+        manifest::write(&made, &folder)?;
         Ok(made)
     }
 }
@@ -147,7 +150,7 @@ impl<'a> Making<'a> {
 /// Empties a step's folder: what is in it belongs to other inputs.
 fn clear(folder: &Path) -> Result<()> {
     // The manifest goes first, so that a kill in between never leaves a manifest without its files.
-    let manifest = folder.join(manifest::FILE);
+    let manifest = folder.join(MANIFEST_FILE);
     if manifest.exists() {
         fs::remove_file(&manifest).with_context(|| format!("removing {}", manifest.display()))?;
     }

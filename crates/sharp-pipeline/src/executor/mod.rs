@@ -1,100 +1,21 @@
-//! Decides for each step whether its outputs are current, and makes those that are not.
+//! Decides for each step whether its outputs are up to date, and makes those that are not.
 
 mod decision;
 mod making;
-
-use std::fmt;
-
-use serde::Serialize;
+mod outcome;
+mod span;
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
-use crate::manifest::Manifest;
 use crate::process;
 use crate::programs::Programs;
 use crate::run_folder::Run;
-use crate::stages::{Stage, Step};
+use crate::stages::Step;
 use decision::{Action, Made, decide};
 use making::Making;
 
-/// Says which stages are wanted.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Span {
-    /// Make this stage and all after it again.
-    pub from: Option<Stage>,
-    /// Stop after this stage.
-    pub until: Option<Stage>,
-    /// Make this one stage again.
-    pub again: Option<Stage>,
-}
-
-impl Span {
-    fn contains(self, stage: Stage) -> bool {
-        self.until.is_none_or(|until| stage <= until)
-    }
-
-    fn forces(self, stage: Stage) -> bool {
-        self.from.is_some_and(|from| stage >= from) || self.again == Some(stage)
-    }
-}
-
-/// Says what became of a step, or would become of it in a run that is not dry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StepStatus {
-    /// Its outputs are current: nothing was done.
-    Skipped,
-    /// Its programs ran.
-    Ran,
-    /// Its outputs were taken from another run of the same study.
-    Reused,
-    /// Its programs would run.
-    WouldRun,
-    /// Its outputs would be taken from another run of the same study.
-    WouldReuse,
-}
-
-impl fmt::Display for StepStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Skipped => "skipped",
-            Self::Ran => "ran",
-            Self::Reused => "reused",
-            Self::WouldRun => "would run",
-            Self::WouldReuse => "would reuse",
-        })
-    }
-}
-
-/// What happened, or would happen, to a step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
-    /// Stage name.
-    pub stage: String,
-    /// Folder inside the run.
-    pub folder: String,
-    /// What became of it.
-    pub status: StepStatus,
-    /// Why.
-    pub reason: String,
-    /// Wall time in seconds, now or when it was made.
-    pub wall_s: Option<f64>,
-    /// Largest resident memory of its programs, in bytes.
-    pub peak_memory_bytes: Option<u64>,
-}
-
-impl Outcome {
-    fn new(step: &Step, status: StepStatus, reason: String, made: Option<&Manifest>) -> Self {
-        Self {
-            stage: step.stage.name().to_owned(),
-            folder: step.folder.to_string(),
-            status,
-            reason,
-            wall_s: made.map(|made| made.wall_s),
-            peak_memory_bytes: made.and_then(|made| made.peak_memory_bytes),
-        }
-    }
-}
+pub use outcome::{Outcome, StepStatus};
+pub use span::Span;
 
 /// Says what [`execute`] would do, and changes nothing.
 ///
@@ -130,11 +51,10 @@ fn forecast(run: &Run, steps: &[Step], span: Span, observer: Observer<'_>) -> Re
     Ok(outcomes)
 }
 
-/// Makes every step whose outputs are not current.
+/// Makes every step whose outputs are not up to date.
 ///
-/// # Errors
-/// [`Error::Stopped`] after [`request_stop`](crate::request_stop); [`Error::StageFailed`] where a program fails; others
-/// where something that the steps need is missing.
+/// # Errors [`Error::Stopped`] after [`request_stop`](crate::request_stop); [`Error::StageFailed`] where a
+/// program fails; others where something that the steps need is missing.
 pub fn execute(
     run: &Run,
     steps: &[Step],
@@ -184,17 +104,20 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use sharp_schema::manifest::{Manifest, Status};
+
     use super::*;
     use crate::config::Config;
-    use crate::manifest::{self, Status};
+    use crate::manifest;
     use crate::workspace::Workspace;
 
     use crate::programs::InFolder;
-    use crate::stages::Settings;
+    use crate::stages::{Settings, Stage};
 
     fn silent(_: &Event<'_>) {}
 
-    /// A run beside which another one has finished a step with the outputs `plan.toml` and, linked, `large.bin`.
+    /// A run beside which another one has finished a step with the outputs `plan.toml` and, linked,
+    /// `large.bin`.
     fn beside_a_finished_one(folder: &Path) -> (Run, Step) {
         let run = |name: &str| Run {
             workspace: Workspace::new(folder).unwrap(),
@@ -226,7 +149,7 @@ mod tests {
         let large = other.path("03-plan/large.bin");
         fs::write(&large, vec![7u8; manifest::ALWAYS_HASHED as usize + 1]).unwrap();
         made.outputs.push(manifest::record(&large, "03-plan/large.bin".into(), &[]).unwrap());
-        made.write(&other.path("03-plan")).unwrap();
+        manifest::write(&made, &other.path("03-plan")).unwrap();
         (Run { siblings: vec![run("none").folder, other.folder], ..run("mine") }, step())
     }
 
@@ -269,10 +192,10 @@ mod tests {
         step.version = 1;
         assert_eq!(status(&step), StepStatus::WouldReuse);
         let other = folder.path().join("other/03-plan");
-        let manifest = Manifest::read(&other).unwrap();
-        Manifest { status: Status::Running, ..manifest.clone() }.write(&other).unwrap();
+        let finished = manifest::read(&other).unwrap();
+        manifest::write(&Manifest { status: Status::Running, ..finished.clone() }, &other).unwrap();
         assert_eq!(status(&step), StepStatus::WouldRun);
-        manifest.write(&other).unwrap();
+        manifest::write(&finished, &other).unwrap();
         fs::write(other.join("plan.toml"), "an edit").unwrap();
         assert_eq!(status(&step), StepStatus::WouldRun);
     }

@@ -1,4 +1,5 @@
-//! Brings what the runs need into the cache folder: verified by hash, under a lock, resumable, never half there.
+//! Brings what the runs need into the cache folder: verified by hash, under a lock, resumable, never half
+//! there.
 
 pub mod pins;
 mod pip;
@@ -13,7 +14,7 @@ use crate::event::{Event, Observer};
 use crate::workspace;
 use pins::{PinnedFile, Wheel};
 
-/// Where a pinned file lies in the cache; not necessarily there yet.
+/// Returns the path of a pinned file in the cache, whether it is there yet or not.
 ///
 /// # Errors
 /// Where there is no place for the cache.

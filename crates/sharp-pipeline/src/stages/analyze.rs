@@ -2,7 +2,10 @@
 
 use sharp_schema::run::{ANALYZE, IMPORT, SIMILARITY_FILE};
 
-use super::{CommandLine, MODEL_FILES, Settings, Stage, Step, data};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{MODEL_FILES, Step, data};
 use crate::error::Result;
 use crate::run_folder::Run;
 

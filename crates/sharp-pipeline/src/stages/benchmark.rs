@@ -2,7 +2,10 @@
 
 use sharp_schema::run::{BENCH_FILE, BENCHMARK, COMPRESSED_MODEL, ORIGINAL_MODEL, QUANTIZE};
 
-use super::{CommandLine, Input, Settings, Stage, Step, in_folder};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, Step, in_folder};
 use crate::run_folder::Run;
 
 pub(super) fn step(run: &Run) -> Step {

@@ -1,4 +1,5 @@
-//! Command lines of the programs. Their flags are known here and in `sharp.rs`, nowhere else outside the programs.
+//! Command lines of the programs. Their flags are known here and in `sharp.rs`, nowhere else outside the
+//! programs.
 
 use std::ffi::OsString;
 

@@ -1,16 +1,15 @@
 //! Evaluate: perplexity and task accuracy of every row.
 
-use std::path::PathBuf;
-
-use serde::Serialize;
+use sharp_schema::evaluation::{Request, RowRequest, TaskRequest, TextRequest};
 use sharp_schema::run::{
     COMPACT, COMPRESSED_MODEL, EVALUATE, EXPORT, FINETUNE_COLD, IMPORT, ORIGINAL_MODEL, PLAN, PLAN_FILE,
     QUANTIZE, RECOVERY_FILE, RESULTS_FILE, ROWS_FILE, UNREPAIRED_MODEL, WARMUP,
 };
 
-use super::{
-    CommandLine, Input, MODEL_FILES, PLAN_INPUT, Settings, Stage, Step, WARM_LAYERS, data, in_folder,
-};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, MODEL_FILES, PLAN_INPUT, Step, WARM_LAYERS, data, in_folder};
 use crate::config::{Row, Text, task_parts};
 use crate::error::{Context as _, Result};
 use crate::run_folder::Run;
@@ -20,26 +19,28 @@ pub(super) fn step(run: &Run) -> Result<Step> {
     let evaluate = &config.evaluate;
     let (rows, notes) = config.rows();
     let mut inputs = vec![MODEL_FILES, PLAN_INPUT];
-    let mut file = RowsFile {
+    let mut request = Request {
         window: evaluate.window.get(),
         stride: evaluate.stride.get(),
         held_out: config.data.held_out,
         seed: config.seed,
-        ..RowsFile::default()
+        rows: Vec::new(),
+        texts: Vec::new(),
+        tasks: Vec::new(),
     };
     for &row in &rows {
         let (model, input) = measured(run, row);
-        file.rows.push(model);
+        request.rows.push(model);
         inputs.extend(input);
     }
     for text in &evaluate.texts {
         let text = Text::parse(text)?;
         let (argument, input) = data(run, "evaluate.texts", text.data)?;
-        file.texts.push(TextFile {
+        request.texts.push(TextRequest {
             name: text.name.to_owned(),
             data: argument,
-            split: text.side.to_owned(),
-            tokens: evaluate.text_tokens.get(),
+            split: text.side,
+            tokens: Some(evaluate.text_tokens.get()),
         });
         inputs.push(input);
     }
@@ -47,7 +48,7 @@ pub(super) fn step(run: &Run) -> Result<Step> {
         let (name, typed) = task_parts(task);
         let (argument, input) = data(run, "evaluate.tasks", typed)?;
         let limit = evaluate.task_limit.map(Into::into);
-        file.tasks.push(Task { name: name.to_owned(), path: argument, limit });
+        request.tasks.push(TaskRequest { name: name.to_owned(), path: argument.into(), limit });
         inputs.push(input);
     }
     inputs.dedup();
@@ -63,18 +64,18 @@ pub(super) fn step(run: &Run) -> Result<Step> {
         inputs,
         command_lines: vec![line.threads(run)],
         must_write: vec![RESULTS_FILE],
-        files: vec![(ROWS_FILE, toml::to_string(&file).context(ROWS_FILE)?)],
+        files: vec![(ROWS_FILE, toml::to_string(&request).context(ROWS_FILE)?)],
         notes,
         ..Step::new(Stage::Evaluate, EVALUATE, settings)
     })
 }
 
 /// The model behind a row, and what it is made from beside the import and the plan.
-fn measured(run: &Run, row: Row) -> (Model, Option<Input>) {
+fn measured(run: &Run, row: Row) -> (RowRequest, Option<Input>) {
     let name = row.result_name(&run.config.quantize.recipe.precision());
     let plan = || Some(in_folder(run, PLAN, PLAN_FILE));
     let import = || run.path(IMPORT);
-    let model = |model, plan, recovery| Model { name: name.clone(), model, plan, recovery };
+    let model = |model, plan, recovery| RowRequest { name: name.clone(), model, plan, recovery };
     let packed = |file: &'static str, prefix: &'static [&'static str]| {
         (model(in_folder(run, QUANTIZE, file), None, None), Some(Input::From(QUANTIZE, prefix)))
     };
@@ -94,42 +95,4 @@ fn measured(run: &Run, row: Row) -> (Model, Option<Input>) {
         Row::UnrepairedQ4 => packed(UNREPAIRED_MODEL, &[UNREPAIRED_MODEL]),
         Row::OriginalQ4 => packed(ORIGINAL_MODEL, &[ORIGINAL_MODEL]),
     }
-}
-
-/// What `sharp evaluate` is to measure.
-#[derive(Debug, Default, Serialize)]
-struct RowsFile {
-    window: usize,
-    stride: usize,
-    held_out: f64,
-    seed: u64,
-    rows: Vec<Model>,
-    texts: Vec<TextFile>,
-    tasks: Vec<Task>,
-}
-
-#[derive(Debug, Serialize)]
-struct Model {
-    name: String,
-    model: PathBuf,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plan: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recovery: Option<PathBuf>,
-}
-
-#[derive(Debug, Serialize)]
-struct TextFile {
-    name: String,
-    data: String,
-    split: String,
-    tokens: usize,
-}
-
-#[derive(Debug, Serialize)]
-struct Task {
-    name: String,
-    path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<usize>,
 }

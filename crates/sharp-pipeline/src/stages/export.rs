@@ -2,7 +2,10 @@
 
 use sharp_schema::run::{COMPACT, DENSE, EXPORT, FINETUNE, IMPORT, PLAN, PLAN_FILE, RECOVERY_FILE};
 
-use super::{CommandLine, MODEL_FILES, PLAN_INPUT, Settings, Stage, Step, TRAINED, in_folder};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{MODEL_FILES, PLAN_INPUT, Step, TRAINED, in_folder};
 use crate::run_folder::Run;
 
 pub(super) fn step(run: &Run) -> Step {

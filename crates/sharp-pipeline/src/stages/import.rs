@@ -2,7 +2,10 @@
 
 use sharp_schema::run::IMPORT;
 
-use super::{CommandLine, Input, Settings, Stage, Step};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, Step};
 use crate::config::ModelSource;
 use crate::error::Result;
 use crate::run_folder::Run;

@@ -3,7 +3,10 @@
 use sharp_schema::Form;
 use sharp_schema::run::{ANALYZE, IMPORT, PLAN, PLAN_FILE, SIMILARITY_FILE};
 
-use super::{CommandLine, Input, Settings, Stage, Step, in_folder};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, Step, in_folder};
 use crate::run_folder::Run;
 
 pub(super) fn step(run: &Run) -> Step {

@@ -8,7 +8,11 @@ use sharp_schema::run::{
     QUANTIZE, RECOVERY_FILE, UNREPAIRED_MODEL,
 };
 
-use super::{CommandLine, Input, MODEL_FILES, Settings, Stage, Step, TRAINED, data, in_folder, training};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, MODEL_FILES, Step, TRAINED, data, in_folder};
+use super::training;
 use crate::config::Recipe;
 use crate::error::Result;
 use crate::run_folder::Run;

@@ -5,7 +5,10 @@ use sharp_schema::run::{
     REPORT_MARKDOWN, REPORT_PAGE, RESULTS_FILE, WARMUP,
 };
 
-use super::{CommandLine, Input, PLAN_INPUT, Settings, Stage, Step};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, PLAN_INPUT, Step};
 use crate::error::Result;
 use crate::run_folder::Run;
 

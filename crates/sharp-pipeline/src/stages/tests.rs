@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use sharp_schema::Form;
-use sharp_schema::run::{ANALYZE, EXPORT, FINETUNE_COLD, QUANTIZE};
+use sharp_schema::run::{ANALYZE, EXPORT, FINETUNE_COLD, IMPORT, PLAN, QUANTIZE};
 
 use super::*;
 use crate::config::{Config, Row};

@@ -8,9 +8,10 @@ use sharp_schema::run::{
     FINETUNE, FINETUNE_COLD, IMPORT, METRICS_FILE, PLAN, PLAN_FILE, RECOVERY_FILE, WARMUP,
 };
 
-use super::{
-    CommandLine, Input, MODEL_FILES, PLAN_INPUT, Settings, Stage, Step, WARM_LAYERS, data, in_folder,
-};
+use super::command_line::CommandLine;
+use super::settings::Settings;
+use super::stage::Stage;
+use super::step::{Input, MODEL_FILES, PLAN_INPUT, Step, WARM_LAYERS, data, in_folder};
 use crate::error::Result;
 use crate::run_folder::Run;
 
@@ -52,7 +53,8 @@ pub(super) fn order_seed(run: &Run) -> u64 {
     run.config.training.seed.map_or(run.config.seed, Into::into)
 }
 
-/// A fine-tuning command but for where it begins; `steps` and `lr` are its length and its highest learning rate.
+/// A fine-tuning command but for where it begins; `steps` and `lr` are its length and its highest learning
+/// rate.
 pub(super) fn finetuning(
     run: &Run,
     out: PathBuf,

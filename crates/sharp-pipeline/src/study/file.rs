@@ -179,8 +179,8 @@ fn grid(axes: &[Axis]) -> Vec<Vec<&Value>> {
     grid
 }
 
-/// The cell of these values: over the base lie the study's keys, the values', what their combination needs, the seed and
-/// `--set`.
+/// The cell of these values: over the base lie the study's keys, the values', what their combination needs,
+/// the seed and `--set`.
 fn cell(
     workspace: &Workspace,
     read: &StudyFile,

@@ -1,9 +1,9 @@
-//! The picture of a study: perplexity against stored MLP parameters, as one SVG file that needs nothing else and follows
-//! the reader's light or dark theme.
+//! The picture of a study: perplexity against stored MLP parameters, as one SVG file that needs nothing else
+//! and follows the reader's light or dark theme.
 
 use std::fmt::Write as _;
 
-use super::Study;
+use super::file::Study;
 use super::table::{Mean, Table};
 
 const WIDTH: f64 = 460.0;

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Cell, State, Study, Table, svg};
+use super::file::{Cell, Study};
+use super::plot::svg;
+use super::table::{State, Table};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result, chain};
 use crate::event::{Event, Observer};
@@ -24,7 +26,7 @@ const SPAN: Span = Span { from: None, until: Some(Stage::Evaluate), again: None 
 pub enum CellStatus {
     /// Some of its stages ran.
     Ran,
-    /// Every stage was current.
+    /// Every stage was up to date.
     Stands,
     /// One of its stages failed.
     Failed,
@@ -65,7 +67,8 @@ pub struct StudyOutcome {
 }
 
 impl<'a> Runner<'a> {
-    /// Puts a study into a folder: `out`, or the study's name in `runs/`. The table names `command` as what makes it.
+    /// Puts a study into a folder: `out`, or the study's name in `runs/`. The table names `command` as what
+    /// makes it.
     ///
     /// # Errors
     /// Where there is no current folder.
@@ -94,17 +97,17 @@ impl<'a> Runner<'a> {
     pub fn dry_run(&self, chosen: &[&Cell], observer: Observer<'_>) -> Result<Vec<CellOutcome>> {
         let cell = |cell: &&Cell| {
             let steps = self.look(cell, observer)?;
-            let status = if all_current(&steps) { CellStatus::Stands } else { CellStatus::WouldRun };
+            let status = if all_up_to_date(&steps) { CellStatus::Stands } else { CellStatus::WouldRun };
             Ok(CellOutcome { cell: cell.name.clone(), status, error: None, steps })
         };
         chosen.iter().map(cell).collect()
     }
 
-    /// Runs the cells and writes the table after each of them. A cell that fails is reported, and the others go on.
+    /// Runs the cells and writes the table after each of them. A cell that fails is reported, and the others
+    /// go on.
     ///
-    /// # Errors
-    /// [`Error::Stopped`] after [`request_stop`](crate::request_stop); others where the study's own files cannot be
-    /// written.
+    /// # Errors [`Error::Stopped`] after [`request_stop`](crate::request_stop); others where the study's own
+    /// files cannot be written.
     pub fn run(
         &self,
         chosen: &[&Cell],
@@ -194,7 +197,7 @@ impl<'a> Runner<'a> {
     /// How far each cell of the study is. What there is to say about it is said when it runs.
     fn states(&self) -> Result<Vec<State>> {
         let state = |cell| -> Result<State> {
-            Ok(if all_current(&self.look(cell, &|_| {})?) { State::Done } else { State::Missing })
+            Ok(if all_up_to_date(&self.look(cell, &|_| {})?) { State::Done } else { State::Missing })
         };
         self.study.cells.iter().map(state).collect()
     }
@@ -225,6 +228,6 @@ impl<'a> Runner<'a> {
 }
 
 /// True where no step has to be made.
-fn all_current(steps: &[Outcome]) -> bool {
+fn all_up_to_date(steps: &[Outcome]) -> bool {
     steps.iter().all(|step| step.status == StepStatus::Skipped)
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use sharp_schema::evaluation::Results;
 
-use super::{Cell, Study};
+use super::file::{Cell, Study};
 use crate::error::{Context as _, Result};
-use crate::manifest::Manifest;
+use crate::manifest;
 use sharp_schema::run::{EVALUATE, FINETUNE, FINETUNE_COLD, RESULTS_FILE, StageFolder, WARMUP};
 
 /// `table.json`.
@@ -38,9 +39,9 @@ pub struct Table {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
-    /// Every stage stands.
+    /// Every stage is up to date.
     Done,
-    /// Not all stages stand.
+    /// Some stages are not up to date.
     Missing,
     /// A stage failed when it was last tried by this command.
     Failed {
@@ -114,32 +115,6 @@ pub struct Mean {
     pub kl: BTreeMap<String, Spread>,
     pub accuracy: BTreeMap<String, Spread>,
     pub training_wall_s: f64,
-}
-
-/// The part of `results.json` that is read here.
-#[derive(Debug, Deserialize)]
-struct Results {
-    rows: Vec<Measured>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Measured {
-    name: String,
-    mlp_parameters: u64,
-    bytes: u64,
-    perplexity: BTreeMap<String, f64>,
-    #[serde(default)]
-    kl: BTreeMap<String, f64>,
-    #[serde(default)]
-    tasks: BTreeMap<String, Score>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Score {
-    #[serde(rename = "acc,none")]
-    accuracy: f64,
-    #[serde(rename = "acc_stderr,none")]
-    stderr: f64,
 }
 
 impl Table {
@@ -292,7 +267,7 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
         return Ok(line);
     }
     for step in [EVALUATE, WARMUP, FINETUNE, FINETUNE_COLD] {
-        if let Some(made) = Manifest::read(&folder.join(step)) {
+        if let Some(made) = manifest::read(&folder.join(step)) {
             line.stage_wall_s.insert(step.to_string(), made.wall_s);
             line.machine = Some(format!("{}, {} threads", made.host.cpu, made.host.threads));
         }
@@ -317,7 +292,7 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
             accuracy: row
                 .tasks
                 .into_iter()
-                .map(|(name, score)| (name, Accuracy { value: score.accuracy, stderr: score.stderr }))
+                .map(|(name, score)| (name, Accuracy { value: score.acc, stderr: score.acc_stderr }))
                 .collect(),
             // A sum of nothing is -0.
             training_wall_s: behind.iter().filter_map(|step| line.stage_wall_s.get(step.name())).sum::<f64>()
@@ -328,8 +303,8 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     Ok(line)
 }
 
-/// Rows with the same values and name together. The original's rows do not depend on a cell's values: those that are the same
-/// in every respect are one.
+/// Rows with the same values and name together. The original's rows do not depend on a cell's values: those
+/// that are the same in every respect are one.
 fn means(cells: &[Line]) -> Vec<Mean> {
     let mut groups: Vec<(Vec<String>, Vec<&Row>)> = Vec::new();
     for original in [true, false] {
