@@ -114,86 +114,14 @@ struct Pages {
 }
 
 impl Pages {
+    /// Decompresses and checks a page.
     fn page(&mut self, page: Page) -> ParquetResult<Page> {
-        let plain = match page.encoding() {
-            Encoding::PLAIN => true,
-            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if page.is_dictionary_page() => true,
-            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if self.dictionary => false,
-            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY => {
-                return Err(general("a page refers to a dictionary that is not there"));
-            }
-            other => {
-                let what = format!("a column is encoded as {other}; read are PLAIN and dictionaries");
-                return Err(ParquetError::NYI(what));
-            }
-        };
-        if let Page::DataPage { def_level_encoding, rep_level_encoding, .. } = &page
-            && (*def_level_encoding != Encoding::RLE || *rep_level_encoding != Encoding::RLE)
-        {
-            return Err(ParquetError::NYI(
-                "the levels of a page are encoded otherwise than as RLE".to_owned(),
-            ));
-        }
+        let plain = self.is_plain(&page)?;
         self.dictionary |= page.is_dictionary_page();
-        Ok(match page {
-            Page::DataPage {
-                buf,
-                num_values,
-                encoding,
-                def_level_encoding,
-                rep_level_encoding,
-                statistics,
-            } => {
-                let mut buf = decompress(self.codec, buf, 0)?;
-                if plain && self.texts {
-                    let mut rest = buf.as_ref();
-                    for _ in 0..self.levels {
-                        rest = skip(rest)?;
-                    }
-                    let from = buf.len() - rest.len();
-                    buf = ended(buf, from, num_values)?;
-                }
-                Page::DataPage {
-                    buf,
-                    num_values,
-                    encoding,
-                    def_level_encoding,
-                    rep_level_encoding,
-                    statistics,
-                }
-            }
-            Page::DataPageV2 {
-                buf,
-                num_values,
-                encoding,
-                num_nulls,
-                num_rows,
-                def_levels_byte_len,
-                rep_levels_byte_len,
-                is_compressed,
-                statistics,
-            } => {
-                let levels = u64::from(def_levels_byte_len) + u64::from(rep_levels_byte_len);
-                let levels = usize::try_from(levels)?;
-                if levels > buf.len() || num_nulls > num_values {
-                    return Err(general("a page is shorter than its levels"));
-                }
-                let mut buf = if is_compressed { decompress(self.codec, buf, levels)? } else { buf };
-                if plain && self.texts {
-                    buf = ended(buf, levels, num_values)?;
-                }
-                Page::DataPageV2 {
-                    buf,
-                    num_values,
-                    encoding,
-                    num_nulls,
-                    num_rows,
-                    def_levels_byte_len,
-                    rep_levels_byte_len,
-                    is_compressed: false,
-                    statistics,
-                }
-            }
+        let texts = plain && self.texts;
+        match page {
+            Page::DataPage { .. } => self.data_page(page, texts),
+            Page::DataPageV2 { .. } => self.data_page_v2(page, texts),
             Page::DictionaryPage { buf, num_values, encoding, is_sorted } => {
                 let mut buf = decompress(self.codec, buf, 0)?;
                 // The smallest entry of a dictionary is a byte long.
@@ -203,9 +131,77 @@ impl Pages {
                 if self.texts {
                     buf = ended(buf, 0, num_values)?;
                 }
-                Page::DictionaryPage { buf, num_values, encoding, is_sorted }
+                Ok(Page::DictionaryPage { buf, num_values, encoding, is_sorted })
             }
-        })
+        }
+    }
+
+    /// Returns whether a page's values are written one after another, and not as entries of a dictionary.
+    ///
+    /// # Errors
+    /// Encodings that are not read, and a page that refers to a dictionary that is not there.
+    fn is_plain(&self, page: &Page) -> ParquetResult<bool> {
+        if let Page::DataPage { def_level_encoding, rep_level_encoding, .. } = page
+            && (*def_level_encoding != Encoding::RLE || *rep_level_encoding != Encoding::RLE)
+        {
+            let what = "the levels of a page are encoded otherwise than as RLE";
+            return Err(ParquetError::NYI(what.to_owned()));
+        }
+        match page.encoding() {
+            Encoding::PLAIN => Ok(true),
+            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if page.is_dictionary_page() => Ok(true),
+            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY if self.dictionary => Ok(false),
+            Encoding::PLAIN_DICTIONARY | Encoding::RLE_DICTIONARY => {
+                Err(general("a page refers to a dictionary that is not there"))
+            }
+            other => {
+                let what = format!("a column is encoded as {other}; read are PLAIN and dictionaries");
+                Err(ParquetError::NYI(what))
+            }
+        }
+    }
+
+    /// Decompresses a page of version 1, whose levels are compressed with its values.
+    fn data_page(&self, mut page: Page, texts: bool) -> ParquetResult<Page> {
+        if let Page::DataPage { buf, num_values, .. } = &mut page {
+            *buf = decompress(self.codec, std::mem::take(buf), 0)?;
+            if texts {
+                let mut rest = buf.as_ref();
+                for _ in 0..self.levels {
+                    rest = skip(rest)?;
+                }
+                let from = buf.len() - rest.len();
+                *buf = ended(std::mem::take(buf), from, *num_values)?;
+            }
+        }
+        Ok(page)
+    }
+
+    /// Decompresses a page of version 2, whose levels lie uncompressed before its values.
+    fn data_page_v2(&self, mut page: Page, texts: bool) -> ParquetResult<Page> {
+        if let Page::DataPageV2 {
+            buf,
+            num_values,
+            num_nulls,
+            def_levels_byte_len,
+            rep_levels_byte_len,
+            is_compressed,
+            ..
+        } = &mut page
+        {
+            let levels = u64::from(*def_levels_byte_len) + u64::from(*rep_levels_byte_len);
+            let levels = usize::try_from(levels)?;
+            if levels > buf.len() || num_nulls > num_values {
+                return Err(general("a page is shorter than its levels"));
+            }
+            if std::mem::take(is_compressed) {
+                *buf = decompress(self.codec, std::mem::take(buf), levels)?;
+            }
+            if texts {
+                *buf = ended(std::mem::take(buf), levels, *num_values)?;
+            }
+        }
+        Ok(page)
     }
 }
 

@@ -240,19 +240,29 @@ fn halves_from_pairs(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     out
 }
 
-fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>> {
-    let integer = |key: &str| gguf.integer(&format!("{arch}.{key}"));
-    let required = |key: &str| -> Result<u64> {
-        let full = format!("{arch}.{key}");
-        gguf.require(gguf.integer(&full)?, &full)
-    };
-    let unsupported = |what: String| Error::unsupported(gguf.path(), what);
+/// The sizes of a model's attention.
+struct AttentionSizes {
+    hidden: u64,
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+}
 
+/// Reads an integer of the architecture's metadata that must be there.
+fn required(gguf: &Gguf, arch: &str, key: &str) -> Result<u64> {
+    let full = format!("{arch}.{key}");
+    gguf.require(gguf.integer(&full)?, &full)
+}
+
+/// Reads the sizes of attention, and refuses models whose heads the engine does not compute.
+fn attention_sizes(gguf: &Gguf, arch: &str) -> Result<AttentionSizes> {
+    let integer = |key: &str| gguf.integer(&format!("{arch}.{key}"));
+    let unsupported = |what: String| Error::unsupported(gguf.path(), what);
     if let Some(experts) = integer("expert_count")?.filter(|&n| n > 0) {
         return Err(unsupported(format!("a mixture of {experts} experts")));
     }
-    let hidden = required("embedding_length")?;
-    let heads = required("attention.head_count")?;
+    let hidden = required(gguf, arch, "embedding_length")?;
+    let heads = required(gguf, arch, "attention.head_count")?;
     if heads == 0 || hidden == 0 {
         return Err(Error::malformed(gguf.path(), format!("{heads} heads over a hidden size of {hidden}")));
     }
@@ -271,6 +281,13 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
     if let Some(r) = integer("rope.dimension_count")?.filter(|&r| r != head_dim) {
         return Err(unsupported(format!("rotary embedding of {r} of {head_dim} dimensions")));
     }
+    Ok(AttentionSizes { hidden, heads, kv_heads, head_dim })
+}
+
+/// Makes the `config.json` that a Hugging Face checkpoint of the model would have.
+fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>> {
+    let required = |key: &str| required(gguf, arch, key);
+    let AttentionSizes { hidden, heads, kv_heads, head_dim } = attention_sizes(gguf, arch)?;
     let eps_key = format!("{arch}.attention.layer_norm_rms_epsilon");
     let eps = gguf.require(gguf.float(&eps_key)?, &eps_key)?;
     let theta = gguf.float(&format!("{arch}.rope.freq_base"))?.unwrap_or(10_000.0);
@@ -320,7 +337,15 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
         let wide = family.gguf_wide_scores == Some(layers);
         put(key, json!(if wide { hidden / heads } else { head_dim }));
     }
+    put("use_cache", json!(true));
+    special_tokens(gguf, &mut c)?;
+    Ok(c)
+}
+
+/// Adds the ids of the tokens that begin, end and pad a text.
+fn special_tokens(gguf: &Gguf, config: &mut Map<String, Json>) -> Result<()> {
     let id = |name: &str| gguf.integer(&format!("tokenizer.ggml.{name}_token_id"));
+    let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
     if let Some(bos) = id("bos")? {
         put("bos_token_id", json!(bos));
     }
@@ -334,8 +359,7 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
     if let Some(pad) = id("padding")? {
         put("pad_token_id", json!(pad));
     }
-    put("use_cache", json!(true));
-    Ok(c)
+    Ok(())
 }
 
 fn rope_scaling(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Json> {

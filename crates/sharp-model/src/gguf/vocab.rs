@@ -266,28 +266,62 @@ pub(super) fn describe_tokenizer(
     let model = model.ok_or_else(|| refuse("a tokenizer that is no BPE"))?;
     let flag = |key: &str| model.get(key).and_then(Json::as_bool).unwrap_or(false);
     let unknown = model.get("unk_token").and_then(Json::as_str);
-    let mut merges = Vec::new();
-    for merge in model.get("merges").and_then(Json::as_array).into_iter().flatten() {
-        let pair = match merge {
+    let byte_fallback = flag("byte_fallback");
+    let merges = merges_of(model);
+    let (tokens, kinds) = tokens_of(&json, model, config.vocab_size)
+        .map_err(|text| refuse(&format!("a token ({text:?}) without a row of the embedding")))?;
+    if byte_fallback {
+        file.string("tokenizer.ggml.model", "llama");
+        file.f32s("tokenizer.ggml.scores", &scores(&tokens, &merges));
+        let normalizer = json.get("normalizer").map(Json::to_string).unwrap_or_default();
+        file.bool("tokenizer.ggml.add_space_prefix", normalizer.contains("\"Prepend\""));
+    } else {
+        let found = json.get("pre_tokenizer").cloned().map(without_offsets);
+        let name = PRE.into_iter().find(|name| {
+            pre_named(name).is_some_and(|pre| {
+                Some(without_offsets(pre.pre_tokenizer)) == found
+                    && pre.ignore_merges == flag("ignore_merges")
+            })
+        });
+        file.string("tokenizer.ggml.model", "gpt2");
+        file.string("tokenizer.ggml.pre", name.ok_or_else(|| refuse("a pre-tokenizer of this kind"))?);
+        file.strings("tokenizer.ggml.merges", &merges);
+    }
+    file.strings("tokenizer.ggml.tokens", &tokens);
+    file.i32s("tokenizer.ggml.token_type", &kinds);
+    describe_special_tokens(file, tokenizer, unknown)
+}
+
+/// Lists the merges of a BPE model, each as its two parts with a space between.
+fn merges_of(model: &Json) -> Vec<String> {
+    let merges = model.get("merges").and_then(Json::as_array).into_iter().flatten();
+    merges
+        .map(|merge| match merge {
             Json::Array(pair) => pair.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(" "),
             other => other.as_str().unwrap_or_default().to_owned(),
-        };
-        merges.push(pair);
-    }
+        })
+        .collect()
+}
 
-    // Rows of the embedding past the vocabulary are tokens that no text contains.
-    let mut tokens: Vec<String> = (0..config.vocab_size).map(|id| format!("[PAD{id}]")).collect();
-    let mut kinds = vec![UNUSED as i32; config.vocab_size];
-    let mut put = |id: Option<u64>, text: Option<&str>, kind: i64| -> Result<()> {
+/// Lists the text and the kind of every row of the embedding; the error is a token's text that has no row.
+///
+/// Rows past the vocabulary are tokens that no text contains.
+fn tokens_of(
+    json: &Json,
+    model: &Json,
+    rows: usize,
+) -> std::result::Result<(Vec<String>, Vec<i32>), Option<String>> {
+    let unknown = model.get("unk_token").and_then(Json::as_str);
+    let byte_fallback = model.get("byte_fallback").and_then(Json::as_bool).unwrap_or(false);
+    let mut tokens: Vec<String> = (0..rows).map(|id| format!("[PAD{id}]")).collect();
+    let mut kinds = vec![UNUSED as i32; rows];
+    let mut put = |id: Option<u64>, text: Option<&str>, kind: i64| {
         let slot =
             id.and_then(|id| usize::try_from(id).ok()).and_then(|i| tokens.get_mut(i).zip(kinds.get_mut(i)));
-        let (Some((token, slot)), Some(text)) = (slot, text) else {
-            return Err(refuse(&format!("a token ({text:?}) without a row of the embedding")));
-        };
+        let (Some((token, slot)), Some(text)) = (slot, text) else { return Err(text.map(str::to_owned)) };
         (*token, *slot) = (text.to_owned(), kind as i32);
         Ok(())
     };
-    let byte_fallback = flag("byte_fallback");
     for (text, id) in model.get("vocab").and_then(Json::as_object).into_iter().flatten() {
         let byte = byte_fallback && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
         let kind = match text.as_str() {
@@ -307,33 +341,24 @@ pub(super) fn describe_tokenizer(
         };
         put(token.get("id").and_then(Json::as_u64), text, kind)?;
     }
+    Ok((tokens, kinds))
+}
 
-    if byte_fallback {
-        file.string("tokenizer.ggml.model", "llama");
-        // A token's score is the rank of the first merge that makes it; what no merge makes is never asked for.
-        let mut rank = HashMap::new();
-        for (i, merge) in merges.iter().enumerate() {
-            rank.entry(merge.replacen(' ', "", 1)).or_insert(i);
-        }
-        let scores: Vec<f32> =
-            tokens.iter().map(|t| -(rank.get(t).copied().unwrap_or(merges.len()) as f32)).collect();
-        file.f32s("tokenizer.ggml.scores", &scores);
-        let normalizer = json.get("normalizer").map(Json::to_string).unwrap_or_default();
-        file.bool("tokenizer.ggml.add_space_prefix", normalizer.contains("\"Prepend\""));
-    } else {
-        let found = json.get("pre_tokenizer").cloned().map(without_offsets);
-        let name = PRE.into_iter().find(|name| {
-            pre_named(name).is_some_and(|pre| {
-                Some(without_offsets(pre.pre_tokenizer)) == found
-                    && pre.ignore_merges == flag("ignore_merges")
-            })
-        });
-        file.string("tokenizer.ggml.model", "gpt2");
-        file.string("tokenizer.ggml.pre", name.ok_or_else(|| refuse("a pre-tokenizer of this kind"))?);
-        file.strings("tokenizer.ggml.merges", &merges);
+/// Scores each token by the rank of the first merge that makes it, as SentencePiece does; what no merge makes ranks last.
+fn scores(tokens: &[String], merges: &[String]) -> Vec<f32> {
+    let mut rank = HashMap::new();
+    for (i, merge) in merges.iter().enumerate() {
+        rank.entry(merge.replacen(' ', "", 1)).or_insert(i);
     }
-    file.strings("tokenizer.ggml.tokens", &tokens);
-    file.i32s("tokenizer.ggml.token_type", &kinds);
+    tokens.iter().map(|t| -(rank.get(t).copied().unwrap_or(merges.len()) as f32)).collect()
+}
+
+/// Puts the special tokens, whether they are added to a text, and the chat template into the metadata.
+fn describe_special_tokens(
+    file: &mut GgufWriter,
+    tokenizer: &Tokenizer,
+    unknown: Option<&str>,
+) -> Result<()> {
     let eos = tokenizer.eos_ids();
     let named = |key: &str| {
         let value = tokenizer.config().get(key)?;
