@@ -7,44 +7,10 @@ use sharp_infer::{LayerView, Model, Observer};
 use sharp_progress::{Progress, Task};
 
 use crate::cka::{Gram, MINIBATCH, cka};
+use crate::options::Options;
 use crate::report::{LayerReport, PairReport, REPORT_VERSION, Report};
-use crate::stats::{self, Mean, Replacement};
+use crate::stats::{self, Mean, Substitution};
 use crate::{Error, Result, delta};
-
-/// What is measured, and how far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
-    /// The greatest distance between the layers of a pair.
-    pub window: usize,
-    /// What the model is called in the report.
-    pub model: Option<String>,
-    /// Measure linear CKA of the layers' own outputs.
-    pub cka: bool,
-    /// Measure the distance of the weights.
-    pub weights: bool,
-    /// Measure delta NLL on about so many tokens (the first sequences); 0: do not. Costs half a forward pass over them for
-    /// every directed pair, which is most of the time where it is asked for.
-    pub delta_nll_tokens: usize,
-    /// With delta NLL, also measure the loss with each MLP left out.
-    pub removal: bool,
-    /// Measure delta NLL in rounds: all replacements on the first quarter of the tokens, the better half of them on the
-    /// second, the better half of those on the rest. Half the work, spent where the decisions lie.
-    pub screen: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            window: 2,
-            model: None,
-            cka: true,
-            weights: true,
-            delta_nll_tokens: 0,
-            removal: true,
-            screen: true,
-        }
-    }
-}
 
 /// Measures how alike the layers of `model` are on `sequences` of tokens.
 ///
@@ -127,7 +93,7 @@ struct Pass<'a> {
     /// HSIC of each layer with itself, `(layers)`.
     own: Vec<f64>,
     /// By target and reference.
-    replacements: BTreeMap<(usize, usize), Replacement>,
+    replacements: BTreeMap<(usize, usize), Substitution>,
     /// By the lower and the upper layer.
     between: BTreeMap<(usize, usize), Between>,
     /// Outputs of the last `window` layers.
@@ -143,7 +109,7 @@ impl<'a> Pass<'a> {
         let mut between = BTreeMap::new();
         for t in 0..layers {
             for r in neighbours(t, window, layers) {
-                replacements.insert((t, r), Replacement::new(hidden));
+                replacements.insert((t, r), Substitution::new(hidden));
                 between.insert((t.min(r), t.max(r)), Between::default());
             }
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use sharp_infer::{LayerView, Model};
 use sharp_progress::{Progress, Task};
 
-use crate::analyze::Options;
+use crate::options::Options;
 use crate::report::Report;
 use crate::{Error, Result};
 

@@ -6,10 +6,12 @@ mod cka;
 mod delta;
 mod error;
 mod html;
+mod options;
 mod report;
 mod stats;
 
-pub use analyze::{Options, analyze};
+pub use analyze::analyze;
 pub use error::{Error, Result};
 pub use html::{escape, heat_map_css, heat_map_svg, number};
+pub use options::Options;
 pub use report::{Costs, LayerReport, Metric, PairCost, PairReport, REPORT_VERSION, Report};

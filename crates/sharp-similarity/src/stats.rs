@@ -95,7 +95,7 @@ impl LogHistogram {
 /// Sums over tokens for one directed pair: the target's own MLP output `y` against the reference's MLP on the same
 /// input, `z`.
 #[derive(Debug, Clone)]
-pub(crate) struct Replacement {
+pub(crate) struct Substitution {
     error: f64,
     own: f64,
     cosine: Mean,
@@ -106,7 +106,7 @@ pub(crate) struct Replacement {
     yz: Vec<f64>,
 }
 
-impl Replacement {
+impl Substitution {
     pub(crate) fn new(hidden: usize) -> Self {
         Self {
             error: 0.0,
@@ -289,7 +289,7 @@ mod tests {
         let y: Vec<f32> = (0..12).map(|i| i as f32 - 5.5).collect();
         let scale = [2.0f32, -3.0, 0.5];
         let z: Vec<f32> = y.iter().enumerate().map(|(i, v)| v / scale[i % 3]).collect();
-        let mut r = Replacement::new(3);
+        let mut r = Substitution::new(3);
         r.add(&y, &z, &[1.0; 4]);
         assert!(r.scaled_error() < 1e-6 && r.relative_error() > 0.5);
         for (found, truth) in r.scales().iter().zip(scale) {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::parameters::{Parameters, read, refuse};
 use super::reply::{Kind, Reply};
-use super::{Common, Events, Shared, Site, aside, object};
+use super::{Common, Events, Site, aside, object};
 use crate::job::Job;
 
 #[derive(Debug, Deserialize)]
@@ -29,7 +29,7 @@ struct Own {
 const MOST_LOGPROBS: usize = 20;
 
 pub(crate) async fn post(
-    State(site): State<Shared>,
+    State(site): State<Arc<Site>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
@@ -91,7 +91,7 @@ pub(crate) fn encode(
     site.tokenizer.encode(&text, false).map_err(|e| ApiError::bad(e.to_string()).with_param("messages"))
 }
 
-fn prepare(site: &Shared, body: &Value) -> Result<(Reply, bool, Vec<Job>, Events), ApiError> {
+fn prepare(site: &Arc<Site>, body: &Value) -> Result<(Reply, bool, Vec<Job>, Events), ApiError> {
     refuse(body, &["tools", "functions", "audio"])?;
     let format = body.get("response_format").and_then(|f| f.get("type"));
     if format.is_some_and(|kind| kind != "text") {

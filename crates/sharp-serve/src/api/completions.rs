@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::parameters::{Parameters, read, refuse};
 use super::reply::{Kind, Reply};
-use super::{Common, Events, Shared, Site, aside, object};
+use super::{Common, Events, Site, aside, object};
 use crate::job::Job;
 
 /// One or more prompts, as text or as tokens.
@@ -43,7 +43,7 @@ const MOST_LOGPROBS: usize = 20;
 const USUAL_TOKENS: usize = 16;
 
 pub(crate) async fn post(
-    State(site): State<Shared>,
+    State(site): State<Arc<Site>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
@@ -71,7 +71,7 @@ fn tokens(site: &Site, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {
     }
 }
 
-fn prepare(site: &Shared, body: &Value) -> Result<(Reply, bool, Vec<Job>, Events), ApiError> {
+fn prepare(site: &Arc<Site>, body: &Value) -> Result<(Reply, bool, Vec<Job>, Events), ApiError> {
     refuse(body, &["suffix"])?;
     let own: Own = read(body)?;
     let parameters = Parameters::read(body, site.vocab_size)?;

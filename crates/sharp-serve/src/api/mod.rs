@@ -47,8 +47,6 @@ pub(crate) struct Site {
     pub(crate) created: u64,
 }
 
-pub(crate) type Shared = Arc<Site>;
-
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
@@ -185,7 +183,7 @@ async fn aside<T: Send + 'static>(
 }
 
 /// All routes.
-pub(crate) fn router(site: Shared) -> Router {
+pub(crate) fn router(site: Arc<Site>) -> Router {
     let limit = site.options.body_limit;
     let keyed = Router::new()
         .route("/v1/completions", post(completions::post))
@@ -211,7 +209,11 @@ pub(crate) fn router(site: Shared) -> Router {
         .with_state(site)
 }
 
-async fn check_key(State(site): State<Shared>, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn check_key(
+    State(site): State<Arc<Site>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     if let Some(key) = &site.options.api_key {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
@@ -222,7 +224,7 @@ async fn check_key(State(site): State<Shared>, request: Request, next: Next) -> 
     Ok(next.run(request).await)
 }
 
-async fn count(State(site): State<Shared>, request: Request, next: Next) -> Response {
+async fn count(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
     // The pattern, not the address: whoever asks for many addresses must not make many counters.
     let path = request.extensions().get::<MatchedPath>();
     let endpoint = path.map_or("other", MatchedPath::as_str).to_owned();

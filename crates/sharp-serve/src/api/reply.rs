@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
@@ -12,7 +13,7 @@ use sharp_infer::Finish;
 
 use super::error::ApiError;
 use super::parameters::Parameters;
-use super::{Events, Shared, now};
+use super::{Events, Site, now};
 use crate::job::{Event, Scored};
 
 /// Which of the two endpoints answers.
@@ -26,7 +27,7 @@ pub(crate) enum Kind {
 
 /// An answer in the making.
 pub(crate) struct Reply {
-    site: Shared,
+    site: Arc<Site>,
     kind: Kind,
     id: String,
     created: u64,
@@ -69,7 +70,7 @@ fn reason(finish: Finish) -> &'static str {
 
 impl Reply {
     pub(crate) fn new(
-        site: &Shared,
+        site: &Arc<Site>,
         kind: Kind,
         choices: usize,
         prompt_tokens: usize,

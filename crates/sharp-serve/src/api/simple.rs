@@ -1,5 +1,7 @@
 //! The small endpoints.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
@@ -10,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::parameters::read;
-use super::{Shared, Site, aside, chat, object};
+use super::{Site, aside, chat, object};
 
 fn card(site: &Site) -> Value {
     json!({
@@ -22,19 +24,19 @@ fn card(site: &Site) -> Value {
     })
 }
 
-pub(crate) async fn models(State(site): State<Shared>) -> Json<Value> {
+pub(crate) async fn models(State(site): State<Arc<Site>>) -> Json<Value> {
     Json(json!({"object": "list", "data": [card(&site)]}))
 }
 
 pub(crate) async fn model(
-    State(site): State<Shared>,
+    State(site): State<Arc<Site>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     site.check_model(Some(&id))?;
     Ok(Json(card(&site)))
 }
 
-pub(crate) async fn health(State(site): State<Shared>) -> Response {
+pub(crate) async fn health(State(site): State<Arc<Site>>) -> Response {
     if site.queue.is_closed() {
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopping"}))).into_response();
     }
@@ -42,7 +44,7 @@ pub(crate) async fn health(State(site): State<Shared>) -> Response {
     Json(json!({"status": "ok", "model": site.options.model_name, "chat": chat})).into_response()
 }
 
-pub(crate) async fn metrics(State(site): State<Shared>) -> Result<Response, ApiError> {
+pub(crate) async fn metrics(State(site): State<Arc<Site>>) -> Result<Response, ApiError> {
     let text = site.metrics.text().map_err(|e| ApiError::internal(e.to_string()))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
@@ -56,7 +58,7 @@ struct Tokenize {
 }
 
 pub(crate) async fn tokenize(
-    State(site): State<Shared>,
+    State(site): State<Arc<Site>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, ApiError> {
@@ -82,7 +84,7 @@ struct Detokenize {
 }
 
 pub(crate) async fn detokenize(
-    State(site): State<Shared>,
+    State(site): State<Arc<Site>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, ApiError> {
