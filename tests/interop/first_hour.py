@@ -30,7 +30,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 TEXT = "The cat sat on the mat. The dog did not, and so the two of them looked at each other."
-PRUNED = ["strategy=even", "form=pruned", "delta_nll_tokens=0", "targets=0", "remove=0.3"]
+PRUNED = [
+    "plan.strategy=even",
+    "plan.form=pruned",
+    "plan.targets=none",
+    "plan.remove=0.3",
+    "analyze.delta_nll_tokens=none",
+]
 # What differs between two correct engines on float16 weights: sums in another order.
 NEAR = 1e-3
 

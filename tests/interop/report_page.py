@@ -20,7 +20,13 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SHARP = os.environ["SHARP_BIN"]
 SECTIONS = ["Size", "Quality", "Recovery", "Speed and memory", "Sample text", "How alike the layers are", "How this was made"]
-PRUNED = ["strategy=even", "form=pruned", "delta_nll_tokens=0", "targets=0", "remove=0.3"]
+PRUNED = [
+    "plan.strategy=even",
+    "plan.form=pruned",
+    "plan.targets=none",
+    "plan.remove=0.3",
+    "analyze.delta_nll_tokens=none",
+]
 PICTURES = ["against size", "training loss", "warm-up", "roofline"]
 
 # The least contrast of any text to what lies behind it, as WCAG defines it; and the smallest text, in pixels as shown.

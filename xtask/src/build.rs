@@ -20,7 +20,7 @@ impl Programs for Cargo {
     }
 }
 
-/// The same for the driver's own use.
+/// Builds or finds programs for the driver's own use.
 pub(crate) fn provide(wanted: &[Program]) -> Result<ProgramPaths> {
     if wanted.contains(&Program::SharpTrain) {
         libtorch::provide()?;
@@ -47,7 +47,7 @@ pub(crate) fn provide(wanted: &[Program]) -> Result<ProgramPaths> {
     wanted.iter().map(path).collect()
 }
 
-/// The package that builds a program.
+/// Returns the package that builds a program.
 fn package(program: Program) -> &'static str {
     match program {
         Program::Sharp => "sharp-cli",
@@ -99,9 +99,9 @@ pub(crate) fn remember_environment() {
     PASSED_ON.get_or_init(|| libtorch::told_by_cargo().unwrap_or(false));
 }
 
-/// cargo, in the repository, with the environment that a person's own cargo command would have. What `cargo
-/// run` set for this process is taken out: build scripts would run again because of it, libtorch's bindings
-/// among them, and an address of libtorch from before a `setup` would hide the new one.
+/// Makes a cargo command in the repository with the environment that a person's own cargo command would have.
+/// What `cargo run` set for this process is taken out: build scripts would run again because of it,
+/// libtorch's bindings among them, and an address of libtorch from before a `setup` would hide the new one.
 pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(paths::repository()?);

@@ -55,7 +55,7 @@ pub(crate) enum Origin {
 }
 
 impl Origin {
-    /// The folder with `lib/` and `include/`.
+    /// Returns the folder with `lib/` and `include/`.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Variable(path) | Self::Python(path) | Self::Cache(path) => path,
@@ -74,7 +74,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// What there is already, without fetching anything: the user's own first, then the cache.
+/// Finds what there is already, without fetching anything: the user's own first, then the cache.
 pub(crate) fn found() -> Result<Option<Origin>> {
     if variable("LIBTORCH_USE_PYTORCH").is_some() {
         return Ok(Some(Origin::Python(of_python()?)));
@@ -115,7 +115,7 @@ pub(crate) fn provide() -> Result<Origin> {
     Ok(origin)
 }
 
-/// Where the cached one lies.
+/// Returns the path of the cached one, whether it is there or not.
 fn cached() -> Result<PathBuf> {
     Ok(cache()?.join("libtorch").join(format!("{VERSION}-cpu")))
 }
@@ -146,7 +146,7 @@ fn check(path: &Path) -> Result<()> {
     }
 }
 
-/// The folder of the local Python's torch package.
+/// Finds the folder of the local Python's torch package.
 fn of_python() -> Result<PathBuf> {
     let script = "import os, torch; print(torch.__version__); print(os.path.dirname(torch.__file__))";
     let output = Command::new("python3")
@@ -199,7 +199,7 @@ fn fetch() -> Result<PathBuf> {
     Ok(target)
 }
 
-/// Where a file of one of the wheels belongs in the libtorch folder, if it is kept at all.
+/// Says where a file of one of the wheels belongs in the libtorch folder, if it is kept at all.
 fn kept(inside: &str) -> Option<String> {
     const LIBRARIES: &[&str] =
         &["libtorch_cpu.so", "libc10.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"];
@@ -246,19 +246,19 @@ fn unpack(wheel: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The file that tells cargo where libtorch is.
+/// Returns the file that tells cargo where libtorch is.
 fn local_config() -> Result<PathBuf> {
     Ok(paths::repository()?.join(".cargo/libtorch.local.toml"))
 }
 
-/// The folder that cargo has been told, if any.
+/// Reads the folder that cargo has been told, if any.
 fn told_cargo() -> Result<Option<PathBuf>> {
     let Ok(text) = fs::read_to_string(local_config()?) else { return Ok(None) };
     let Ok(table) = text.parse::<toml::Table>() else { return Ok(None) };
     Ok(table.get("env").and_then(|env| env.get("LIBTORCH")).and_then(toml::Value::as_str).map(PathBuf::from))
 }
 
-/// True where this process's variables are the ones that an earlier setup told cargo.
+/// Returns true where this process's variables are the ones that an earlier setup told cargo.
 pub(crate) fn told_by_cargo() -> Result<bool> {
     let Ok(text) = fs::read_to_string(local_config()?) else { return Ok(false) };
     let table: toml::Table = text.parse().context("the libtorch file of an earlier setup")?;

@@ -87,7 +87,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Work on SHARP itself", &["test", "interop", "cross"]),
 ];
 
-/// The command line, its commands listed by [`GROUPS`].
+/// Makes the command line, its commands listed by [`GROUPS`].
 fn grouped() -> clap::Command {
     let command = Cli::command();
     let mut list = String::new();

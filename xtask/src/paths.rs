@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use sharp_pipeline::Workspace;
 
-/// The root of the repository: where `cargo run` says this package lies, or where it was compiled.
+/// Finds the root of the repository: where `cargo run` says this package is, or where it was compiled.
 pub(crate) fn repository() -> Result<PathBuf> {
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map(PathBuf::from)
@@ -17,12 +17,12 @@ pub(crate) fn repository() -> Result<PathBuf> {
     }
 }
 
-/// The repository as the folder that the pipeline works in.
+/// Returns the repository as the folder that the pipeline works in.
 pub(crate) fn workspace() -> Result<Workspace> {
     Ok(Workspace::new(repository()?)?)
 }
 
-/// A path as a person wants to read it: relative to the repository where it lies inside.
+/// Formats a path for a person: relative to the repository where it is inside.
 pub(crate) fn shown(path: &Path) -> String {
     workspace().map_or_else(|_| path.display().to_string(), |workspace| workspace.shown(path))
 }

@@ -92,7 +92,7 @@ pub enum Error {
     },
 }
 
-/// The error and all its sources in one line, from the outermost to the cause.
+/// Formats the error and all its sources in one line, from the outermost to the cause.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -125,7 +125,7 @@ pub(crate) trait Context<T> {
     /// Wraps the error with what was tried.
     fn with_context<S: Into<String>>(self, what: impl FnOnce() -> S) -> Result<T>;
 
-    /// The same with a fixed text.
+    /// Wraps the error with a fixed text.
     fn context(self, what: &str) -> Result<T>
     where
         Self: Sized,

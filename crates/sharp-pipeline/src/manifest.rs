@@ -37,7 +37,7 @@ pub fn this_machine() -> Host {
     }
 }
 
-/// The fingerprint of a stage: same fingerprint, same outputs.
+/// Hashes all that decides the outputs of a stage: same fingerprint, same outputs.
 pub(crate) fn fingerprint(
     stage: &str,
     version: u32,
@@ -105,8 +105,8 @@ pub(crate) fn output_state(recorded: &Recorded, path: &Path) -> Result<OutputSta
     Ok(if now.digest == recorded.digest { OutputState::Intact } else { OutputState::Changed(now) })
 }
 
-/// Every file under a folder that a stage wrote, in a fixed order: no manifests, no hidden or half-written
-/// files, nothing whose path begins with one of `scratch`.
+/// Lists every file under a folder that a stage wrote, in a fixed order: no manifests, no hidden or
+/// half-written files, nothing whose path begins with one of `scratch`.
 pub(crate) fn written(folder: &Path, scratch: &[&str]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut waiting = vec![folder.to_path_buf()];

@@ -62,7 +62,7 @@ pub(crate) fn run(command: &mut Command, lock: &File) -> Result<(ExitStatus, Usa
     }
 }
 
-/// True where [`request_stop`] was called.
+/// Returns true once [`request_stop`] was called.
 pub fn stop_requested() -> bool {
     STOP.load(Ordering::SeqCst)
 }

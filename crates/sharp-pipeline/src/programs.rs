@@ -15,7 +15,7 @@ pub enum Program {
 }
 
 impl Program {
-    /// The file name of the program.
+    /// Returns the file name of the program.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sharp => "sharp",
@@ -54,7 +54,7 @@ impl ProgramPaths {
         Ok(Self(found))
     }
 
-    /// The path of a program.
+    /// Returns the path of a program.
     ///
     /// # Errors
     /// Where it was not asked for.

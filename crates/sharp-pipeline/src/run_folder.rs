@@ -62,7 +62,7 @@ impl Run {
         })
     }
 
-    /// A stage's folder or file in this run.
+    /// Returns the path of a folder or file in this run.
     pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         self.folder.join(inside)
     }

@@ -22,12 +22,12 @@ impl Workspace {
         Ok(Self { root })
     }
 
-    /// The folder itself.
+    /// Returns the folder itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The folder of runs.
+    /// Returns the folder of runs.
     pub fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
@@ -37,12 +37,12 @@ impl Workspace {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 
-    /// A file that a person named: as it is where it exists, otherwise inside this folder.
+    /// Resolves a file that a person named: as it is where it exists, otherwise inside this folder.
     pub fn find(&self, file: &Path) -> PathBuf {
         if file.is_relative() && !file.exists() { self.root.join(file) } else { file.to_path_buf() }
     }
 
-    /// Names of the TOML files in a folder of the workspace, in order, for messages about one that is not
+    /// Lists the TOML files in a folder of the workspace, in order, for messages about one that is not
     /// there.
     pub(crate) fn listed(&self, folder: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.root.join(folder)) else { return Vec::new() };
@@ -56,8 +56,8 @@ impl Workspace {
     }
 }
 
-/// The folder of downloads, which outlive a build and are shared by clones: `SHARP_CACHE`, or `sharp` in the
-/// user's cache folder.
+/// Returns the folder of downloads, which outlive a build and are shared by clones: `SHARP_CACHE`, or `sharp`
+/// in the user's cache folder.
 ///
 /// # Errors
 /// Where no variable names a place.

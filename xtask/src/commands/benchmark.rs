@@ -188,7 +188,7 @@ fn our_figures(args: &Args, sharp: &Path, model: &Path, threads: usize) -> Resul
     ])
 }
 
-/// The same of llama.cpp, and which build it is.
+/// Measures llama.cpp once, and says which build it is.
 fn peer_figures(
     args: &Args,
     peer: &Path,

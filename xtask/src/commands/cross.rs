@@ -64,6 +64,8 @@ struct Tools {
 }
 
 impl Tools {
+    /// Finds the tools.
+    ///
     /// # Errors
     /// One that says everything that is missing and what installs it.
     fn find(

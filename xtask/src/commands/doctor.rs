@@ -148,7 +148,7 @@ impl Findings {
     }
 }
 
-/// The first line that a program prints, if it is there and ends well.
+/// Returns the first line that a program prints, if it is there and ends well.
 fn first_line(command: &[&str]) -> Option<String> {
     let (program, arguments) = command.split_first()?;
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().ok()?;

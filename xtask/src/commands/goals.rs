@@ -116,7 +116,7 @@ impl Goals<'_> {
         Ok(rows)
     }
 
-    /// A packed model of random weights, made unless it is there.
+    /// Makes a packed model of random weights, unless it is there.
     fn packed(&self, shape: &Shape, name: &str, kind: Synthetic<'_>) -> Result<PathBuf> {
         let path = self.models.join(format!("{}-{name}.sharp", shape.preset));
         if !path.is_file() {
@@ -125,7 +125,7 @@ impl Goals<'_> {
         Ok(path)
     }
 
-    /// The same weights for both engines.
+    /// Makes the same weights for both engines.
     fn both(&self, shape: &Shape, format: Format) -> Result<(PathBuf, PathBuf)> {
         let ours = self.packed(shape, format.name(), Synthetic::Packed { recipe: format.name() })?;
         let theirs = self.models.join(format!("{}-{}.gguf", shape.preset, format.name()));
@@ -335,7 +335,7 @@ impl Goals<'_> {
     }
 }
 
-/// A measurement of `prompt` tokens and then `decode` more.
+/// Asks for a measurement of `prompt` tokens and then `decode` more.
 fn measurement(model: &Path, threads: usize, (prompt, decode): (usize, usize)) -> Measurement<'_> {
     let (prompt_tokens, decode_tokens) = (prompt, decode);
     Measurement { model, threads, prompt_tokens, decode_tokens, load: Load::Default, together: None }
@@ -353,7 +353,7 @@ impl Row {
         Self { what, threads, ours, other, figure, goal, at_most, met }
     }
 
-    /// How many times as much ours is; at least `goal`.
+    /// Makes a row of how many times as much ours is; the goal is at least `goal`.
     fn times(what: String, threads: usize, ours: f64, other: f64, goal: f64) -> Self {
         Self::new(what, threads, (ours, other), ours / other, (goal, false))
     }

@@ -95,7 +95,7 @@ fn name(script: &Path) -> String {
     script.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The scripts of `folder` in order; names that begin with `_` are modules that scripts share.
+/// Lists the scripts of `folder` in order; names that begin with `_` are modules that scripts share.
 fn scripts(folder: &Path, only: &[String], quick: bool) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {

@@ -17,7 +17,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Our recipe.
+    /// Returns our recipe.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Q4 => "q4",
@@ -25,7 +25,7 @@ impl Format {
         }
     }
 
-    /// Our recipe's numbers in GGUF's types.
+    /// Returns GGUF's type for our recipe's matrices.
     pub(super) fn gguf_dtype(self) -> &'static str {
         match self {
             Self::Q4 => "Q4_0",
@@ -81,7 +81,7 @@ pub(super) fn finish(command: &mut Command) -> Result<String> {
     String::from_utf8(done.stdout).with_context(|| format!("the output of {program}"))
 }
 
-/// The median; of an even number the mean of the middle two, of nothing not a number.
+/// Computes the median; of an even number the mean of the middle two, of nothing not a number.
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

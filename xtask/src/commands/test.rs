@@ -145,8 +145,8 @@ fn comments(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Numbers of the comment lines that are too long. A line that is one word, such as an address, cannot be
-/// wrapped.
+/// Lists the numbers of the comment lines that are too long. A line that is one word, such as an address,
+/// cannot be wrapped.
 fn long_comments(text: &str) -> Vec<usize> {
     let too_long = |line: &str| {
         let comment = line.trim_start();
@@ -171,7 +171,7 @@ fn call(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The whole way on the tiny model, from nothing, and once more. By the driver as just built: that build may
+/// Runs the tiny pipeline from nothing, and once more. By the driver as just built: that build may
 /// have put a new file where this process was started from.
 fn tiny_twice(programs: &Path) -> Result<()> {
     let folder = paths::repository()?.join("runs").join("tiny-check");

@@ -93,17 +93,17 @@ impl Config {
         Ok(())
     }
 
-    /// Where the model comes from.
+    /// Resolves where the model comes from.
     pub(crate) fn model_source(&self, workspace: &Workspace) -> Result<ModelSource> {
         ModelSource::parse(workspace, &self.model)
     }
 
-    /// True where the fine-tuning without the warm-up is another one than with it.
+    /// Returns true where fine-tuning without the warm-up is wanted and differs from that with it.
     pub(crate) fn trains_cold(&self) -> bool {
         self.finetune.cold && self.plan.form != Form::Drop
     }
 
-    /// The rows that can be measured, and a sentence for each that is left out.
+    /// Returns the rows that can be measured, and a sentence for each that is left out.
     pub fn rows(&self) -> (Vec<Row>, Vec<String>) {
         let (mut rows, mut left_out) = (Vec::new(), Vec::new());
         for &row in &self.evaluate.rows {
@@ -115,7 +115,7 @@ impl Config {
         (rows, left_out)
     }
 
-    /// Why a row cannot be measured, if so.
+    /// Says why a row cannot be measured, if so.
     fn obstacle(&self, row: Row) -> Option<&'static str> {
         let drop = self.plan.form == Form::Drop;
         match row {

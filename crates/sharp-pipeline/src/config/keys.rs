@@ -7,7 +7,7 @@ use super::checked::Config;
 use super::old_keys;
 use crate::error::{Result, bail};
 
-/// Every key there is, a section's as `section.key`.
+/// Lists every key there is, a section's as `section.key`.
 pub(crate) fn keys() -> Vec<String> {
     let all = serde_json::to_value(Config::default()).expect("a configuration is plain data");
     let mut keys = Vec::new();
@@ -20,7 +20,7 @@ pub(crate) fn keys() -> Vec<String> {
     keys
 }
 
-/// The keys of a table, a section's as `section.key`.
+/// Lists the keys of a table, a section's as `section.key`.
 pub(crate) fn dotted_keys(table: &Table) -> Vec<String> {
     let mut keys = Vec::new();
     for (key, value) in table {
@@ -64,7 +64,7 @@ fn hint_in_section(wrong: &str, section: &str, known: &[&str], keys: &[String]) 
     }
 }
 
-/// The last part of a key.
+/// Returns the last part of a key.
 fn leaf(key: &str) -> &str {
     key.rsplit_once('.').map_or(key, |(_, leaf)| leaf)
 }

@@ -11,7 +11,7 @@ use crate::error::{Result, refuse};
 use crate::workspace::Workspace;
 use sharp_schema::{Bf16, FloatType, Form, Start, StrategyName, TrainMlps, Weighting};
 
-/// A default that is not 0.
+/// Makes a default that is not 0.
 const fn count(n: usize) -> NonZeroUsize {
     match NonZeroUsize::new(n) {
         Some(n) => n,
@@ -338,7 +338,7 @@ impl Quantize {
         check_rate("quantize.repair_lr", self.repair_lr)
     }
 
-    /// The steps of the repair. 16-bit weights have no rounding to repair.
+    /// Returns the steps of the repair. 16-bit weights have no rounding to repair.
     pub fn repair(&self) -> Option<NonZeroUsize> {
         self.repair_steps.filter(|_| self.recipe != Recipe::F16)
     }
@@ -443,7 +443,7 @@ impl Report {
         self.compared().map(drop)
     }
 
-    /// Names and folders of the runs that this one is compared with; they need not be there.
+    /// Returns names and folders of the runs that this one is compared with; they need not be there.
     ///
     /// # Errors
     /// For an entry that is not `name=folder`.
@@ -462,7 +462,7 @@ impl Report {
     }
 }
 
-/// True for what may stand before `=` in `compare_with`.
+/// Returns true for a name that `compare_with` may have before `=`.
 fn is_run_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', '.'])
 }

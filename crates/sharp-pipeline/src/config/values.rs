@@ -53,7 +53,7 @@ pub enum Recipe {
 }
 
 impl Recipe {
-    /// The precision that a row of the evaluation is named after: the recipe's name, or its file's.
+    /// Returns the precision that rows of the evaluation are named after: the recipe's name, or its file's.
     pub fn precision(&self) -> String {
         match self {
             Self::File(path) => {

@@ -71,7 +71,7 @@ pub(super) fn decide(
     }
 }
 
-/// What to do about a step whose inputs are known, by what is in its own folder.
+/// Decides about a step whose inputs are known by what is in its own folder.
 fn state_of_folder(
     run: &Run,
     step: &Step,
@@ -114,7 +114,7 @@ fn state_of_folder(
     Ok(Action::Skip(Box::new(old)))
 }
 
-/// A sibling's finished step with this fingerprint whose files are as they were written.
+/// Finds a sibling's finished step with this fingerprint whose files are as they were written.
 fn finished_sibling(run: &Run, step: &Step, fingerprint: &str) -> Option<(Manifest, PathBuf)> {
     run.siblings.iter().filter(|_| step.outputs_in_run.is_empty()).find_map(|other| {
         let made = manifest::read(&other.join(step.folder))?;
@@ -191,7 +191,7 @@ pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded]) -> R
     Ok(Inputs::All(all))
 }
 
-/// A pinned file is known by its published hash, before it is even downloaded.
+/// Records a pinned file by its published hash, before it is even downloaded.
 fn pinned_input(file: &PinnedFile) -> Recorded {
     Recorded {
         path: format!("pinned:{}", file.name),
@@ -201,7 +201,7 @@ fn pinned_input(file: &PinnedFile) -> Recorded {
     }
 }
 
-/// The digest that a file is published with.
+/// Returns the digest that a file is published with.
 fn published_digest(file: &PinnedFile) -> Digest {
     format!("sha256:{}", file.sha256).parse().expect("a pinned file has 64 hexadecimal digits")
 }

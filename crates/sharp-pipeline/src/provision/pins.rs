@@ -176,7 +176,7 @@ pub const FILES: &[PinnedFile] = &[
     task!("csqa", 383_331, "88321d7e75b9d4e69f1853873237b9766a4c80715341dbb0e28905be9502508e"),
 ];
 
-/// The pinned file of that name.
+/// Finds the pinned file of that name.
 ///
 /// # Errors
 /// Where there is none; the message names the nearest.

@@ -31,7 +31,7 @@ const TAGS: &[&str] = &[
     "any",
 ];
 
-/// How to start pip here: the first of the usual ways that answers.
+/// Finds how to start pip here: the first of the usual ways that answers.
 pub(crate) fn client() -> Option<Vec<&'static str>> {
     let ways: [&[&str]; 4] = [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
     ways.into_iter().find(|way| answers(way)).map(<[_]>::to_vec)

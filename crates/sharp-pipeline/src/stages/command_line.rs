@@ -16,12 +16,12 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// A command of `sharp`.
+    /// Begins a command of `sharp`.
     pub(crate) fn sharp(command: &str) -> Self {
         Self { program: Program::Sharp, arguments: vec![command.into()] }
     }
 
-    /// A command of `sharp-train`.
+    /// Begins a command of `sharp-train`.
     pub(crate) fn sharp_train(command: &str) -> Self {
         Self { program: Program::SharpTrain, arguments: vec![command.into()] }
     }
@@ -60,7 +60,7 @@ impl CommandLine {
         self.option("--threads", run.config.threads)
     }
 
-    /// The words as a person would type them, with the folders of the run and the workspace left out.
+    /// Formats the words as a person would type them, with the folders of the run and the workspace left out.
     pub fn shown(&self, run: &Run) -> Vec<String> {
         let run_folder = format!("{}/", run.folder.display());
         let root = format!("{}/", run.workspace.root().display());

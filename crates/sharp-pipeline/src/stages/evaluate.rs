@@ -70,7 +70,7 @@ pub(super) fn step(run: &Run) -> Result<Step> {
     })
 }
 
-/// The model behind a row, and what it is made from beside the import and the plan.
+/// Returns the model behind a row, and what it is made from beside the import and the plan.
 fn measured(run: &Run, row: Row) -> (RowRequest, Option<Input>) {
     let name = row.result_name(&run.config.quantize.recipe.precision());
     let plan = || Some(in_folder(run, PLAN, PLAN_FILE));

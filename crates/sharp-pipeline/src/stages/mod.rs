@@ -28,7 +28,7 @@ pub use stage::Stage;
 pub(crate) use step::Input;
 pub use step::Step;
 
-/// All steps of a run, in order.
+/// Returns all steps of a run, in order.
 ///
 /// # Errors
 /// Where a file that the configuration names is not there.
@@ -53,7 +53,7 @@ pub fn steps(run: &Run) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The steps without which the evaluation could not be made, and itself.
+/// Returns the evaluation and the steps that it needs.
 ///
 /// # Errors
 /// Where a file that the configuration names is not there.
@@ -61,7 +61,7 @@ pub fn steps_to_evaluate(run: &Run) -> Result<Vec<Step>> {
     Ok(needed_for(EVALUATE, steps(run)?))
 }
 
-/// The steps without which the step in `last` could not be made, and itself.
+/// Returns the step in `last` and the steps that it needs.
 fn needed_for(last: StageFolder, steps: Vec<Step>) -> Vec<Step> {
     let mut wanted = vec![last];
     for step in steps.iter().rev() {

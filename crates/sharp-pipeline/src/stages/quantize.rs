@@ -78,7 +78,8 @@ pub(super) fn step(run: &Run) -> Result<Step> {
     })
 }
 
-/// What decides the packed files: of the calibration and of the training only where they are used.
+/// Collects what decides the packed files: settings of the calibration and of training only where they are
+/// used.
 fn settings(run: &Run) -> Settings {
     let config = &run.config;
     let mut settings = match config.quantize.repair() {
@@ -120,7 +121,7 @@ fn repair(run: &Run, steps: NonZeroUsize) -> Result<(Vec<CommandLine>, Vec<Input
     Ok((vec![train, pack.threads(run)], inputs))
 }
 
-/// The recipe as an argument, and its file where it is one.
+/// Returns the recipe as an argument, and its file where it is one.
 fn recipe(run: &Run) -> Result<(String, Option<Input>)> {
     match &run.config.quantize.recipe {
         Recipe::File(path) => {

@@ -64,7 +64,7 @@ pub struct Step {
 }
 
 impl Step {
-    /// A step that reads, starts and writes nothing yet.
+    /// Makes a step that reads, starts and writes nothing yet.
     pub(super) fn new(stage: Stage, folder: StageFolder, settings: Settings) -> Self {
         Self {
             stage,
@@ -84,14 +84,14 @@ impl Step {
     }
 }
 
-/// A data specification of `key` as an argument and as an input.
+/// Returns a data specification of `key` as an argument and as an input.
 pub(super) fn data(run: &Run, key: &str, typed: &str) -> Result<(String, Input)> {
     let data = resolve_data(&run.workspace, key, typed)?;
     let argument = data.argument();
     Ok((argument, data.pinned.map_or(Input::Outside(data.path), Input::Pinned)))
 }
 
-/// A file in a step's folder.
+/// Returns the path of a file in a step's folder.
 pub(super) fn in_folder(run: &Run, folder: StageFolder, file: impl AsRef<Path>) -> PathBuf {
     run.path(folder).join(file)
 }

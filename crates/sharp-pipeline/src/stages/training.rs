@@ -15,7 +15,7 @@ use super::step::{Input, MODEL_FILES, PLAN_INPUT, Step, WARM_LAYERS, data, in_fo
 use crate::error::Result;
 use crate::run_folder::Run;
 
-/// The part of a training command that all trainings share; `seed` is that of its order.
+/// Builds the part that every training command has; `seed` decides the order of its data.
 fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(CommandLine, Vec<Input>)> {
     let config = &run.config;
     let mut inputs = vec![MODEL_FILES, PLAN_INPUT];
@@ -37,7 +37,7 @@ fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(Comman
     Ok((line.threads(run), inputs))
 }
 
-/// What [`training`] reads of the configuration.
+/// Collects what [`training`] reads of the configuration.
 fn training_settings(run: &Run) -> Settings {
     let config = &run.config;
     Settings::default()
@@ -48,12 +48,12 @@ fn training_settings(run: &Run) -> Settings {
         .key("seed", &config.seed)
 }
 
-/// The seed of the order of training and of first values.
+/// Returns the seed of the order of training and of first values.
 pub(super) fn order_seed(run: &Run) -> u64 {
     run.config.training.seed.map_or(run.config.seed, Into::into)
 }
 
-/// A fine-tuning command but for where it begins; `steps` and `lr` are its length and its highest learning
+/// Builds a fine-tuning command but for its start; `steps` and `lr` are its length and its highest learning
 /// rate.
 pub(super) fn finetuning(
     run: &Run,
@@ -74,23 +74,23 @@ pub(super) fn finetuning(
     Ok((line, inputs))
 }
 
-/// What [`finetuning`] reads of the configuration. Whether there is a second training decides none of them.
+/// Collects what [`finetuning`] reads of the configuration; `finetune.cold` decides no output.
 pub(super) fn finetuning_settings(run: &Run) -> Settings {
     training_settings(run).section("finetune", &run.config.finetune).without(&["finetune.cold"])
 }
 
-/// The fine-tuning's own length and learning rate.
+/// Returns the fine-tuning's own number of steps and learning rate.
 fn length(run: &Run) -> (NonZeroUsize, f64) {
     (run.config.finetune.steps, run.config.finetune.lr)
 }
 
-/// A command that only says whether the machine's memory is enough for the fine-tuning.
+/// Builds a command that only says whether the machine's memory is enough for the fine-tuning.
 pub(super) fn memory_check(run: &Run) -> Result<CommandLine> {
     let (line, _) = finetuning(run, run.path(FINETUNE), order_seed(run), length(run))?;
     Ok(line.arg("--check"))
 }
 
-/// Warm-up: each changed layer fitted alone.
+/// Makes the warm-up: each changed layer is fitted alone.
 pub(super) fn warmup(run: &Run) -> Result<Step> {
     let warmup = &run.config.warmup;
     let (line, inputs) = training(run, "warmup", run.path(WARMUP), order_seed(run))?;
@@ -110,7 +110,7 @@ pub(super) fn warmup(run: &Run) -> Result<Step> {
     })
 }
 
-/// Fine-tuning: all changed layers trained together, from the warm-up or without it.
+/// Makes the fine-tuning: all changed layers are trained together, from the warm-up or without it.
 pub(super) fn finetune(run: &Run, warm: bool) -> Result<Step> {
     let folder = if warm { FINETUNE } else { FINETUNE_COLD };
     let (line, mut inputs) = finetuning(run, run.path(folder), order_seed(run), length(run))?;

@@ -154,7 +154,7 @@ impl Study {
         Ok(Self { name, file: file.to_path_buf(), base: read.base, axes, seeds: read.seeds, plot, cells })
     }
 
-    /// The cells of these names; all where none is named.
+    /// Returns the cells of these names; all where none is named.
     ///
     /// # Errors
     /// Where there is no such cell.
@@ -167,7 +167,7 @@ impl Study {
     }
 }
 
-/// Every combination of the axes' values; the last axis changes fastest.
+/// Lists every combination of the axes' values; the last axis changes fastest.
 fn grid(axes: &[Axis]) -> Vec<Vec<&Value>> {
     let mut grid: Vec<Vec<&Value>> = vec![Vec::new()];
     for axis in axes {
@@ -179,8 +179,8 @@ fn grid(axes: &[Axis]) -> Vec<Vec<&Value>> {
     grid
 }
 
-/// The cell of these values: over the base lie the study's keys, the values', what their combination needs,
-/// the seed and `--set`.
+/// Makes the cell of these values: over the base lie the study's keys, the values', what their combination
+/// needs, the seed and `--set`.
 fn cell(
     workspace: &Workspace,
     read: &StudyFile,
@@ -231,7 +231,7 @@ impl Cell {
         }
     }
 
-    /// The number of steps of its fine-tuning.
+    /// Returns the number of steps of its fine-tuning.
     pub fn finetune_steps(&self) -> usize {
         self.config.finetune.steps.get()
     }
@@ -295,7 +295,7 @@ fn check(read: &StudyFile) -> Result<()> {
     Ok(())
 }
 
-/// A name that can be part of a folder's.
+/// Insists on a name that can be part of a folder's.
 fn check_name(place: &str, name: &str) -> Result<()> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {

@@ -43,7 +43,7 @@ struct Line {
     points: Vec<Point>,
 }
 
-/// The picture; `None` where nothing was measured yet.
+/// Draws the picture; `None` where nothing was measured yet.
 pub fn svg(study: &Study, table: &Table) -> Option<String> {
     let axis = study.axes.iter().position(|(name, _)| *name == study.plot.lines)?;
     let panels: Vec<(&String, Vec<Line>)> =
@@ -111,7 +111,7 @@ fn lines(study: &Study, table: &Table, axis: usize, text: &str) -> Vec<Line> {
     all
 }
 
-/// One text's axes, lines and points.
+/// Draws one text's axes, lines and points.
 fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, top: f64) {
     let original =
         table.means.iter().find(|m| m.row == "original").and_then(|m| m.perplexity.get(text)).map(|p| p.mean);
@@ -194,7 +194,7 @@ fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, t
     }
 }
 
-/// A mark whose shape tells the line as its colour does.
+/// Draws a mark whose shape tells the line as its colour does.
 fn mark(line: usize, x: f64, y: f64, words: Option<&str>) -> String {
     let shape = match line % 4 {
         0 => format!("M{:.1} {y:.1}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z", x - 4.0),
@@ -225,12 +225,12 @@ impl Scale {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
-    /// Round values between the ends, about five.
+    /// Lists round values between the ends, about five.
     fn marks(&self) -> Vec<f64> {
         round_marks(self.low, self.high)
     }
 
-    /// The same where the scale holds decimal logarithms: the values themselves.
+    /// Lists round values, not logarithms, of a scale that holds decimal logarithms.
     fn log_marks(&self) -> Vec<f64> {
         let span = self.high - self.low;
         let within: &[f64] = match span {

@@ -85,7 +85,7 @@ impl<'a> Runner<'a> {
         Ok(Self { workspace, study, folder, command })
     }
 
-    /// The folder of the study.
+    /// Returns the folder of the study.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -174,7 +174,7 @@ impl<'a> Runner<'a> {
         Ok(CellOutcome { cell: cell.name.clone(), status, error, steps })
     }
 
-    /// A cell's run, and the steps that its rows need.
+    /// Returns a cell's run, and the steps that its rows need.
     fn steps(&self, cell: &Cell) -> Result<(Run, Vec<Step>)> {
         let others = self.study.cells.iter().filter(|other| other.name != cell.name);
         let run = Run {
@@ -194,7 +194,7 @@ impl<'a> Runner<'a> {
         dry_run(&run, &steps, SPAN, observer)
     }
 
-    /// How far each cell of the study is. What there is to say about it is said when it runs.
+    /// Looks how far each cell of the study is; notes about it come when it runs.
     fn states(&self) -> Result<Vec<State>> {
         let state = |cell| -> Result<State> {
             Ok(if all_up_to_date(&self.look(cell, &|_| {})?) { State::Done } else { State::Missing })
@@ -227,7 +227,7 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// True where no step has to be made.
+/// Returns true where no step has to be made.
 fn all_up_to_date(steps: &[Outcome]) -> bool {
     steps.iter().all(|step| step.status == StepStatus::Skipped)
 }

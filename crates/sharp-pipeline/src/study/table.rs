@@ -163,7 +163,7 @@ impl Table {
         table
     }
 
-    /// `table.json`, the same bytes for the same results.
+    /// Formats `table.json`, the same bytes for the same results.
     ///
     /// # Errors
     /// Where a number cannot be written as JSON.
@@ -173,7 +173,7 @@ impl Table {
         Ok(text)
     }
 
-    /// `table.md`.
+    /// Formats `table.md`.
     pub fn markdown(&self) -> String {
         let mut text = format!("# {}\n\n`{}`\n\n", self.study, self.command);
         let done = self.cells.iter().filter(|cell| cell.state == State::Done).count();
@@ -238,7 +238,7 @@ impl Table {
     }
 }
 
-/// `12.34 ± 0.05`.
+/// Formats a mean and its deviation, as in `12.34 ± 0.05`.
 fn shown(spread: Option<&Spread>, times: f64, digits: usize) -> String {
     match spread {
         None => "-".to_owned(),
