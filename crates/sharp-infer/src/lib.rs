@@ -20,6 +20,7 @@ mod sampler;
 mod session;
 mod shared_prefix;
 mod synth;
+mod tensor_cache;
 mod workspace;
 
 pub use batch::Batch;

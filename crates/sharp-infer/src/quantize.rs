@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sharp_model::{
-    ModelSource, Projection, TensorBytes, TensorInfo,
-    names::{self, Attention},
+    ModelLayout, ModelSource, TensorBytes, TensorInfo,
     packed::{BlobFormat, BlobId, PackedFile, PackedWriter},
 };
 use sharp_progress::{Progress, Silent, Task};
@@ -100,6 +99,7 @@ impl Layout {
     }
 }
 
+/// Lays out the file: the tensors that the layers compute with, in the order of the computation.
 fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
     let config = source.config();
     let json = match source.plan() {
@@ -107,56 +107,8 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
         None => config.to_json(),
     };
     let mut all = Layout { writer: PackedWriter::new(json), parts: Vec::new(), known: HashMap::new() };
-    let packed = BlobFormat::Packed;
-    let vector = |all: &mut Layout, name: String| -> Result<()> {
-        let tensor = source.tensor_info(&name)?;
-        all.add(name, tensor, BlobFormat::F32)
-    };
-    all.add(names::EMBED.to_owned(), source.tensor_info(names::EMBED)?, packed(recipe.embedding))?;
-    for i in 0..config.num_hidden_layers {
-        let norms = config.family().norms.of(i);
-        for name in [norms.attention, norms.after_attention].into_iter().flatten() {
-            vector(&mut all, name)?;
-        }
-        for part in Attention::ALL {
-            let name = names::attention_weight(i, part);
-            let tensor = source.tensor_info(&name)?;
-            all.add(name, tensor, packed(recipe.attention))?;
-            let output = part == Attention::Output;
-            if if output { config.attention_output_bias } else { config.attention_bias } {
-                vector(&mut all, names::attention_bias(i, part))?;
-            }
-        }
-        if config.qk_norm {
-            vector(&mut all, names::q_norm(i))?;
-            vector(&mut all, names::k_norm(i))?;
-        }
-        for name in [norms.mlp, norms.after_mlp].into_iter().flatten() {
-            vector(&mut all, name)?;
-        }
-        for p in Projection::ALL {
-            let s = source.projection_info(i, p)?;
-            if let Some(base) = s.base {
-                all.add(names::mlp_weight(i, p), base, packed(recipe.mlp))?;
-            }
-            if let Some(l) = s.lora {
-                all.add(names::lora_a(i, p), l.a, packed(recipe.recovery))?;
-                all.add(names::lora_b(i, p), l.b, packed(recipe.recovery))?;
-            }
-            for (name, vector) in [
-                (names::row_scale(i, p), s.row_scale),
-                (names::col_scale(i, p), s.col_scale),
-                (names::mlp_bias(i, p), s.bias),
-            ] {
-                if let Some(v) = vector {
-                    all.add(name, v, BlobFormat::F32)?;
-                }
-            }
-        }
-    }
-    vector(&mut all, names::FINAL_NORM.to_owned())?;
-    if !config.tie_word_embeddings {
-        all.add(names::LM_HEAD.to_owned(), source.tensor_info(names::LM_HEAD)?, packed(recipe.head))?;
+    for slot in ModelLayout::new(config, source.plan()).in_order_of_use() {
+        all.add(slot.name, source.tensor_info(&slot.stored_as)?, recipe.format_of(slot.role))?;
     }
     Ok(all)
 }

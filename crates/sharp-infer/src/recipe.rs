@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sharp_model::packed::PackedFile;
+use sharp_model::{
+    Part, Role,
+    packed::{BlobFormat, PackedFile},
+};
 use sharp_quant::{PackedFormat, ScaleRule};
 
 use crate::error::{Error, Result};
@@ -131,6 +134,21 @@ impl Recipe {
         Ok(json)
     }
 
+    /// Returns the format that a tensor of this role is stored in.
+    pub(crate) fn format_of(&self, role: Role) -> BlobFormat {
+        match role {
+            Role::Embedding => BlobFormat::Packed(self.embedding),
+            Role::Head => BlobFormat::Packed(self.head),
+            Role::Attention(_, Part::Weight) => BlobFormat::Packed(self.attention),
+            Role::Mlp(_, Part::Weight) => BlobFormat::Packed(self.mlp),
+            Role::Attention(_, Part::LoraA | Part::LoraB) | Role::Mlp(_, Part::LoraA | Part::LoraB) => {
+                BlobFormat::Packed(self.recovery)
+            }
+            _ => BlobFormat::F32,
+        }
+    }
+
+    /// Returns the rule for the block scales of weights that are rounded plainly.
     pub(crate) fn rule(&self) -> ScaleRule {
         if self.least_squares { ScaleRule::LeastSquares } else { ScaleRule::Max }
     }
