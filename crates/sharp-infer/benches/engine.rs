@@ -1,5 +1,6 @@
-//! Prefill and decode on a synthetic model of SmolLM2-135M's layers (8 of its 30, a smaller vocabulary), with and without shared MLPs.
-//! Decode is reported in bytes of weights a second: its limit is the memory's bandwidth, or the cache's where layers share.
+//! Prefill and decode on a synthetic model of SmolLM2-135M's layers (8 of its 30, a smaller vocabulary), with
+//! and without shared MLPs. Decode is reported in bytes of weights a second: its limit is the memory's
+//! bandwidth, or the cache's where layers share.
 
 use std::hint::black_box;
 

@@ -1,8 +1,9 @@
-//! Compresses a model without any data: `cargo run --release -p sharp-infer --example compress -- MODEL OUT.sharp`. MODEL is a checkpoint
-//! folder or a GGUF file.
+//! Compresses a model without any data: `cargo run --release -p sharp-infer --example compress -- MODEL
+//! OUT.sharp`. MODEL is a checkpoint folder or a GGUF file.
 //!
-//! Every layer keeps the larger of its MLP's neurons, so that a fifth of the MLP parameters falls away, and all matrices are rounded to 4 bits.
-//! With text to calibrate and train on much more of the quality stays (`cargo xtask pipeline`).
+//! Every layer keeps the larger of its MLP's neurons, so that a fifth of the MLP parameters falls away, and
+//! all matrices are rounded to 4 bits. With text to calibrate and train on much more of the quality stays
+//! (`cargo xtask pipeline`).
 
 use std::io::Write;
 use std::path::Path;

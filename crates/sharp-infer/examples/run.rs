@@ -1,5 +1,5 @@
-//! Runs a model: `cargo run --release -p sharp-infer --example run -- MODEL "Once upon a time"`. MODEL is a checkpoint folder, a GGUF file or
-//! a `model.sharp`.
+//! Runs a model: `cargo run --release -p sharp-infer --example run -- MODEL "Once upon a time"`. MODEL is a
+//! checkpoint folder, a GGUF file or a `model.sharp`.
 
 use std::io::Write;
 

@@ -1,7 +1,8 @@
-//! Speed and loss of a model on a text: `cargo run --release -p sharp-infer --example speed -- MODEL TEXT [THREADS]`.
+//! Speed and loss of a model on a text: `cargo run --release -p sharp-infer --example speed -- MODEL TEXT
+//! [THREADS]`.
 //!
-//! MODEL is a checkpoint folder or a `model.sharp`, TEXT a file. Prints the mean loss over up to 2,048 tokens in windows of 512, prefill and
-//! decode speed, and the bytes of weights read a second.
+//! MODEL is a checkpoint folder or a `model.sharp`, TEXT a file. Prints the mean loss over up to 2,048 tokens
+//! in windows of 512, prefill and decode speed, and the bytes of weights read a second.
 
 use std::error::Error;
 use std::io::Write;

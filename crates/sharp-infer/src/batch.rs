@@ -25,7 +25,7 @@ impl std::fmt::Debug for Batch {
 }
 
 impl Batch {
-    /// Room for up to `sessions` sessions of `model` at a time.
+    /// Makes buffers for up to `sessions` sessions of `model` at a time.
     ///
     /// # Errors
     /// [`Error::Quant`] if so large a batch cannot be.
@@ -36,20 +36,22 @@ impl Batch {
         Ok(Self { model: model.clone(), ws, logits })
     }
 
-    /// Sessions there is room for.
+    /// Returns how many sessions there is room for.
     pub fn capacity(&self) -> usize {
         self.ws.n
     }
 
-    /// Takes `tokens[i]` in after those of `sessions[i]`, whose [`Session::logits`] are then those after it. Sessions may be
-    /// of any length.
+    /// Appends `tokens[i]` to `sessions[i]`, whose [`Session::logits`] are then those after it.
     ///
-    /// For packed models the logits are, to the bit, those of [`Session::decode`]; for plain ones to rounding.
+    /// Sessions may be of any length.
+    ///
+    /// For packed models the logits are, to the bit, those of [`Session::decode`]; for plain ones to
+    /// rounding.
     ///
     /// # Errors
-    /// [`Error::Full`] and [`Error::Token`] (with the session's index as position) if a session cannot take its token,
-    /// [`Error::Argument`] if there are more sessions than room, another number of tokens, or a session of another
-    /// model. Every session is then as before.
+    /// [`Error::Full`] and [`Error::Token`] (with the session's index as position) if a session cannot take
+    /// its token, [`Error::Argument`] if there are more sessions than room, another number of tokens, or a
+    /// session of another model. Every session is then as before.
     pub fn decode(&mut self, sessions: &mut [&mut Session], tokens: &[u32]) -> Result<()> {
         let (n, room) = (sessions.len(), self.ws.n);
         if n != tokens.len() {

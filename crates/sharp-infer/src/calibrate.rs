@@ -26,10 +26,11 @@ use crate::workspace::Workspace;
 /// What is added to the diagonal of the second moments, as a fraction of its mean.
 const DAMPING: f64 = 0.01;
 
-/// Makes the packed matrices of a model's layers, a layer at a time, in order.
+/// Packs the matrices of a model's layers, a layer at a time, in order.
 ///
-/// The unrounded model reads the texts; each matrix is rounded by the second moments of what it got, as soon as the last layer that
-/// uses it has been passed. So the matrices of a few layers wait, packed, where layers share a matrix that lie apart.
+/// The texts pass through the unrounded model. Each matrix is rounded by the second moments of its inputs, as
+/// soon as the last layer that uses it has been passed. So a few packed layers wait in memory where distant
+/// layers share a matrix.
 pub(crate) struct Calibrator<'a> {
     model: Model,
     segments: Vec<Segment>,
@@ -49,7 +50,7 @@ struct Rounding<'a> {
     users: HashMap<String, Vec<usize>>,
     /// Second moments of shared matrices, from the layers passed so far.
     sums: HashMap<String, Gram>,
-    /// Packed matrices that nobody has fetched yet.
+    /// Packed matrices that [`Calibrator::take`] has not returned yet.
     made: HashMap<String, Vec<u8>>,
 }
 
@@ -107,8 +108,10 @@ impl<'a> Calibrator<'a> {
         self.segments.iter().map(|s| s.tokens).sum()
     }
 
-    /// The packed bytes of a matrix of the layers, after passing as many of them as that takes; `None` for a tensor that is not to be
-    /// rounded so. Each is handed out once.
+    /// Returns the packed bytes of a layer's matrix, passing as many layers as that takes; each is returned
+    /// once.
+    ///
+    /// `None`: the tensor is not rounded against its inputs.
     pub(crate) fn take(&mut self, name: &str, task: &dyn Task) -> Result<Option<Vec<u8>>> {
         if !self.rounding.users.contains_key(name) {
             return Ok(None);
@@ -121,7 +124,7 @@ impl<'a> Calibrator<'a> {
         Ok(self.rounding.made.remove(name))
     }
 
-    /// One layer for all tokens.
+    /// Passes all tokens through the next layer and rounds the matrices that no later layer uses.
     fn pass(&mut self) -> Result<()> {
         let (index, n) = (self.next, self.tokens());
         let Self { model, hidden, rounding, segments, .. } = self;
@@ -166,7 +169,8 @@ impl<'a> Calibrator<'a> {
 }
 
 impl Rounding<'_> {
-    /// Maps of a layer with the same input `x` (n, cols), each with its stored matrix: those that no later layer uses are rounded.
+    /// Counts the input `x` (n, cols) of some maps of a layer, given with their stored matrices, and rounds
+    /// those matrices that no later layer uses.
     fn meet<const N: usize>(
         &mut self,
         index: usize,
@@ -211,8 +215,10 @@ impl Rounding<'_> {
     }
 }
 
-/// Second moments of what a map's stored matrix gets where the map gets `x` (n, cols). Every token counts alike, however large its
-/// input: otherwise the few tokens with huge activations decide. An error of the matrix counts by the mean square of the map's row scales.
+/// Computes the second moments of a stored matrix's inputs where its map has the input `x` (n, cols).
+///
+/// Every token counts alike, however large its input; otherwise the few tokens with huge activations would
+/// decide. An error of the matrix counts by the mean square of the map's row scales.
 fn moments(team: &Team, linear: &Linear, x: &[f32]) -> Result<Gram> {
     let (isa, cols) = (team.isa(), linear.cols());
     let mut inputs = vec![0.0; x.len()];

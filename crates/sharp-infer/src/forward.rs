@@ -1,4 +1,4 @@
-//! The forward pass: one layer for some tokens, and the passes over whole sequences made of it.
+//! The forward pass: embeddings, one layer for some tokens, and the output head.
 
 use sharp_model::family::Activation;
 use sharp_quant::gate_up_silu;
@@ -27,9 +27,10 @@ pub struct LayerView<'a> {
 
 /// Tokens of a pass that follow one another.
 ///
-/// They stand at positions `at`, `at + 1`, ... and see each other and what earlier segments of the pass have put at the positions
-/// before `at`. So a text can be continued in several ways in one pass: one segment for the text at 0, then one for each
-/// continuation at the text's length; the next segment at 0 begins another text.
+/// Their positions are `at`, `at + 1`, ... They attend to each other and to what earlier segments of the pass
+/// have put at the positions before `at`. So one pass can continue a text in several ways: one segment for
+/// the text at 0, then one for each continuation at the text's length. The next segment at 0 begins another
+/// text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Position of the first token.
@@ -38,7 +39,7 @@ pub struct Segment {
     pub tokens: usize,
 }
 
-/// Looks on while a sequence passes through the layers.
+/// Sees what every layer does to a sequence.
 pub trait Observer {
     /// Called after each layer.
     fn layer(&mut self, view: LayerView<'_>);
@@ -50,7 +51,7 @@ pub trait Observer {
     }
 }
 
-/// Looks at nothing.
+/// Observes nothing.
 impl Observer for () {
     fn layer(&mut self, _: LayerView<'_>) {}
 
@@ -66,7 +67,7 @@ impl<F: FnMut(LayerView<'_>)> Observer for F {
 }
 
 impl Model {
-    /// Embeddings of `tokens` into `hidden` (n, d).
+    /// Writes the embeddings of `tokens` into `hidden` (n, d).
     pub(crate) fn embed(&self, tokens: &[u32], hidden: &mut [f32]) -> Result<()> {
         let d = self.config().hidden_size;
         for (position, (&token, out)) in tokens.iter().zip(hidden.chunks_exact_mut(d)).enumerate() {
@@ -83,7 +84,7 @@ impl Model {
         Ok(())
     }
 
-    /// One layer for the `n` tokens whose residual stream is `hidden` (n, d).
+    /// Runs one layer for the `n` tokens whose residual stream is `hidden` (n, d).
     pub(crate) fn run_layer(
         &self,
         index: usize,
@@ -121,7 +122,7 @@ impl Model {
         Ok(())
     }
 
-    /// The heads of attention, from its input `b.normed` (n, d) into `b.mixed` (n, heads, head_dim).
+    /// Runs the heads of attention, from its input `b.normed` (n, d) into `b.mixed` (n, heads, head_dim).
     pub(crate) fn run_heads(
         &self,
         attention: &Attention,
@@ -139,7 +140,8 @@ impl Model {
         kv.attend(self, attention, heads)
     }
 
-    /// What attention adds to the residual stream: from its heads `b.mixed` (n, heads, head_dim) into `b.delta` (n, d).
+    /// Runs attention's output projection, from its heads `b.mixed` (n, heads, head_dim) into `b.delta` (n,
+    /// d).
     pub(crate) fn run_output(&self, attention: &Attention, n: usize, b: &mut Buffers) -> Result<()> {
         let delta = &mut b.delta[..n * self.config().hidden_size];
         let mixed = &b.mixed[..n * self.config().query_size()];
@@ -148,7 +150,8 @@ impl Model {
         Ok(())
     }
 
-    /// What attention or an MLP gets: the residual stream `x` (n, d), normed where there is a norm.
+    /// Writes the input of attention or of an MLP: the residual stream `x` (n, d), normed where there is a
+    /// norm.
     pub(crate) fn norm_input(&self, x: &[f32], weight: Option<&[f32]>, out: &mut [f32]) {
         match weight {
             Some(weight) => rms_norm(&self.inner.team, x, weight, self.config().rms_norm_eps, out),
@@ -156,7 +159,8 @@ impl Model {
         }
     }
 
-    /// What attention's or an MLP's output `x` (n, d) passes before it is added to the residual stream.
+    /// Norms and scales attention's or an MLP's output `x` (n, d) as the family does before adding it to the
+    /// stream.
     pub(crate) fn finish_branch(&self, weight: Option<&[f32]>, x: &mut [f32]) {
         let (team, config) = (&*self.inner.team, self.config());
         let (d, factor) = (config.hidden_size, config.scales.residual as f32);
@@ -169,7 +173,7 @@ impl Model {
         }
     }
 
-    /// An MLP from `b.normed` (n, d) into `b.delta` (n, d).
+    /// Runs an MLP from `b.normed` (n, d) into `b.delta` (n, d).
     pub(crate) fn run_mlp(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
         let Some([gate, up, down]) = mlp.fused_kernels() else {
             self.run_gates(mlp, n, b)?;
@@ -186,8 +190,8 @@ impl Model {
         Ok(())
     }
 
-    /// The first half of an MLP that is not fused, from `b.normed` (n, d) into `b.gate` (n, f): the input of its down
-    /// projection.
+    /// Runs the first half of an MLP that is not fused, from `b.normed` (n, d) into `b.gate` (n, f): the
+    /// input of its down projection.
     pub(crate) fn run_gates(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
         let team = &*self.inner.team;
         let isa = team.isa();
@@ -206,14 +210,15 @@ impl Model {
         Ok(())
     }
 
-    /// The second half, from `b.gate` (n, f) into `b.delta` (n, d).
+    /// Runs the second half of an MLP that is not fused, from `b.gate` (n, f) into `b.delta` (n, d).
     pub(crate) fn run_down(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
         let (d, f) = (self.config().hidden_size, mlp.down.cols());
         let (gate, delta) = (&b.gate[..n * f], &mut b.delta[..n * d]);
         project(&self.inner.team, [&mlp.down], gate, n, [delta], &mut b.products)
     }
 
-    /// Logits (n, vocab) of the rows of `hidden` (n, d), which have left the last layer.
+    /// Computes the logits (n, vocab) of the rows of `hidden` (n, d), the residual stream after the last
+    /// layer.
     pub(crate) fn run_head(&self, hidden: &[f32], n: usize, b: &mut Buffers, out: &mut [f32]) -> Result<()> {
         let team = &*self.inner.team;
         let normed = &mut b.normed[..n * self.config().hidden_size];

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::sampler::{Sampler, SamplerOptions};
 use crate::session::Session;
 
-/// What to generate.
+/// How much text to generate, and how.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
     /// At most so many tokens.
@@ -64,12 +64,13 @@ pub struct StopStrings {
 }
 
 impl StopStrings {
-    /// Looks for `stops`; empty ones are left out.
+    /// Makes a search for `stops`; empty ones are left out.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
         Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
     }
 
-    /// Takes a piece of text; returns what can be handed on, and whether a stop string was found (all after it is dropped).
+    /// Appends a piece of text. Returns the text that no stop string can begin in any more, and whether one
+    /// was found; what follows it is dropped.
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         // The first to begin ends the text, whichever is listed first.
@@ -83,7 +84,7 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// What was held back, at the end of the text.
+    /// Returns what was held back, at the end of the text.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -98,12 +99,15 @@ fn overlap(text: &str, stop: &str) -> usize {
         .unwrap_or(0)
 }
 
-/// Takes `prompt` in after the session's tokens and generates, calling `emit(text)` with pieces of text as they become certain; `emit`
-/// returns whether to go on.
+/// Appends `prompt` to the session and generates a continuation.
+///
+/// Calls `emit(text)` with each piece of text that no stop string can take back any more; `emit` returns
+/// whether to go on.
 ///
 /// # Errors
-/// [`Error::Full`] if there is no room for the prompt and one token, [`Error::Argument`] for an empty prompt on an empty session or
-/// for sampler options, [`Error::NotFinite`] if the model gives no numbers, [`Error::Model`] from the tokenizer.
+/// [`Error::Full`] if there is no room for the prompt and one token, [`Error::Argument`] for an empty prompt
+/// on an empty session or for sampler options, [`Error::NotFinite`] if the model gives no numbers,
+/// [`Error::Model`] from the tokenizer.
 pub fn generate(
     session: &mut Session,
     tokenizer: &Tokenizer,

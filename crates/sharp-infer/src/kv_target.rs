@@ -8,7 +8,8 @@ use crate::forward::Segment;
 use crate::model::{Attention, Model};
 use crate::workspace::{RopeTable, RopeTables};
 
-/// One layer's queries, keys and values of the `n` tokens of a pass, and room for what attention makes of them.
+/// One layer's queries, keys and values of the `n` tokens of a pass, and room for what attention makes of
+/// them.
 pub(crate) struct Heads<'a> {
     /// Queries (n, heads, head_dim), not yet normed and rotated.
     pub(crate) q: &'a mut [f32],
@@ -101,8 +102,8 @@ impl Model {
         }
     }
 
-    /// Attends with queries `q` (n, heads, head_dim) at positions from `at` on to what the cache holds, into `mixed` of
-    /// the same shape.
+    /// Attends with queries `q` (n, heads, head_dim) at positions from `at` on to what the cache holds, into
+    /// `mixed` of the same shape.
     pub(crate) fn attend(
         &self,
         attention: &Attention,
@@ -118,7 +119,8 @@ impl Model {
             cap: config.scales.attention_cap.map(|c| c as f32),
             window: attention.kind.window,
         };
-        float::attention(&self.inner.team, cache, layer, config.num_attention_heads, at, q, scores, mixed)?;
-        Ok(())
+        let heads = config.num_attention_heads;
+        let queries = float::Queries { layer, heads, at, q, scores };
+        Ok(float::attention(&self.inner.team, cache, queries, mixed)?)
     }
 }

@@ -240,8 +240,8 @@ impl LinearParts {
     }
 }
 
-/// `y = diag(row_scale) W diag(col_scale) x + B A x + bias`; what is absent counts as nothing (scales: as ones). With
-/// neither `W` nor the factors it is zero.
+/// `y = diag(row_scale) W diag(col_scale) x + B A x + bias`; what is absent counts as nothing (scales: as
+/// ones). With neither `W` nor the factors it is zero.
 #[derive(Debug)]
 pub struct Linear {
     pub(crate) matrices: Matrices,
@@ -256,7 +256,8 @@ impl Linear {
     /// Makes a map of `rows` x `cols`. Shapes are checked here, once for all products.
     ///
     /// # Errors
-    /// [`Error::Quant`] if shapes do not fit, [`Error::Argument`] if some matrices are packed and some are not.
+    /// [`Error::Quant`] if shapes do not fit, [`Error::Argument`] if some matrices are packed and some are
+    /// not.
     pub(crate) fn new((rows, cols): (usize, usize), parts: LinearParts) -> Result<Self> {
         parts.check(rows, cols)?;
         let dense = |weight: &Weight| match weight {

@@ -88,7 +88,8 @@ impl<'a, T: ModelTensors> Builder<'a, T> {
     /// Begins a model of this configuration.
     ///
     /// # Errors
-    /// [`Error::Argument`] for heads that a forward pass cannot have, which reading a configuration does not check.
+    /// [`Error::Argument`] for heads that a forward pass cannot have, which reading a configuration does not
+    /// check.
     fn new(config: &'a ModelConfig, plan: Option<&'a Plan>, tensors: T) -> Result<Self> {
         let kv = config.num_key_value_heads;
         if kv == 0 || !config.num_attention_heads.is_multiple_of(kv) || !config.head_dim.is_multiple_of(2) {
@@ -111,7 +112,8 @@ impl<'a, T: ModelTensors> Builder<'a, T> {
         self.tensors.matrix(&slot)
     }
 
-    /// Reads a norm's weights as they are multiplied by, the family's offset added; `None` where there is no norm.
+    /// Reads a norm's weights as they are multiplied by, the family's offset added; `None` where there is no
+    /// norm.
     fn norm(&self, role: Role, layer: Option<usize>) -> Result<Option<Arc<[f32]>>> {
         let offset = self.config.family().norm_offset;
         let shifted = |weights: Arc<[f32]>| -> Arc<[f32]> {
@@ -214,21 +216,23 @@ impl Model {
     /// Weights stay where they are mapped, in F32, F16 or BF16, and are computed with in f32.
     ///
     /// # Errors
-    /// [`Error::Model`] and [`Error::Shape`] for tensors missing or misshapen; [`Error::Quant`] if threads cannot be
-    /// started.
+    /// [`Error::Model`] and [`Error::Shape`] for tensors missing or misshapen; [`Error::Quant`] if threads
+    /// cannot be started.
     pub fn from_source(source: &ModelSource, options: &Options) -> Result<Self> {
         Self::from_checkpoint(source, options, TensorCache::default(), DType::F32)
     }
 
-    /// Builds a model as [`Model::from_source`] does, but with block-quantised matrices in the kernels' layouts.
+    /// Builds a model as [`Model::from_source`] does, but with block-quantised matrices in the kernels'
+    /// layouts.
     ///
-    /// Such matrices (a GGUF file's) are copied into memory: Q4_0 and Q8_0 with their own numbers, every other kind
-    /// rounded to 8 bits with a scale for every 32 columns. Activations are then rounded to 8 bits too, as with a
-    /// packed file. `from_source` computes with such matrices' exact values, in f32, at four bytes each.
+    /// Such matrices (a GGUF file's) are copied into memory: Q4_0 and Q8_0 with their own numbers, every
+    /// other kind rounded to 8 bits with a scale for every 32 columns. Activations are then rounded to 8 bits
+    /// too, as with a packed file. `from_source` computes with such matrices' exact values, in f32, at four
+    /// bytes each.
     ///
     /// # Errors
-    /// Those of [`Model::from_source`]; [`Error::Argument`] for recovery parameters in floats over a block-quantised
-    /// model.
+    /// Those of [`Model::from_source`]; [`Error::Argument`] for recovery parameters in floats over a
+    /// block-quantised model.
     pub fn from_blocks(source: &ModelSource, options: &Options) -> Result<Self> {
         let team = team(options)?;
         let options = Options { team: Some(team.clone()), ..options.clone() };
@@ -260,7 +264,8 @@ impl Model {
 
     /// Builds a model from an opened `model.sharp`.
     ///
-    /// Matrices are used as they lie in the mapped file; a matrix that several layers share is one and the same.
+    /// Matrices are used as they lie in the mapped file; a matrix that several layers share is one and the
+    /// same.
     ///
     /// # Errors
     /// Those of [`Model::from_source`].

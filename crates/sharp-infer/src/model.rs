@@ -22,7 +22,8 @@ pub struct Options {
     pub threads: usize,
     /// A team of threads to share with other models; `threads` is then not looked at.
     pub team: Option<Arc<Team>>,
-    /// How sessions keep keys and values, F32 or F16; by default F16 where weights are packed and F32 where they are not.
+    /// How sessions keep keys and values, F32 or F16; by default F16 where weights are packed and F32 where
+    /// they are not.
     pub kv_cache: Option<DType>,
     /// How [`Model::open`] brings a packed file into memory.
     pub load: Load,
@@ -30,8 +31,8 @@ pub struct Options {
 
 /// How a packed file comes into memory.
 ///
-/// Read at the memory's full speed, weights on the 4 KiB pages of a mapped file take a quarter longer than on large pages, which only
-/// memory of one's own can have.
+/// Read at the memory's full speed, weights on the 4 KiB pages of a mapped file take a quarter longer than on
+/// large pages, which only memory of one's own can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Load {
     /// Read where the system has large pages and the file fits half of the memory available; else mapped.
@@ -204,9 +205,10 @@ pub struct WeightBytes {
     pub mlp: u64,
     /// Of embedding and output head.
     pub embedding: u64,
-    /// What decoding one token reads: everything but the embedding (one row of it), shared matrices counted once.
+    /// What decoding one token reads: everything but the embedding (one row of it), shared matrices counted
+    /// once.
     pub per_token: u64,
-    /// The same with shared matrices counted every time they are used: what a machine without caches would read.
+    /// What decoding one token reads without caches: shared matrices counted every time they are used.
     pub per_token_unshared: u64,
 }
 
@@ -223,7 +225,8 @@ pub(crate) struct Inner {
     pub(crate) kv: DType,
 }
 
-/// A model ready to run. Cheap to clone; weights are shared with every clone and every model laid over the same base.
+/// A model ready to run. Cheap to clone; weights are shared with every clone and every model laid over the
+/// same base.
 #[derive(Clone)]
 pub struct Model {
     pub(crate) inner: Arc<Inner>,
@@ -241,9 +244,10 @@ impl fmt::Debug for Model {
 }
 
 impl Model {
-    /// Opens whatever `path` is ([`Stored`]): a `model.sharp` file, a checkpoint folder, dense or compact, or a GGUF file.
+    /// Opens a `model.sharp` file, a checkpoint folder (dense or compact) or a GGUF file.
     ///
-    /// A packed file and the floats of a checkpoint run as they lie; a GGUF file's blocks as [`Model::from_blocks`] says.
+    /// A packed file and a checkpoint's floats are used as stored; a GGUF file's blocks as
+    /// [`Model::from_blocks`] says.
     ///
     /// # Errors
     /// Those of [`Stored::at`], [`Model::from_packed`], [`Model::from_source`] and [`Model::from_blocks`].
@@ -259,7 +263,7 @@ impl Model {
         }
     }
 
-    /// The tokenizer that lies beside or inside the model at `path`.
+    /// Opens the tokenizer beside or inside the model at `path`.
     ///
     /// # Errors
     /// [`Error::Model`] if there is none or it cannot be read.
@@ -283,37 +287,37 @@ impl Model {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The model's shape.
+    /// Returns the model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.inner.config
     }
 
-    /// How layers share their MLPs, if they do.
+    /// Returns the plan that the layers follow; `None` if all keep their MLPs.
     pub fn plan(&self) -> Option<&Plan> {
         self.inner.plan.as_ref()
     }
 
-    /// The layers.
+    /// Returns the layers.
     pub fn layers(&self) -> &[Layer] {
         &self.inner.layers
     }
 
-    /// The embedding (vocab, d).
+    /// Returns the embedding (vocab, d).
     pub fn embedding(&self) -> &Weight {
         &self.inner.embedding
     }
 
-    /// The output head (vocab, d); the embedding itself where they are tied.
+    /// Returns the output head (vocab, d): the embedding itself where they are tied.
     pub fn head(&self) -> &Weight {
         &self.inner.head
     }
 
-    /// The threads it runs on.
+    /// Returns the threads that the model runs on.
     pub fn team(&self) -> &Arc<Team> {
         &self.inner.team
     }
 
-    /// How its sessions keep keys and values.
+    /// Returns how sessions of this model keep keys and values.
     pub fn kv_dtype(&self) -> DType {
         self.inner.kv
     }
@@ -323,8 +327,8 @@ impl Model {
         self.inner.layers.get(layer).ok_or(Error::Layer { layer, layers })
     }
 
-    /// The same model with every layer `i` running the MLP of layer `map(i)` as it is (its own norm before it):
-    /// direct sharing, for measuring. Nothing is copied.
+    /// The same model with every layer `i` running the MLP of layer `map(i)` as it is (its own norm before
+    /// it): direct sharing, for measuring. Nothing is copied.
     ///
     /// # Errors
     /// [`Error::Layer`] if `map` gives a layer that does not exist.
@@ -336,7 +340,7 @@ impl Model {
         Ok(self.with_layers(layers))
     }
 
-    /// The same model with the MLPs of `dropped` layers removed (their output is zero).
+    /// Returns the model without the MLPs of the `dropped` layers, whose output is then zero.
     ///
     /// # Errors
     /// [`Error::Layer`] if one does not exist.
@@ -368,7 +372,7 @@ impl Model {
         })
     }
 
-    /// Bytes of its weights and of what one token reads.
+    /// Counts the bytes of the weights and of what one token reads.
     pub fn weight_bytes(&self) -> WeightBytes {
         let mut seen = HashSet::new();
         let mut all = WeightBytes::default();
@@ -411,8 +415,9 @@ impl Model {
         all
     }
 
-    /// Multiplies every matrix that decoding a token uses with some activations, in order, `tokens` times over, and does nothing else:
-    /// the limit of decoding over these bytes by these kernels. None where a matrix is not packed.
+    /// Multiplies every matrix that decoding a token uses with some activations, in order, `tokens` times
+    /// over, and does nothing else: the limit of decoding over these bytes by these kernels. None where a
+    /// matrix is not packed.
     ///
     /// # Errors
     /// Those of [`sharp_quant::bare_loop`].

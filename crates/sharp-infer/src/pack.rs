@@ -20,10 +20,12 @@ pub(crate) struct Packer<'a> {
 }
 
 impl Packer<'_> {
-    /// Appends a stored matrix to `out` in `format`, rounded against the second moments of its inputs if there are any.
+    /// Appends a stored matrix to `out` in `format`, rounded against the second moments of its inputs if
+    /// there are any.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) for values that are not finite, with the tensor's name and the index.
+    /// [`Error::Model`](crate::Error::Model) for values that are not finite, with the tensor's name and the
+    /// index.
     pub(crate) fn pack(
         &self,
         tensor: &TensorRef,

@@ -22,7 +22,7 @@ impl Model {
         Ok(KvCache::new(sharp_quant::DType::F32, 1, c.num_key_value_heads, c.head_dim, n.max(1))?)
     }
 
-    /// The residual stream (n, d) that leaves the last layer, for a sequence from its beginning.
+    /// Computes the residual stream (n, d) after the last layer, for a sequence from its beginning.
     ///
     /// Memory: some dozen vectors of d or f a token, and the keys and values of one layer.
     ///
@@ -34,7 +34,7 @@ impl Model {
         self.pass(0, hidden, observer)
     }
 
-    /// The residual stream (n, d) that leaves the last layer, given the one that enters layer `first`.
+    /// Computes the residual stream (n, d) after the last layer from the one before layer `first`.
     ///
     /// # Errors
     /// [`Error::Layer`], and [`Error::Argument`] if `hidden` is not whole rows.
@@ -64,7 +64,7 @@ impl Model {
         Ok(hidden)
     }
 
-    /// The residual stream (n, d) that enters layer 0 for these tokens.
+    /// Computes the residual stream (n, d) before layer 0: the embeddings of `tokens`.
     ///
     /// # Errors
     /// [`Error::Token`] for a token outside the vocabulary.
@@ -74,11 +74,12 @@ impl Model {
         Ok(hidden)
     }
 
-    /// As [`Model::hidden_from`], for tokens that are several texts or several continuations of one: see [`Segment`].
+    /// Computes what [`Model::hidden_from`] does for several texts, or several continuations of one: see
+    /// [`Segment`].
     ///
     /// # Errors
-    /// Those of [`Model::hidden_from`]; [`Error::Argument`] if the segments are not as many tokens as `hidden` has rows, or
-    /// one of them continues what is not there.
+    /// Those of [`Model::hidden_from`]; [`Error::Argument`] if the segments are not as many tokens as
+    /// `hidden` has rows, or one of them continues what is not there.
     pub fn hidden_segments(
         &self,
         first: usize,
@@ -125,9 +126,9 @@ impl Model {
         Ok(x.len() / d)
     }
 
-    /// Several sequences through the model layer by layer: every sequence passes a layer before any enters the next, so the weights of
-    /// one layer at a time are in use. `look(sequence, view)` sees every layer of every sequence. Returns what
-    /// leaves the last layer, (n, d) for each sequence.
+    /// Several sequences through the model layer by layer: every sequence passes a layer before any enters
+    /// the next, so the weights of one layer at a time are in use. `look(sequence, view)` sees every layer of
+    /// every sequence. Returns what leaves the last layer, (n, d) for each sequence.
     ///
     /// # Errors
     /// Those of [`Model::hidden`].
@@ -156,7 +157,7 @@ impl Model {
         Ok(all)
     }
 
-    /// Logits (n, vocab) of a sequence from its beginning.
+    /// Computes the logits (n, vocab) of a sequence from its beginning.
     ///
     /// # Errors
     /// Those of [`Model::hidden`].
@@ -164,7 +165,7 @@ impl Model {
         self.logits(&self.hidden(tokens, observer)?)
     }
 
-    /// Logits (n, vocab), given the residual stream (n, d) that enters layer `first`.
+    /// Computes the logits (n, vocab) from the residual stream (n, d) before layer `first`.
     ///
     /// # Errors
     /// Those of [`Model::hidden_from`].
@@ -172,7 +173,7 @@ impl Model {
         self.logits(&self.hidden_from(first, hidden, &mut ())?)
     }
 
-    /// Logits (n, vocab) of what left the last layer (n, d).
+    /// Computes the logits (n, vocab) from the residual stream (n, d) after the last layer.
     ///
     /// # Errors
     /// [`Error::Argument`] if `hidden` is not whole rows.
@@ -182,7 +183,9 @@ impl Model {
         Ok(all)
     }
 
-    /// Calls `f(row, logits)` for every row of what left the last layer (n, d), holding the logits of at most 128 rows at once.
+    /// Calls `f(row, logits)` for every row of the residual stream (n, d) after the last layer.
+    ///
+    /// Holds the logits of at most 128 rows at once.
     ///
     /// # Errors
     /// [`Error::Argument`] if `hidden` is not whole rows.
@@ -203,7 +206,8 @@ impl Model {
         Ok(())
     }
 
-    /// Negative log likelihood, in nats, of every token but the first, given those before it: (n - 1) values.
+    /// Computes the negative log likelihood, in nats, of every token but the first, given those before it: (n
+    /// - 1) values.
     ///
     /// # Errors
     /// Those of [`Model::hidden`]; [`Error::NotFinite`] if the logits are not finite.
@@ -212,7 +216,7 @@ impl Model {
         self.losses_of(&hidden, tokens)
     }
 
-    /// The same, given what left the last layer (n, d) for these tokens.
+    /// Computes the losses of [`Model::losses`] from the residual stream (n, d) after the last layer.
     ///
     /// # Errors
     /// [`Error::Argument`] if `hidden` has fewer rows than tokens; [`Error::NotFinite`].
@@ -243,7 +247,7 @@ impl Model {
         }
     }
 
-    /// A layer's MLP on inputs `x` (n, d) that have been normed already: (n, d).
+    /// Computes a layer's MLP on inputs `x` (n, d) that have been normed already: (n, d).
     ///
     /// # Errors
     /// [`Error::Layer`], and [`Error::Argument`] if `x` is not whole rows.

@@ -96,7 +96,8 @@ pub(crate) fn packed<const N: usize>(
     Ok(matmul(team, &mut ops, acts, scratch)?)
 }
 
-/// Multiplies dense maps without column scales: the weights and the factors `A` in one region, then the factors `B`.
+/// Multiplies dense maps without column scales: the weights and the factors `A` in one region, then the
+/// factors `B`.
 fn plain<const N: usize>(
     team: &Team,
     linears: [&Linear; N],

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::pack::{Packer, relative_error};
 use crate::recipe::Recipe;
 
-/// What became of one stored tensor.
+/// How one stored tensor was quantised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorReport {
     /// Its name; a shared matrix's is the reference layer's.
@@ -32,12 +32,12 @@ pub struct TensorReport {
     pub bytes: u64,
     /// Layers that use it beyond the first.
     pub shared_by: usize,
-    /// Root of the squared error over the squared weights; 0 for f32. Calibrated rounding makes it larger: it lessens the error of
-    /// outputs instead.
+    /// Root of the squared error over the squared weights; 0 for f32. Calibrated rounding makes it larger: it
+    /// lessens the error of outputs instead.
     pub relative_error: f64,
 }
 
-/// What a quantisation made.
+/// The result of a quantisation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QuantReport {
     /// The recipe.
@@ -55,7 +55,7 @@ pub struct QuantReport {
     pub tensors: Vec<TensorReport>,
 }
 
-/// What a file will hold, before anything is computed.
+/// The contents of a file, before anything is computed.
 struct Layout {
     writer: PackedWriter,
     /// In the order of the blobs.
@@ -113,7 +113,7 @@ fn layout(source: &ModelSource, recipe: &Recipe) -> Result<Layout> {
     Ok(all)
 }
 
-/// Bytes of weights that [`quantize`] would write, without computing anything.
+/// Counts the bytes of weights that [`quantize`] would write, without computing anything.
 ///
 /// # Errors
 /// [`Error::Model`] for tensors that are missing.
@@ -121,12 +121,13 @@ pub fn quantized_bytes(source: &ModelSource, recipe: &Recipe) -> Result<u64> {
     Ok(layout(source, recipe)?.writer.blob_bytes())
 }
 
-/// Writes `source`, whatever its form, as one packed file. Shared matrices are stored once; a tensor at a time is in memory. The
-/// tokenizer comes along where the source has one. The file appears whole or not at all.
+/// Writes `source`, whatever its form, as one packed file. Shared matrices are stored once; a tensor at a
+/// time is in memory. The tokenizer comes along where the source has one. The file appears whole or not at
+/// all.
 ///
 /// # Errors
-/// [`Error::Model`] for missing tensors, values that are not finite (the tensor is named) and for a file that cannot
-/// be written.
+/// [`Error::Model`] for missing tensors, values that are not finite (the tensor is named) and for a file that
+/// cannot be written.
 pub fn quantize(
     source: &ModelSource,
     recipe: &Recipe,
@@ -137,17 +138,21 @@ pub fn quantize(
     write(source, recipe, out, team, progress, Rounding::Plain)
 }
 
-/// [`quantize`], with the 4- and 8-bit matrices of the layers rounded against what `sequences`, each a text from its beginning, make
-/// of their inputs: GPTQ (Frantar et al., 2022, arXiv 2210.17323), with the scales of blocks chosen on the way. Format
+/// Writes what [`quantize`] does, with the layers' 4- and 8-bit matrices rounded against their inputs.
+///
+/// The inputs are those that `sequences`, each a text from its beginning, give them. The order of computation
+/// is GPTQ's (Frantar et al., 2022, arXiv 2210.17323), with the scales of blocks chosen on the way. Format
 /// and size of the file are the same.
 ///
-/// The inputs are those of the unrounded model. A matrix that several layers share is rounded for all of them. Embedding, head and recovery
-/// factors are rounded plainly. Memory holds one layer, its activations for all tokens, the second moments of one input (twice, in
-/// f64), and where layers share, those of the shared matrices and the packed layers between.
+/// The inputs are those of the unrounded model. A matrix that several layers share is rounded for all of
+/// them. Embedding, head and recovery factors are rounded plainly. Memory holds one layer, its activations
+/// for all tokens, the second moments of one input (twice, in f64), and where layers share, those of the
+/// shared matrices and the packed layers between.
 ///
 /// # Errors
-/// Those of [`quantize`] and [`Model::from_source`](crate::Model::from_source); [`Error::Argument`] if there are no tokens,
-/// [`Error::Token`] for one outside the vocabulary, and [`Error::Tensor`] if a matrix's inputs are not finite.
+/// Those of [`quantize`] and [`Model::from_source`](crate::Model::from_source); [`Error::Argument`] if there
+/// are no tokens, [`Error::Token`] for one outside the vocabulary, and [`Error::Tensor`] if a matrix's inputs
+/// are not finite.
 pub fn quantize_calibrated(
     source: &ModelSource,
     recipe: &Recipe,
@@ -161,8 +166,11 @@ pub fn quantize_calibrated(
     write(source, recipe, out, team, &Silent, Rounding::Calibrated(&mut calibrator, &*task))
 }
 
-/// [`quantize`] to the formats of `base`, a packed file of the same model and plan, rounding only the matrices named in `anew` and taking the
-/// others as they lie there. For recovery parameters trained to repair that file's rounding: the rest must stay as they found it.
+/// Writes what [`quantize`] does in the formats of `base`, rounding only the matrices named in `anew`.
+///
+/// `base` is a packed file of the same model and plan; all other matrices are copied from it. This is for
+/// recovery parameters that were trained to repair that file's rounding, so everything else must stay as it
+/// was.
 ///
 /// # Errors
 /// Those of [`quantize`]; [`Error::Argument`] if `base` has other matrices than `source`.
@@ -188,8 +196,8 @@ enum Rounding<'a, 'b> {
     Onto { base: &'a PackedFile, anew: &'a BTreeSet<String>, calibration_tokens: usize },
 }
 
-/// The bytes of a matrix of `base` that is to be of this format and shape.
-fn lying_in(
+/// Finds the bytes of a matrix of `base`, which must have this format and shape.
+fn stored_matrix(
     base: &PackedFile,
     name: &str,
     format: PackedFormat,
@@ -238,7 +246,7 @@ fn write(
         let made = match &mut rounding {
             Rounding::Calibrated(calibrator, task) => calibrator.take(tensor.name(), *task)?,
             Rounding::Onto { base, anew, .. } if !anew.contains(tensor.name()) => {
-                Some(lying_in(base, tensor.name(), packed, shape)?.to_vec())
+                Some(stored_matrix(base, tensor.name(), packed, shape)?.to_vec())
             }
             _ => None,
         };

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 /// The key that a packed file has beside its recipe's own.
 const CALIBRATION_TOKENS: &str = "calibration_tokens";
 
-/// What each kind of matrix becomes: `q4` (Q4_0's numbers), `q8` (Q8_0's) or `f16`. Norms, biases and scales stay f32.
+/// What each kind of matrix becomes: `q4` (Q4_0's numbers), `q8` (Q8_0's) or `f16`. Norms, biases and scales
+/// stay f32.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -36,8 +37,9 @@ pub struct Recipe {
     /// Recovery factors A and B.
     #[serde(with = "short")]
     pub recovery: PackedFormat,
-    /// Whether the block scales of weights that are rounded plainly are chosen by least squares, or by the largest magnitude alone, as
-    /// ggml's plain quantiser does (the default: its error is larger, and the models it makes are better).
+    /// Whether the block scales of weights that are rounded plainly are chosen by least squares, or by the
+    /// largest magnitude alone, as ggml's plain quantiser does (the default: its error is larger, and the
+    /// models it makes are better).
     #[serde(default)]
     pub least_squares: bool,
 }

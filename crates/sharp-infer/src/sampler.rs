@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// How to choose. The filters work in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
+/// How to choose. The filters work in the order of transformers: repetition penalty, temperature, top-k,
+/// top-p, min-p.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplerOptions {
@@ -95,7 +96,8 @@ impl Sampler {
         self.seen.resize(vocab.div_ceil(64), 0);
     }
 
-    /// The next token, given the logits (vocab), which are changed, and all tokens so far. `None` if no logit is a number.
+    /// Chooses the next token from the logits (vocab), which it changes, and all tokens so far. `None`: no
+    /// logit is a number.
     ///
     /// Of equal logits the lower token counts as likelier.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Option<u32> {
@@ -137,8 +139,8 @@ impl Sampler {
         }
     }
 
-    /// The filtered candidates with their probabilities (they add up to 1 but for rounding), likeliest first, at
-    /// a temperature above 0; without the repetition penalty.
+    /// The filtered candidates with their probabilities (they add up to 1 but for rounding), likeliest first,
+    /// at a temperature above 0; without the repetition penalty.
     pub fn distribution(&mut self, logits: &[f32]) -> &[(u32, f32)] {
         let SamplerOptions { temperature, top_k, top_p, min_p, .. } = self.options;
         let all = &mut self.candidates;

@@ -1,4 +1,4 @@
-//! A sequence in the making: keys and values of the tokens so far.
+//! One sequence on a model: its tokens, and the keys and values of each.
 
 use sharp_quant::float::KvCache;
 
@@ -8,8 +8,8 @@ use crate::kv_target::SequenceKv;
 use crate::model::Model;
 use crate::workspace::{RopeTables, Workspace};
 
-/// Tokens of a prompt that pass through a layer together: enough to share out, few enough that their buffers stay small
-/// beside the weights, which each piece reads again.
+/// Tokens of a prompt that pass through a layer together. Enough to keep all threads busy, yet few enough
+/// that their buffers stay small beside the weights, which each piece reads again.
 const PIECE: usize = 256;
 
 /// One sequence on a model. All buffers are made with the session; decoding allocates nothing.
@@ -34,7 +34,7 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// An empty sequence with room for `capacity` tokens.
+    /// Makes an empty sequence with room for `capacity` tokens.
     ///
     /// # Errors
     /// [`Error::Quant`] if so large a cache cannot be.
@@ -58,37 +58,37 @@ impl Session {
         })
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Tokens so far.
+    /// Returns the tokens so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Number of tokens so far.
+    /// Counts the tokens so far.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there are none yet.
+    /// Whether the sequence has no tokens yet.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Tokens there is room for.
+    /// Returns how many tokens the session has room for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Bytes of keys and values that one token takes.
+    /// Returns the bytes of keys and values that one token takes.
     pub fn bytes_per_token(&self) -> usize {
         self.cache.bytes_per_position()
     }
 
-    /// Logits (vocab) after the last token; zeros before the first.
+    /// Returns the logits (vocab) after the last token; zeros before the first.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
@@ -98,13 +98,13 @@ impl Session {
         (&mut self.logits, &self.tokens)
     }
 
-    /// Forgets all but the first `len` tokens; their keys and values stay. With fewer tokens nothing happens.
+    /// Forgets all but the first `len` tokens. A shorter sequence stays as it is.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
     }
 
-    /// Takes `tokens` in after those so far and returns the logits (vocab) after the last; with no tokens, the logits as
-    /// they are.
+    /// Appends `tokens` and returns the logits (vocab) after the last. With no tokens the logits do not
+    /// change.
     ///
     /// # Errors
     /// [`Error::Full`] and [`Error::Token`]; the sequence is then as before.
@@ -121,7 +121,7 @@ impl Session {
         Ok(&self.logits)
     }
 
-    /// The same, calling `f(i, logits)` with the logits after every one of `tokens`.
+    /// Appends `tokens` and calls `f(i, logits)` with the logits (vocab) after each of them.
     ///
     /// # Errors
     /// Those of [`Session::prefill`].
@@ -142,7 +142,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes one token in and returns the logits (vocab) after it. Allocates nothing.
+    /// Appends one token and returns the logits (vocab) after it. Allocates nothing.
     ///
     /// # Errors
     /// Those of [`Session::prefill`].
@@ -162,7 +162,7 @@ impl Session {
         }
     }
 
-    /// What one more token of the sequence attends with: the cache, the rotations and its position.
+    /// Returns what the next token attends with: the cache, the rotations and the token's position.
     pub(crate) fn kv(&mut self) -> (&mut KvCache, &RopeTables, usize) {
         (&mut self.cache, &self.ws.run.rope, self.tokens.len())
     }
@@ -173,7 +173,7 @@ impl Session {
         self.logits.copy_from_slice(logits);
     }
 
-    /// One piece through all layers; what leaves the last is in `ws.hidden`.
+    /// Passes one piece through all layers and leaves the residual stream after the last in `ws.hidden`.
     fn take_in(&mut self, piece: &[u32]) -> Result<()> {
         let n = piece.len();
         let at = self.tokens.len();

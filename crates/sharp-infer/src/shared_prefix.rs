@@ -1,4 +1,4 @@
-//! How much of two models is the same, so that work done for one serves the other.
+//! The layers that two models have in common, so that work done for one serves the other.
 
 use std::sync::Arc;
 
@@ -42,8 +42,8 @@ fn layer(a: &Layer, b: &Layer) -> bool {
 }
 
 impl Model {
-    /// How many layers from the first on, with the embedding, are the same in both models: what enters that layer in
-    /// one enters it in the other, to the bit. `None` if not even the embedding is the same.
+    /// How many layers from the first on, with the embedding, are the same in both models: what enters that
+    /// layer in one enters it in the other, to the bit. `None` if not even the embedding is the same.
     pub fn shared_prefix(&self, other: &Model) -> Option<usize> {
         let (a, b) = (self.config(), other.config());
         let shape = |c: &sharp_model::ModelConfig| {

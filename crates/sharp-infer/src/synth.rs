@@ -15,11 +15,11 @@ use sharp_progress::Progress;
 
 use crate::error::Result;
 
-/// Values of a tensor below which it is made by one thread.
+/// Tensors of fewer values than this are made by one thread.
 const SMALL: usize = 1 << 16;
 
-/// A model whose weights are computed from a seed and a tensor's name whenever they are asked for: the same for the same seed on every
-/// machine, and none in memory before.
+/// A model whose weights are computed from a seed and a tensor's name whenever they are asked for: the same
+/// for the same seed on every machine, and none in memory before.
 pub struct Synthetic {
     path: PathBuf,
     seed: u64,
@@ -29,8 +29,9 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    /// A model of this shape, with layers shared if there is a plan, each tensor computed anew whenever it is asked for: for
-    /// writing models larger than memory.
+    /// Makes a model of this shape and plan whose tensors are computed anew whenever they are asked for.
+    ///
+    /// For writing models larger than memory.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) if plan and shape do not fit.
@@ -38,8 +39,9 @@ impl Synthetic {
         Self::build(config, plan, seed, None)
     }
 
-    /// The same with every tensor kept once it has been made: for running the model from memory, where layers that share an MLP
-    /// must find one and the same.
+    /// Makes a model of this shape and plan that keeps every tensor once it has been computed.
+    ///
+    /// For running the model from memory, where layers that share an MLP must find one and the same.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) if plan and shape do not fit.
@@ -64,8 +66,8 @@ impl Synthetic {
         Ok(ModelSource::new(config.clone(), plan.cloned(), Arc::new(source))?)
     }
 
-    /// Writes such a model as a checkpoint folder in F32 (compact, where there is a plan), with [`synth_tokenizer`]'s tokenizer if the
-    /// vocabulary has room for it.
+    /// Writes such a model as a checkpoint folder in F32 (compact, where there is a plan), with
+    /// [`synth_tokenizer`]'s tokenizer if the vocabulary has room for it.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) if plan and shape do not fit or the folder cannot be written.
@@ -100,7 +102,8 @@ impl Synthetic {
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
         let (centre, spread) = match info.shape.as_slice() {
-            // Uniform in +-sqrt(3 / in): products keep their inputs' size. The factors' product is small beside the weight.
+            // Uniform in +-sqrt(3 / in): products keep their inputs' size. The factors' product is small
+            // beside the weight.
             [_, cols] if info.name.contains("lora_") => (0.0, 0.5 * (3.0 / *cols as f32).sqrt()),
             [_, cols] => (0.0, (3.0 / *cols as f32).sqrt()),
             _ if info.name.ends_with("bias") => (0.0, 0.1),
@@ -113,7 +116,8 @@ impl Synthetic {
             for (i, bytes) in bytes.chunks_mut(4 * part).enumerate() {
                 let mut fill = move || {
                     let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ hash);
-                    // One word a value, so that a part begins where the one before ended, however many there are.
+                    // One word a value, so that a part begins where the one before ended, however many there
+                    // are.
                     rng.set_word_pos((i * part) as u128);
                     for value in bytes.as_chunks_mut::<4>().0 {
                         let unit = (rng.random::<u32>() >> 8) as f32 / 8_388_608.0 - 1.0;
@@ -157,15 +161,15 @@ impl TensorSource for Synthetic {
     }
 }
 
-/// A byte-level tokenizer without merges: `tokenizer.json`, and the content of `tokenizer_config.json`. Token 0 ends a text, tokens 1 to
-/// 256 are the bytes; `None` for a vocabulary smaller than 257.
+/// A byte-level tokenizer without merges: `tokenizer.json`, and the content of `tokenizer_config.json`. Token
+/// 0 ends a text, tokens 1 to 256 are the bytes; `None` for a vocabulary smaller than 257.
 pub fn synth_tokenizer(vocab_size: usize) -> Option<(String, Map<String, Value>)> {
     const END: &str = "<|endoftext|>";
     if vocab_size < 257 {
         return None;
     }
-    // Byte-level tokenizers write bytes as printable characters: those that are printable as themselves, the rest from
-    // U+0100 on in order.
+    // Byte-level tokenizers write bytes as printable characters: those that are printable as themselves, the
+    // rest from U+0100 on in order.
     let mut vocab = Map::new();
     vocab.insert(END.to_owned(), json!(0));
     let mut next = 0x100u32;

@@ -1,4 +1,4 @@
-//! The buffers of a forward pass, made once.
+//! The buffers of a forward pass, allocated once.
 
 use sharp_model::{ModelConfig, shape::Rotary};
 use sharp_quant::{Activations, Scratch};
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::Needs;
 use crate::products::ProductBuffers;
 
-/// Room for `n` tokens at once at positions below `positions`.
+/// Buffers for `n` tokens at once at positions below `positions`.
 pub(crate) struct Workspace {
     /// Tokens there is room for.
     pub(crate) n: usize,

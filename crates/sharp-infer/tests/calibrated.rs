@@ -157,7 +157,8 @@ fn recipes_of_every_format_are_calibrated() {
     }
 }
 
-/// Layer 0's MLP serves layers 2 and 3 too: its matrices are rounded by the sum of what they get in all three, row scales counted.
+/// Layer 0's MLP serves layers 2 and 3 too: its matrices are rounded by the sum of what they get in all
+/// three, row scales counted.
 #[test]
 fn a_shared_matrix_is_rounded_for_all_that_use_it() {
     let plan = Plan::new(

@@ -1,4 +1,5 @@
-//! GGUF files run where they lie, against the values that the `gguf` package reads from them (tests/golden/gguf/gen.py).
+//! GGUF files run where they lie, against the values that the `gguf` package reads from them
+//! (tests/golden/gguf/gen.py).
 
 use std::path::{Path, PathBuf};
 
@@ -80,7 +81,8 @@ fn its_logits_are_those_of_the_exact_values_but_for_rounding() {
         let norm = |v: &[f32]| v.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
         let apart: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
         let relative = norm(&apart) / norm(&b);
-        // The first case's random weights are so large that any 8-bit rounding of activations changes its logits by a third.
+        // The first case's random weights are so large that any 8-bit rounding of activations changes its
+        // logits by a third.
         assert!(relative < if case == "llama_mixed" { 0.5 } else { 0.03 }, "{case}: {relative}");
     }
 }

@@ -234,7 +234,8 @@ fn a_batch_refuses_what_a_session_would_and_leaves_all_as_they_were() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Sessions of different lengths decoded together: each as if it were alone, to the bit, and able to go on alone.
+    /// Sessions of different lengths decoded together: each as if it were alone, to the bit, and able to go
+    /// on alone.
     #[test]
     fn sessions_decoded_together_are_as_if_alone(
         seed: u64, lengths in prop::collection::vec(0usize..30, 1..12), q4: bool, threads in 1usize..4,
@@ -271,7 +272,8 @@ proptest! {
         }
     }
 
-    /// A token decoded alone is the same, to the bit, as one among many, for any number of threads and any cut of the prompt.
+    /// A token decoded alone is the same, to the bit, as one among many, for any number of threads and any
+    /// cut of the prompt.
     #[test]
     fn decode_equals_prefill_bit_for_bit(
         seed: u64, heads in 1usize..5, group in 1usize..4, hidden in 1usize..5, intermediate in 33usize..200,

@@ -1,5 +1,5 @@
-//! Every kernel on every instruction set that this machine has: decode in bytes of weights a second, prefill in
-//! operations (two for a multiply-add) a second. `cargo bench -p sharp-quant -- decode/avx2` runs a part.
+//! Every kernel on every instruction set that this machine has: decode in bytes of weights a second, prefill
+//! in operations (two for a multiply-add) a second. `cargo bench -p sharp-quant -- decode/avx2` runs a part.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sharp_quant::*;
@@ -119,8 +119,9 @@ fn recovery(c: &mut Criterion) {
     }
 }
 
-/// The matrix products of one token of SmolLM2-135M and nothing else: no norms, no attention, no quantising. What decoding costs
-/// above this is the engine's own; what this costs above the bytes over the memory's bandwidth is the kernels'.
+/// The matrix products of one token of SmolLM2-135M and nothing else: no norms, no attention, no quantising.
+/// What decoding costs above this is the engine's own; what this costs above the bytes over the memory's
+/// bandwidth is the kernels'.
 fn bare_loop(c: &mut Criterion) {
     let (d, f, kv, vocab, layers) = (576, 1536, 192, 49_152, 30);
     for team in teams().iter().filter(|t| t.isa() == Isa::best()) {

@@ -10,13 +10,13 @@ use crate::{
 
 /// A preallocated buffer of `n` tokens of `cols` activations, quantised for every run of 32 columns.
 ///
-/// The rule, the same on every instruction set: `scale = m / 127` where `m` is the largest magnitude of the 32,
-/// `q = round_half_to_even(x * (127 / m))`, so `q` lies in -127..=127; where `m < 1e-30` the scale and all `q` are zero. If one of the 32 is
-/// NaN or infinite, the scale is NaN, so that every output that depends on it is NaN. Columns are padded to a multiple
-/// of 32 with zeros.
+/// With `m` the largest magnitude of the 32, `scale = m / 127` and `q = round_half_to_even(x * (127 / m))`,
+/// on every instruction set. So `q` is in -127..=127; where `m < 1e-30` the scale and all `q` are zero. If
+/// one of the 32 is NaN or infinite, the scale is NaN, and so is every output that depends on it. Columns are
+/// padded to a multiple of 32 with zeros.
 ///
-/// The f32 values are kept beside the bytes, for matrices stored as 16-bit floats and for column scales, unless it is made without
-/// them by [`Activations::integers`].
+/// The f32 values are kept beside the bytes, for matrices stored as 16-bit floats and for column scales,
+/// unless it is made without them by [`Activations::integers`].
 #[derive(Debug, Clone)]
 pub struct Activations {
     max_tokens: usize,
@@ -33,8 +33,9 @@ pub struct Activations {
     pub(crate) scale: Vec<f32>,
     /// (n, blocks): the sum of the block's `q`.
     pub(crate) sum: Vec<i32>,
-    /// (n, blocks): -8 times the sums of the `q` at even and at odd pairs of columns (0, 1, 4, 5, .. and 2, 3, 6, 7, ..), as two
-    /// 16-bit halves, low and high: the correction that turns `q + 8` nibbles into `q` in 16-bit accumulators.
+    /// (n, blocks): -8 times the sums of the `q` at even and at odd pairs of columns (0, 1, 4, 5, .. and 2,
+    /// 3, 6, 7, ..), as two 16-bit halves, low and high: the correction that turns `q + 8` nibbles into `q`
+    /// in 16-bit accumulators.
     pub(crate) pair: Vec<i32>,
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Token<'a> {
 }
 
 impl Activations {
-    /// Room for `max_tokens` tokens of `max_cols` columns.
+    /// Makes a buffer for `max_tokens` tokens of `max_cols` columns.
     ///
     /// # Errors
     /// [`Error::Empty`] and [`Error::Overflow`].
@@ -59,7 +60,8 @@ impl Activations {
         Self::with(max_tokens, max_cols, true)
     }
 
-    /// The same without the f32 values: for `q4x16` and `q8x16` matrices, which multiply integers alone.
+    /// Makes a buffer without the f32 values, for `q4x16` and `q8x16` matrices, which multiply integers
+    /// alone.
     ///
     /// # Errors
     /// Those of [`Activations::new`].
@@ -90,7 +92,7 @@ impl Activations {
         })
     }
 
-    /// Tokens held.
+    /// Returns the number of tokens held.
     pub fn tokens(&self) -> usize {
         self.n
     }
@@ -115,7 +117,7 @@ impl Activations {
         self.floats
     }
 
-    /// Takes `x` (n, cols), `n = x.len() / cols` tokens, replacing what was held.
+    /// Quantises `x` (n, cols), replacing the tokens held.
     ///
     /// # Errors
     /// [`Error::Capacity`] if there is no room, [`Error::Length`] if `x` is not n x cols elements.
@@ -131,7 +133,7 @@ impl Activations {
         Ok(())
     }
 
-    /// [`Activations::quantize`] on all threads of a team.
+    /// Quantises `x` (n, cols) on all threads of a team, replacing the tokens held.
     ///
     /// # Errors
     /// Those of [`Activations::quantize`].
@@ -152,7 +154,7 @@ impl Activations {
         Ok(())
     }
 
-    /// Sets the shape; contents are undefined (but initialised) until stored.
+    /// Sets the shape. The contents are initialised but arbitrary until stored.
     pub(crate) fn begin(&mut self, n: usize, cols: usize) -> Result<()> {
         if cols == 0 || cols > self.max_cols {
             return Err(Error::Capacity {
@@ -231,8 +233,8 @@ impl Parts {
     /// Quantises `x` into token `t` from block `block` on. The last block is padded with zeros.
     ///
     /// # Safety
-    /// The blocks must exist (`t` below the tokens of `begin`), the `Activations` must outlive the call, and no other thread may touch the
-    /// same blocks meanwhile.
+    /// The blocks must exist (`t` below the tokens of `begin`), the `Activations` must outlive the call, and
+    /// no other thread may touch the same blocks meanwhile.
     pub(crate) unsafe fn store_row(&self, isa: crate::Isa, t: usize, block: usize, x: &[f32]) {
         let count = x.len().div_ceil(BLOCK);
         let first = t * self.blocks + block;
@@ -268,7 +270,8 @@ vectorised! {
         (x: &[f32], q: &mut [i8], scale: &mut [f32], sum: &mut [i32], pair: &mut [i32])
 }
 
-/// Joins element `i` with `i + 16`, then with `i + 8`, then with `i + 4`: vector operations of halves, not a walk along the block.
+/// Joins element `i` with `i + 16`, then with `i + 8`, then with `i + 4`: operations on half vectors instead
+/// of element after element.
 #[inline(always)]
 fn halve<T: Copy>(mut all: [T; BLOCK], join: impl Fn(T, T) -> T) -> [T; 4] {
     let mut width = BLOCK / 2;

@@ -15,12 +15,13 @@ const RUN: usize = 4;
 
 /// Multiplies every matrix with the one token beside it, in order, in one parallel region.
 ///
-/// Each thread takes the same fraction of the rows of every matrix. Nothing waits for anything else, and the products are not
-/// stored. The number returned depends on all of them, so that the compiler cannot leave them out.
+/// Each thread takes the same fraction of the rows of every matrix. Nothing waits for anything else, and the
+/// products are not stored. The number returned depends on all of them, so that the compiler cannot leave
+/// them out.
 ///
 /// # Errors
-/// [`Error::Shape`] if a matrix and its activations do not agree or these are not of one token, [`Error::Capacity`] if they lack
-/// the floats that a matrix of 16-bit floats needs.
+/// [`Error::Shape`] if a matrix and its activations do not agree or these are not of one token,
+/// [`Error::Capacity`] if they lack the floats that a matrix of 16-bit floats needs.
 pub fn bare_loop(team: &Team, products: &[(PackedRef<'_>, &Activations)]) -> Result<f32> {
     for (w, x) in products {
         check_shape("columns of the activations", w.cols(), x.cols())?;

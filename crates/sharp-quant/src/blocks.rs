@@ -81,8 +81,8 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 
 /// Converts f32 to stored elements.
 ///
-/// `out` must be exactly `dtype.nbytes(x.len())` bytes. F16 and BF16 round to nearest even; `rule` matters only to the
-/// block formats.
+/// `out` must be exactly `dtype.nbytes(x.len())` bytes. F16 and BF16 round to nearest even; `rule` matters
+/// only to the block formats.
 ///
 /// # Errors
 /// [`Error::NotWholeBlocks`], [`Error::Length`], for the block formats [`Error::NotFinite`], and
@@ -91,9 +91,9 @@ pub fn quantize(dtype: DType, rule: ScaleRule, x: &[f32], out: &mut [u8]) -> Res
     quantize_weighted(dtype, rule, x, None, out)
 }
 
-/// [`quantize`] with an importance for every element, used by [`ScaleRule::LeastSquares`]: the error made smallest is
-/// the sum of `importance[i] * (x[i] - stored[i])^2`. A typical importance is the mean square of the activation that
-/// the weight multiplies. Negative and non-finite importances count as zero.
+/// [`quantize`] with an importance for every element, used by [`ScaleRule::LeastSquares`]: the error made
+/// smallest is the sum of `importance[i] * (x[i] - stored[i])^2`. A typical importance is the mean square of
+/// the activation that the weight multiplies. Negative and non-finite importances count as zero.
 ///
 /// # Errors
 /// Those of [`quantize`]; [`Error::Length`] if `importance` is not as long as `x`.

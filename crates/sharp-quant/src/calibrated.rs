@@ -23,17 +23,19 @@ const CANDIDATES: usize = 4;
 /// How often the best scale is fitted to its integers and these are rounded again.
 const REFITS: usize = 2;
 
-/// Quantises and packs the row-major matrix `x` (rows, cols) as [`pack_f32_into`](crate::pack_f32_into) lays it out, rounding against
-/// the second moments of its inputs: each column takes up the errors of those before it, and each block of 32 columns of a row
-/// gets the scale that is best when its first column is reached, among those of a grid and their least squares refits.
+/// Quantises and packs the row-major matrix `x` (rows, cols) as [`pack_f32_into`](crate::pack_f32_into) lays
+/// it out, rounding against the second moments of its inputs: each column takes up the errors of those before
+/// it, and each block of 32 columns of a row gets the scale that is best when its first column is reached,
+/// among those of a grid and their least squares refits.
 ///
-/// Returns the squared error of the outputs, summed over rows, as `feedback`'s damped moments measure it, in units of their
-/// mean diagonal. The bits do not depend on the number of threads nor on the instruction set. A matrix narrower than a block has few
-/// errors to feed back, and [`ScaleRule::LeastSquares`](crate::ScaleRule::LeastSquares), which tries more scales, may round it better.
+/// Returns the squared error of the outputs, summed over rows, as `feedback`'s damped moments measure it, in
+/// units of their mean diagonal. The bits do not depend on the number of threads nor on the instruction set.
+/// A matrix narrower than a block has few errors to feed back, and
+/// [`ScaleRule::LeastSquares`](crate::ScaleRule::LeastSquares), which tries more scales, may round it better.
 ///
 /// # Errors
-/// [`Error::Unknown`] for [`PackedFormat::F16`], which has no scales; [`Error::Shape`] if `feedback` is for inputs of
-/// another length; otherwise those of `pack_f32_into`.
+/// [`Error::Unknown`] for [`PackedFormat::F16`], which has no scales; [`Error::Shape`] if `feedback` is for
+/// inputs of another length; otherwise those of `pack_f32_into`.
 pub fn pack_calibrated(
     team: &Team,
     format: PackedFormat,
@@ -71,15 +73,16 @@ pub fn pack_calibrated(
 struct Grid {
     low: f32,
     high: f32,
-    /// The integer that a block's value of largest magnitude lands on, by its scale, before it is cut off at the range.
+    /// The integer that a block's value of largest magnitude lands on, by its scale, before it is cut off at
+    /// the range.
     reaches: Vec<[f32; CANDIDATES]>,
 }
 
 impl Grid {
     fn of(format: PackedFormat) -> Result<Self> {
         match format {
-            // The range is -8..=7: the sign of the scale decides which side has the extra step. From a step that clips nothing to one
-            // that clips the extreme value by a third.
+            // The range is -8..=7: the sign of the scale decides which side has the extra step. From a step
+            // that clips nothing to one that clips the extreme value by a third.
             PackedFormat::Q4 => Ok(Grid {
                 low: -8.0,
                 high: 7.0,
@@ -110,7 +113,8 @@ struct Work<'a> {
     weights: [Lane; BLOCK],
     /// The same with the errors of earlier blocks fed back.
     target: [Lane; BLOCK],
-    /// `M` of the block: for each column the rows up to the block's end, of which the last 32 are the block's own.
+    /// `M` of the block: for each column the rows up to the block's end, of which the last 32 are the block's
+    /// own.
     m: &'a [f32],
     importance: &'a [f32],
 }
@@ -134,7 +138,8 @@ struct Rounded {
     costs: Lane,
 }
 
-/// Rounds one group of rows, given by its `x` (up to 16 rows), into `out`. Returns its part of the outputs' squared error.
+/// Rounds one group of rows, given by its `x` (up to 16 rows), into `out`. Returns its part of the outputs'
+/// squared error.
 fn group(
     isa: crate::Isa,
     format: PackedFormat,
@@ -252,8 +257,8 @@ fn keep(scale: &Lane, cost: &Lane, best: &mut Lane, least: &mut Lane) {
     }
 }
 
-/// Rounds a block by each of the given scales, column by column, into integers `q` and errors. Returns each row's error, the
-/// importance of columns counted.
+/// Rounds a block by each of the given scales, column by column, into integers `q` and errors. Returns each
+/// row's error, the importance of columns counted.
 #[inline(always)]
 fn round_block<const C: usize>(
     grid: &Grid,
@@ -288,8 +293,9 @@ fn round_block<const C: usize>(
     costs
 }
 
-/// The scales of least error for the integers `q`: what is left of column `j` is `a - scale * b`, `a` being the weights with
-/// feedback of weights, `b` the integers with feedback of integers. NaN where all integers are zero.
+/// The scales of least error for the integers `q`: what is left of column `j` is `a - scale * b`, `a` being
+/// the weights with feedback of weights, `b` the integers with feedback of integers. NaN where all integers
+/// are zero.
 #[inline(always)]
 fn fitted(work: &Work<'_>, q: &[Lane; BLOCK]) -> Lane {
     let (mut ab, mut bb) = ([0.0f32; LANES], [0.0f32; LANES]);

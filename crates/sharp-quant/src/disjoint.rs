@@ -1,8 +1,8 @@
-//! A slice that several threads write at disjoint places.
+//! A slice that several threads write, each at places of its own.
 
 use std::marker::PhantomData;
 
-/// A mutable slice without its borrow, so that threads can take disjoint parts of it.
+/// A mutable slice without its borrow, from which threads take disjoint parts.
 pub(crate) struct DisjointSlice<T> {
     start: *mut T,
     len: usize,
@@ -30,9 +30,9 @@ impl<T> DisjointSlice<T> {
     /// Elements `from..from + count`; panics if they do not exist.
     ///
     /// # Safety
-    /// The slice given to `new` must still be borrowed by whoever holds this, and no other reference to any of these elements
-    /// may exist while the result lives.
-    #[allow(clippy::mut_from_ref)] // that is its purpose; the contract stands above
+    /// The slice given to `new` must still be borrowed by whoever holds this, and no other reference to any
+    /// of these elements may exist while the result lives.
+    #[allow(clippy::mut_from_ref, reason = "threads share it; the contract forbids overlapping parts")]
     pub(crate) unsafe fn slice<'a>(&self, from: usize, count: usize) -> &'a mut [T] {
         assert!(from <= self.len && count <= self.len - from, "part outside its slice");
         // SAFETY: inside the slice, as just checked; the caller vouches for the rest.

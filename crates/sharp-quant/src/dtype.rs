@@ -8,7 +8,8 @@ pub const BLOCK: usize = 32;
 /// Elements of a super-block, the block of the K formats.
 pub(crate) const SUPER_BLOCK: usize = 256;
 
-/// A stored number format. The block formats are ggml's to the byte; those marked so are read and never written.
+/// A stored number format. The block formats are ggml's to the byte; those marked so are read and never
+/// written.
 ///
 /// | format | elements a block | bytes a block | layout |
 /// |---|---|---|---|

@@ -1,4 +1,4 @@
-//! The one error type of this crate.
+//! The error type of this crate.
 
 /// What can go wrong when weights are converted, packed or multiplied.
 ///
@@ -76,7 +76,8 @@ pub enum Error {
         /// What this processor has.
         available: String,
     },
-    /// A matrix and the activations it is multiplied with have different widths, or an output has another shape.
+    /// A matrix and the activations it is multiplied with have different widths, or an output has another
+    /// shape.
     #[error("{what}: expected {expected}, found {found}")]
     Shape {
         /// Which extent, in words.

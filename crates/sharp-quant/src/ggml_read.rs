@@ -76,8 +76,8 @@ fn chunk<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("a part of a block lies inside it")
 }
 
-/// A super-block of 4 or 5 bits: f16 scale and f16 scale of the minimums, 12 bytes of scales, what the fifth bits are, nibbles;
-/// weight = `d * scale * q - dmin * min`.
+/// A super-block of 4 or 5 bits: f16 scale and f16 scale of the minimums, 12 bytes of scales, what the fifth
+/// bits are, nibbles; weight = `d * scale * q - dmin * min`.
 fn q45_k(begin: &[u8; 16], fifth: Option<&[u8; 32]>, nibbles: &[u8; 128], out: &mut [f32; SUPER_BLOCK]) {
     let (d, dmin) = (read_f16(begin, 0).to_f32(), read_f16(begin, 2).to_f32());
     let mut packed = [0; 12];
@@ -108,12 +108,14 @@ pub(crate) fn q5_k(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// 128 bytes of nibbles, 64 of upper two bits, a signed scale for each 16 elements, f16 scale; weight = `d * scale * (q - 32)`.
+/// 128 bytes of nibbles, 64 of upper two bits, a signed scale for each 16 elements, f16 scale; weight = `d *
+/// scale * (q - 32)`.
 pub(crate) fn q6_k(bytes: &[u8], out: &mut [f32]) {
     blocks(bytes, out, |b: &[u8; 210], o: &mut [f32; SUPER_BLOCK]| {
         let d = read_f16(b, 208).to_f32();
         for (i, o) in o.iter_mut().enumerate() {
-            // Each half of 128 elements lies in 64 bytes of nibbles and 32 of upper bits, four elements to a byte of those.
+            // Each half of 128 elements lies in 64 bytes of nibbles and 32 of upper bits, four elements to a
+            // byte of those.
             let (half, quarter, l) = (i / 128, i % 128 / 32, i % 32);
             let low = b[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4) & 15;
             let high = b[128 + half * 32 + l] >> (quarter * 2) & 3;

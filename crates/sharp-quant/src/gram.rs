@@ -143,10 +143,11 @@ vectorised! {
 
 /// How the rounding errors of a matrix's columns make up its output's error, made from a [`Gram`] `H`.
 ///
-/// With `H = M D M^T`, `M` upper triangular with ones on its diagonal and `D` diagonal, the squared error of the output is the sum
-/// over columns `j` of `D[j] * (E M)[j]^2`, where `E` is the error of a row of weights. So a column is rounded best when the errors of the
-/// columns before it, times `M`, have been added to it. This is GPTQ's order of computation (Frantar et al., 2022, arXiv
-/// 2210.17323) in the form that Chee et al. (2023, arXiv 2307.13304) show to be equal; it needs no inverse.
+/// With `H = M D M^T`, `M` upper triangular with ones on its diagonal and `D` diagonal, the squared error of
+/// the output is the sum over columns `j` of `D[j] * (E M)[j]^2`, where `E` is the error of a row of weights.
+/// So a column is rounded best when the errors of the columns before it, times `M`, have been added to it.
+/// This is GPTQ's order of computation (Frantar et al., 2022, arXiv 2210.17323) in the form that Chee et al.
+/// (2023, arXiv 2307.13304) show to be equal; it needs no inverse.
 pub struct Feedback {
     cols: usize,
     /// `D` (cols, padded to whole blocks with zeros).
@@ -162,8 +163,8 @@ impl std::fmt::Debug for Feedback {
 }
 
 impl Feedback {
-    /// Factors `gram`, to whose diagonal `damping` times its mean is added first (GPTQ's value is 0.01). Columns that are zero
-    /// in every input get and give no feedback; if all are, every column counts alike.
+    /// Factors `gram`, to whose diagonal `damping` times its mean is added first (GPTQ's value is 0.01).
+    /// Columns that are zero in every input get and give no feedback; if all are, every column counts alike.
     ///
     /// # Errors
     /// [`Error::Moments`] if the sums are not finite, a diagonal one is negative, or, damped, they are not
@@ -197,8 +198,8 @@ impl Feedback {
                 row[i] = 1.0;
             }
         }
-        // Cholesky's order is from the first column on, M is wanted from the last: turn both ways round. What was below the
-        // diagonal is then above.
+        // Cholesky's order is from the first column on, M is wanted from the last: turn both ways round. What
+        // was below the diagonal is then above.
         mirror(&mut a, n);
         a.reverse();
         factor(team, &mut a, n).map_err(|i| Error::Moments {
@@ -251,8 +252,8 @@ fn mirror(a: &mut [f64], n: usize) {
     }
 }
 
-/// Cholesky's factor `L` of the positive definite `a` (n, n), on and below the diagonal, in its place. Fails with the row
-/// where it is not positive definite.
+/// Cholesky's factor `L` of the positive definite `a` (n, n), on and below the diagonal, in its place. Fails
+/// with the row where it is not positive definite.
 fn factor(team: &Team, a: &mut [f64], n: usize) -> std::result::Result<(), usize> {
     let isa = team.isa();
     let mut panel = Vec::new();

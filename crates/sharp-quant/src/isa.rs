@@ -60,7 +60,8 @@ impl Kind {
 
 /// An instruction set that this processor has: a value exists only where its kernels can run.
 ///
-/// Names: `scalar`, `neon-plain`, `neon` (with dot product), `neon-i8mm` (with 8-bit matrix products too), `avx2` (with FMA and F16C), `avx512vnni`. Results are bit-equal on all.
+/// Names: `scalar`, `neon-plain`, `neon` (with dot product), `neon-i8mm` (with 8-bit matrix products too),
+/// `avx2` (with FMA and F16C), `avx512vnni`. Results are bit-equal on all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isa(Kind);
 
@@ -68,22 +69,22 @@ impl Isa {
     /// The environment variable that [`Isa::from_env`] reads.
     pub const ENV: &'static str = "SHARP_ISA";
 
-    /// The portable reference.
+    /// Returns the portable reference.
     pub fn scalar() -> Self {
         Isa(Kind::Scalar)
     }
 
-    /// The fastest this processor has.
+    /// Returns the fastest that this processor has.
     pub fn best() -> Self {
         ALL.into_iter().find(|k| k.detected()).map_or(Isa(Kind::Scalar), Isa)
     }
 
-    /// Everything this processor has, fastest first.
+    /// Lists everything that this processor has, fastest first.
     pub fn available() -> Vec<Self> {
         ALL.into_iter().filter(|k| k.detected()).map(Isa).collect()
     }
 
-    /// The one called `name`.
+    /// Finds an instruction set by name.
     ///
     /// # Errors
     /// [`Error::Unknown`] and [`Error::IsaUnavailable`].
@@ -101,7 +102,7 @@ impl Isa {
         }
     }
 
-    /// The one that the environment variable `SHARP_ISA` names, or the best if it is unset or empty.
+    /// Finds the instruction set that the environment variable `SHARP_ISA` names; unset or empty: the best.
     ///
     /// # Errors
     /// Those of [`Isa::named`].
@@ -112,7 +113,7 @@ impl Isa {
         }
     }
 
-    /// The name: `scalar`, `neon`, `avx2` or `avx512vnni`.
+    /// Returns the name.
     pub fn name(self) -> &'static str {
         self.0.name()
     }

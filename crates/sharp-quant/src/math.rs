@@ -14,9 +14,9 @@ fn silu_mul_body<const HW: bool>(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `e^x` to within 2 units in the last place for results that are normal numbers; 0 below -87.3 becomes the least normal number, and
-/// above 88.7 it is `e^88.7`; NaN stays NaN. Only exact or correctly rounded operations, so the bits are the same
-/// everywhere.
+/// `e^x` to within 2 units in the last place for results that are normal numbers; 0 below -87.3 becomes the
+/// least normal number, and above 88.7 it is `e^88.7`; NaN stays NaN. Only exact or correctly rounded
+/// operations, so the bits are the same everywhere.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23, see the quantisation of activations.

@@ -11,13 +11,15 @@ use crate::{
     team::{Gate, Team},
 };
 
-/// Tokens that a weight block is used for before the next is read; their activations fit the second-level cache.
+/// Tokens that a weight block is used for before the next is read; their activations fit the second-level
+/// cache.
 const TILE: usize = 64;
 /// Groups that one call of a `gemv` kernel takes.
 const RUN: usize = 4;
 /// Blocks of 32 gates (and as many ups) that one run of a single token computes.
 const PAIRS: usize = 4;
-/// Bytes of weights in one item of work of a single token: long enough for the prefetchers, short enough to share out.
+/// Bytes of weights in one item of work of a single token: long enough for the prefetchers, short enough to
+/// share out.
 const ITEM_BYTES: usize = 24 << 10;
 /// Row groups in one item of work of many tokens.
 const GEMM_GROUPS: usize = 4;
@@ -33,8 +35,8 @@ pub struct LowRank<'a> {
     pub b: PackedRef<'a>,
 }
 
-/// A linear map `y = diag(row_scale) W diag(col_scale) x + B A x`, any part of which may be missing, but not both `W` and
-/// the low rank.
+/// A linear map `y = diag(row_scale) W diag(col_scale) x + B A x`, any part of which may be missing, but not
+/// both `W` and the low rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Linear<'a> {
     weight: Option<PackedRef<'a>>,
@@ -61,8 +63,8 @@ impl<'a> Linear<'a> {
     /// All parts at once.
     ///
     /// # Errors
-    /// [`Error::Shape`] if their shapes do not fit together, [`Error::Empty`] if there is neither `weight` nor
-    /// `low_rank`.
+    /// [`Error::Shape`] if their shapes do not fit together, [`Error::Empty`] if there is neither `weight`
+    /// nor `low_rank`.
     pub fn with_recovery(
         weight: Option<PackedRef<'a>>,
         row_scale: Option<&'a [f32]>,
@@ -134,7 +136,7 @@ pub struct MatOp<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Room for what lies between the two halves of recovery parameters, so that products need not allocate.
+/// Buffers between the two factors of recovery parameters, so that products need not allocate.
 #[derive(Debug)]
 pub struct Scratch {
     /// For each matrix of a region, `A x` as f32 (n, r).
@@ -147,13 +149,13 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for no recovery parameters at all.
+    /// Makes buffers for matrices without recovery parameters and column scales.
     pub fn none() -> Self {
         Scratch { t: Vec::new(), t_acts: Vec::new(), scaled: Vec::new(), scaled_row: Vec::new() }
     }
 
-    /// Room for `ops` matrices in a region, `tokens` tokens and ranks up to `rank` (0: none); and for matrices with column
-    /// scales of up to `scaled_cols` columns (0: none).
+    /// Room for `ops` matrices in a region, `tokens` tokens and ranks up to `rank` (0: none); and for
+    /// matrices with column scales of up to `scaled_cols` columns (0: none).
     ///
     /// # Errors
     /// Those of [`Activations::new`].
@@ -172,14 +174,15 @@ impl Scratch {
     }
 }
 
-/// Multiplies every matrix of `ops` with the same activations, in one parallel region: `out[t] = linear(x[t])`.
+/// Multiplies every matrix of `ops` with the same activations, in one parallel region: `out[t] =
+/// linear(x[t])`.
 ///
-/// The sum over columns is in the order that the crate's documentation states; then `row_scale` multiplies it; then the low-rank part is
-/// added block by block in the same order. Allocates nothing.
+/// The sum over columns is in the order that the crate's documentation states; then `row_scale` multiplies
+/// it; then the low-rank part is added block by block in the same order. Allocates nothing.
 ///
 /// # Errors
-/// [`Error::Shape`] and [`Error::Length`] if shapes do not agree, [`Error::Capacity`] if `scratch` is too small or there
-/// are more than 8 matrices.
+/// [`Error::Shape`] and [`Error::Length`] if shapes do not agree, [`Error::Capacity`] if `scratch` is too
+/// small or there are more than 8 matrices.
 pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut Scratch) -> Result<()> {
     if ops.is_empty() || x.tokens() == 0 {
         return Ok(());
@@ -245,8 +248,8 @@ pub fn matmul(team: &Team, ops: &mut [MatOp<'_>], x: &Activations, scratch: &mut
     Ok(())
 }
 
-/// The first half of a gated MLP in one parallel region: `out[t] = silu(gate(x[t])) * up(x[t])`, quantised as it is computed, ready for
-/// the down projection. Allocates nothing.
+/// The first half of a gated MLP in one parallel region: `out[t] = silu(gate(x[t])) * up(x[t])`, quantised as
+/// it is computed, ready for the down projection. Allocates nothing.
 ///
 /// `out` takes the shape (n, rows of `gate`); its room decides how large that may be.
 ///
@@ -291,7 +294,8 @@ pub fn gate_up_silu(
         };
         let last = pairs.min(first + per_item);
         if to - from == 1 {
-            // Runs as long as can be of one matrix before the other's: each is one stream for the prefetchers.
+            // Runs as long as can be of one matrix before the other's: each is one stream for the
+            // prefetchers.
             for pair in (first..last).step_by(PAIRS) {
                 let (g, width) = (2 * pair, PAIRS.min(last - pair));
                 let count = (2 * width).min(groups - g);
@@ -335,14 +339,16 @@ fn groups_per_item(group_bytes: usize, groups: usize, n: usize, threads: usize) 
     if n == 1 { even(groups, (ITEM_BYTES / group_bytes.max(1)).max(1), threads) } else { GEMM_GROUPS }
 }
 
-/// How many of `all` go into one item: at most `most`, and not many fewer, so that every thread has as many items to begin with where
-/// that can be. Then none is taken over from another thread, whose cache would have had it.
+/// Chooses how many of `all` go into one item: at most `most`, and not many fewer.
+///
+/// Where possible every thread begins with as many items as the others. Then none is taken over from another
+/// thread, whose cache would have had it.
 fn even(all: usize, most: usize, threads: usize) -> usize {
     let fair = |per_item: &usize| all.div_ceil(*per_item).is_multiple_of(threads);
     (most.div_ceil(2)..=most).rev().find(fair).unwrap_or(most)
 }
 
-/// What the items of a region share.
+/// What all items of a region have in common.
 struct Region<'a> {
     team: &'a Team,
     kernels: &'static Kernels,
@@ -354,8 +360,8 @@ struct Region<'a> {
     t_acts: *const Activations,
 }
 
-// SAFETY: `t_acts` points to the scratch space, which outlives the region; it is read only after the gate has opened,
-// and written (through `t_parts`) only before.
+// SAFETY: `t_acts` points to the scratch space, which outlives the region; it is read only after the gate has
+// opened, and written (through `t_parts`) only before.
 unsafe impl Sync for Region<'_> {}
 
 impl<'a> Region<'a> {
@@ -410,7 +416,8 @@ impl<'a> Region<'a> {
         })
     }
 
-    /// Runs the region: `A x` of every matrix that has recovery parameters, then `items` of every matrix by `f`.
+    /// Runs the region: `A x` of every matrix that has recovery parameters, then `items` of every matrix by
+    /// `f`.
     fn run(&self, items: &[usize], f: &(dyn Fn(usize, usize, &Gate) + Sync)) {
         let n = self.x.tokens();
         let tiles = n.div_ceil(TILE);
@@ -466,7 +473,8 @@ impl<'a> Region<'a> {
     /// `A x` quantised, once it is there.
     fn t(&self, op: usize, gate: &Gate) -> &Activations {
         gate.wait();
-        // SAFETY: `new` checked that the scratch space has an entry for this matrix; after the gate nobody writes it.
+        // SAFETY: `new` checked that the scratch space has an entry for this matrix; after the gate nobody
+        // writes it.
         unsafe { &*self.t_acts.add(op) }
     }
 

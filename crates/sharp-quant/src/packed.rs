@@ -1,12 +1,13 @@
-//! The layouts the kernels read, in memory and in files alike.
+//! The packed layouts that the kernels read, in memory and in files alike.
 //!
-//! A packed matrix has its rows padded to a multiple of 16 and its columns to a multiple of 32, with zeros. Groups of
-//! 16 rows lie one after another; within a group its blocks of 32 columns lie one after another:
+//! A packed matrix has its rows padded to a multiple of 16 and its columns to a multiple of 32, with zeros.
+//! Groups of 16 rows lie one after another; within a group its blocks of 32 columns lie one after another:
 //!
-//! - `q4x16`, 288 bytes a block: 4 vectors of 64 bytes, then 16 f16 scales. Byte `4 r + i` of vector `v` holds row `r`:
-//!   low nibble column `4 v + i`, high nibble column `16 + 4 v + i`, as `q + 8`. Weight = `scale * q`.
-//! - `q8x16`, 544 bytes: 8 vectors of 64 signed bytes, byte `4 r + i` of vector `v` = row `r`, column `4 v + i`; then
-//!   16 f16 scales. Weight = `scale * q`.
+//! - `q4x16`, 288 bytes a block: 4 vectors of 64 bytes, then 16 f16 scales. Byte `4 r + i` of vector `v`
+//!   holds row `r`: low nibble column `4 v + i`, high nibble column `16 + 4 v + i`, as `q + 8`. Weight =
+//!   `scale * q`.
+//! - `q8x16`, 544 bytes: 8 vectors of 64 signed bytes, byte `4 r + i` of vector `v` = row `r`, column `4 v +
+//!   i`; then 16 f16 scales. Weight = `scale * q`.
 //! - `f16x16`, 1024 bytes: for each column its 16 rows as f16.
 //!
 //! Sizes a weight equal those of Q4_0, Q8_0 and F16. All numbers are little endian.
@@ -91,7 +92,7 @@ impl FromStr for PackedFormat {
     }
 }
 
-/// A packed matrix (rows, cols) lying somewhere else, often in a mapped file.
+/// A view of a packed matrix (rows, cols), often in a mapped file.
 ///
 /// Kernels take data of any alignment; files align matrices to 64 bytes because it is faster.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,8 +163,9 @@ impl fmt::Debug for PackedRef<'_> {
 
 /// Quantises and packs the row-major matrix `x` (rows, cols) into `out`.
 ///
-/// Each run of 32 columns of a row is quantised exactly as `Q4_0` and `Q8_0` do, zeros standing in for missing columns. A large
-/// matrix can be packed in pieces: any run of rows that starts at a multiple of 16 is a matrix of its own.
+/// Each run of 32 columns of a row is quantised exactly as `Q4_0` and `Q8_0` do, zeros standing in for
+/// missing columns. A large matrix can be packed in pieces: any run of rows that starts at a multiple of 16
+/// is a matrix of its own.
 ///
 /// # Errors
 /// [`Error::Length`] for `x` or `out`, [`Error::NotFinite`], and those of [`PackedFormat::nbytes`].
@@ -220,7 +222,7 @@ pub fn pack_f32_parallel(
     }
 }
 
-/// [`pack_f32_into`] with a new buffer.
+/// Quantises and packs the row-major matrix `x` (rows, cols) into a new buffer; see [`pack_f32_into`].
 ///
 /// # Errors
 /// Those of [`pack_f32_into`].

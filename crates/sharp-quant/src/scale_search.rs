@@ -1,9 +1,10 @@
 //! Least squares search of block scales.
 //!
-//! For fixed integers the best scale is a ratio of two sums; for a fixed scale the best integers are the rounded ones.
-//! Each search starts from a grid of inverse scales around the plain rule's, refits the scale to the integers, rounds
-//! it to the 16 bits it is stored in, rounds the integers again to that stored scale, and keeps the candidate of least
-//! weighted error. The plain rule's result is a candidate, so the search never loses to it.
+//! For fixed integers the best scale is a ratio of two sums; for a fixed scale the best integers are the
+//! rounded ones. Each search starts from a grid of inverse scales around the plain rule's, refits the scale
+//! to the integers, rounds it to the 16 bits it is stored in, rounds the integers again to that stored scale,
+//! and keeps the candidate of least weighted error. The plain rule's result is a candidate, so the search
+//! never loses to it.
 
 use crate::{
     dtype::BLOCK,
@@ -47,8 +48,8 @@ fn refit(x: &Row, w: &Row, q: &Row) -> f32 {
     if qq > 0.0 { xq / qq } else { 0.0 }
 }
 
-/// The best symmetric quantisation to integers in `low..=high` over the inverse scales given, or `None` if none is
-/// better than `limit`.
+/// The best symmetric quantisation to integers in `low..=high` over the inverse scales given, or `None` if
+/// none is better than `limit`.
 fn symmetric(
     x: &Row,
     w: &Row,
@@ -97,8 +98,8 @@ pub(crate) fn q4_0(x: &Row, w: Option<&Row>, plain: QuantBlock<u8>) -> QuantBloc
         return plain;
     }
     let limit = error(x, &w, plain.scale.to_f32(), &plain.q.map(|q| f32::from(q) - 8.0));
-    // The range is -8..=7, so the sign of the scale decides which side has the extra step. Both are tried, from a
-    // step that clips nothing to one that clips the extreme value by a third.
+    // The range is -8..=7, so the sign of the scale decides which side has the extra step. Both are tried,
+    // from a step that clips nothing to one that clips the extreme value by a third.
     let inverses = (0..=24u8).flat_map(|s| {
         let reach = 6.5 + 0.2 * f32::from(s);
         [-reach / signed, reach / signed]

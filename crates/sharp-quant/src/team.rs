@@ -1,12 +1,13 @@
 //! A fixed set of threads for short parallel regions.
 //!
-//! A token of a small model takes a few hundred microseconds and a hundred parallel regions, so starting one must cost
-//! about as much as a cache miss: idle workers spin for some 30 microseconds, then give their processor away between looks,
-//! and sleep after two milliseconds without work.
+//! A token of a small model takes a few hundred microseconds and a hundred parallel regions, so starting one
+//! must cost about as much as a cache miss: idle workers spin for some 30 microseconds, then give their
+//! processor away between looks, and sleep after two milliseconds without work.
 //!
-//! Two rules keep a busy machine from stalling a region. Work is divided in advance, so that a thread meets the same rows of a shared
-//! matrix in every layer and finds them in its own cache; but whoever has finished takes over what others have not begun.
-//! And a worker that is not running when a region begins is not waited for: it may join late or miss it.
+//! Two rules keep a busy machine from stalling a region. Work is divided in advance, so that a thread meets
+//! the same rows of a shared matrix in every layer and finds them in its own cache; but whoever has finished
+//! takes over what others have not begun. And a worker that is not running when a region begins is not waited
+//! for: it may join late or miss it.
 
 use crate::{
     disjoint::DisjointSlice,
@@ -54,16 +55,16 @@ struct State {
     claims: Box<[Claims]>,
 }
 
-// SAFETY: `job` is written only by the leader while no region is open and no worker inside, and read only by workers
-// that have entered; `word` orders the two.
+// SAFETY: `job` is written only by the leader while no region is open and no worker inside, and read only by
+// workers that have entered; `word` orders the two.
 unsafe impl Sync for State {}
 // SAFETY: as above; the job itself is `Sync`.
 unsafe impl Send for State {}
 
 /// A fixed set of threads, the calling one among them.
 ///
-/// Regions started from inside a region, or from several threads at once, are correct but run on the calling thread alone. A panic in
-/// a region is passed on to the caller after every thread has left the region.
+/// Regions started from inside a region, or from several threads at once, are correct but run on the calling
+/// thread alone. A panic in a region is passed on to the caller after every thread has left the region.
 pub struct Team {
     state: Arc<State>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
@@ -78,7 +79,8 @@ impl std::fmt::Debug for Team {
 }
 
 impl Team {
-    /// A team of `threads` threads (0: as many as there are physical cores) with the instruction set of [`Isa::from_env`].
+    /// A team of `threads` threads (0: as many as there are physical cores) with the instruction set of
+    /// [`Isa::from_env`].
     ///
     /// # Errors
     /// Those of [`Isa::from_env`], and [`Error::Thread`].
@@ -121,14 +123,16 @@ impl Team {
         self.isa
     }
 
-    /// Calls `f` once for every item `0..items`, on all threads, and returns when all calls have returned.
+    /// Calls `f(item)` once for every item `0..items`, on all threads, and returns when all calls have
+    /// returned.
     ///
     /// Thread `t` of `n` begins with the items from `t * items / n` on, the same in every call.
     pub fn run(&self, items: usize, f: &(dyn Fn(usize) + Sync)) {
         self.phases(&[], &|_, _| {}, &|| {}, &[items], &|_, item, _| f(item));
     }
 
-    /// Calls `f(i, part)` for every part of `slice` of `chunk` elements (the last may be shorter), on all threads.
+    /// Calls `f(i, part)` for every part of `slice` of `chunk` elements (the last may be shorter), on all
+    /// threads.
     ///
     /// A `chunk` of 0 counts as 1.
     pub fn chunks_mut<T: Send>(&self, slice: &mut [T], chunk: usize, f: &(dyn Fn(usize, &mut [T]) + Sync)) {
@@ -137,13 +141,14 @@ impl Team {
         let parts = DisjointSlice::new(slice);
         self.run(len.div_ceil(chunk), &|i| {
             let from = i * chunk;
-            // SAFETY: items are distinct and each is run once, so the parts do not overlap; `slice` is borrowed for the
-            // whole call.
+            // SAFETY: items are distinct and each is run once, so the parts do not overlap; `slice` is
+            // borrowed for the whole call.
             f(i, unsafe { parts.slice(from, chunk.min(len - from)) });
         });
     }
 
-    /// Calls `f(i, item, rows)` for every item, on all threads, with row `i` of each of the slices, given with their widths.
+    /// Calls `f(i, item, rows)` for every item, on all threads, with row `i` of each of the slices, given
+    /// with their widths.
     ///
     /// # Panics
     /// If a slice is not one row for each item.
@@ -160,7 +165,8 @@ impl Team {
             (DisjointSlice::new(slice), width)
         });
         self.run(count, &|i| {
-            // SAFETY: each `i` is run once, so no two threads have the same item or rows; all is borrowed for the whole call.
+            // SAFETY: each `i` is run once, so no two threads have the same item or rows; all is borrowed for
+            // the whole call.
             let item = unsafe { &mut items.slice(i, 1)[0] };
             // SAFETY: as above.
             let rows = slices.map(|(slice, width)| unsafe { slice.slice(i * width, width) });
@@ -168,11 +174,12 @@ impl Team {
         });
     }
 
-    /// A region in two phases without a barrier between them.
+    /// Runs a region of two phases without a barrier between them.
     ///
-    /// Every item of `first` (segment, item) is claimed before any of `second`; the thread that ends the last of them calls `finish` once. Items of
-    /// `second` may run before that, and wait with [`Gate::wait`] where they need it. Waiting cannot deadlock, because a thread
-    /// reaches `second` only when all of `first` is claimed by threads that are running it.
+    /// Every item of `first` (segment, item) is claimed before any of `second`, and the thread that ends the
+    /// last of them calls `finish` once. Items of `second` may run before that, and wait with [`Gate::wait`]
+    /// where they need it. Waiting cannot deadlock: a thread reaches `second` only when all of `first` is
+    /// claimed by threads that are running it.
     pub(crate) fn phases(
         &self,
         first: &[usize],
@@ -215,10 +222,11 @@ impl Team {
     fn broadcast(&self, job: Job<'_>) {
         let state = &*self.state;
         let closed = state.word.load(Ordering::Relaxed);
-        // SAFETY: only the lifetime changes. Workers use the job only between entering and leaving, and this function
-        // does not return before the region is closed and empty, whatever panics.
+        // SAFETY: only the lifetime changes. Workers use the job only between entering and leaving, and this
+        // function does not return before the region is closed and empty, whatever panics.
         let job_static: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
-        // SAFETY: the last region is closed and empty, and `lead` is held, so nobody reads or writes `job` now.
+        // SAFETY: the last region is closed and empty, and `lead` is held, so nobody reads or writes `job`
+        // now.
         unsafe { *state.job.get() = Some(job_static) };
         let epoch = (closed >> 32).wrapping_add(1) << 32;
         state.word.store(epoch | OPEN, Ordering::SeqCst);
@@ -310,7 +318,7 @@ fn each(segments: &[usize], f: &dyn Fn(usize, usize)) {
     }
 }
 
-/// Takes items, first of the thread's own share of every segment, then of the others' shares.
+/// Runs items of the thread's own part of every segment, then items left over from the others' parts.
 fn claim(claims: &[Claims], phase: usize, thread: usize, segments: &[usize], f: &dyn Fn(usize, usize)) {
     let n = claims.len();
     let share = |t: usize, items: usize| (t * items / n, (t + 1) * items / n);
@@ -339,7 +347,7 @@ fn claim(claims: &[Claims], phase: usize, thread: usize, segments: &[usize], f: 
     }
 }
 
-/// A worker's life.
+/// Runs regions as they open, until the team stops: the main function of a worker thread.
 fn work(state: &State, index: usize) {
     let asleep = &state.claims[index].asleep;
     let mut seen = 0;
@@ -351,7 +359,8 @@ fn work(state: &State, index: usize) {
             // Entering fails if the region closes or another worker enters at the same moment: look again.
             if state.word.compare_exchange(word, word + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 seen = word >> 32;
-                // SAFETY: this thread has entered, so the leader keeps the job alive and unchanged until it leaves.
+                // SAFETY: this thread has entered, so the leader keeps the job alive and unchanged until it
+                // leaves.
                 let job = unsafe { *state.job.get() };
                 if let Some(job) = job
                     && catch_unwind(AssertUnwindSafe(|| job(index))).is_err()
@@ -375,7 +384,8 @@ fn work(state: &State, index: usize) {
             continue;
         }
         asleep.store(true, Ordering::SeqCst);
-        // Either this load sees a region opened meanwhile, or the leader's look at `asleep` comes later and sees true.
+        // Either this load sees a region opened meanwhile, or the leader's look at `asleep` comes later and
+        // sees true.
         let word = state.word.load(Ordering::SeqCst);
         if (word & OPEN == 0 || word >> 32 == seen) && !state.stop.load(Ordering::SeqCst) {
             thread::park();
@@ -386,7 +396,8 @@ fn work(state: &State, index: usize) {
     }
 }
 
-/// Cores of this machine that this process may use, hyper-threads of one core counted once where the system tells.
+/// Cores of this machine that this process may use, hyper-threads of one core counted once where the system
+/// tells.
 pub fn physical_cores() -> usize {
     let usable = thread::available_parallelism().map_or(1, usize::from);
     let mut cores = std::collections::BTreeSet::new();

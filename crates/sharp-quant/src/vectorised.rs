@@ -2,7 +2,8 @@
 
 /// Declares `$name` as a safe function that runs `$body`, compiled anew for each instruction set.
 ///
-/// The body's first generic argument says whether F16C instructions may be used; the others are those in brackets.
+/// The body's first generic argument says whether F16C instructions may be used; the others are those in
+/// brackets.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident / $body:ident [$($generic:ident : $bound:path),*]
      ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)?) => {

@@ -134,8 +134,8 @@ fn upper(h: &[Vec<f64>]) -> Vec<Vec<f64>> {
     u
 }
 
-/// GPTQ as its paper writes it: the inverse's Cholesky factor, errors pushed into the columns that follow. Only the scales
-/// are taken from what is tested.
+/// GPTQ as its paper writes it: the inverse's Cholesky factor, errors pushed into the columns that follow.
+/// Only the scales are taken from what is tested.
 #[test]
 fn with_the_same_scales_the_textbooks_algorithm_gives_the_same_integers() {
     let team = Team::new(2).unwrap();
@@ -199,7 +199,8 @@ fn correlated_inputs_gain_much() {
 
 #[test]
 fn uncorrelated_inputs_lose_nothing_to_the_search_of_plain_blocks() {
-    // Each column alone counts: the same problem as the importance-weighted search of plain blocks, on a wider grid.
+    // Each column alone counts: the same problem as the importance-weighted search of plain blocks, on a
+    // wider grid.
     let team = Team::new(1).unwrap();
     let (rows, cols) = (16, 64);
     let mut case = case(3, (rows, cols, 4), 2, 0.5);
@@ -305,8 +306,9 @@ fn dead_columns_and_zero_rows_are_rounded_plainly() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Never worse than plain rounding beyond a tolerance, for few inputs and many, nearly independent or nearly of one direction, where
-    /// there is a whole block: the few numbers of a narrower matrix plain rounding's finer search of scales may meet by luck.
+    /// Never worse than plain rounding beyond a tolerance, for few inputs and many, nearly independent or
+    /// nearly of one direction, where there is a whole block: the few numbers of a narrower matrix plain
+    /// rounding's finer search of scales may meet by luck.
     #[test]
     fn no_worse_than_plain_rounding(
         seed: u64, rows in 1usize..40, cols in 32usize..140, n in 1usize..200, directions in 1usize..20,

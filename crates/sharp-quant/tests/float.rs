@@ -1,7 +1,7 @@
 //! Float kernels against plain loops in f64, on every instruction set this processor has.
 
 use proptest::prelude::*;
-use sharp_quant::float::{DenseOp, DenseRef, KvCache, attention, dense_matmul};
+use sharp_quant::float::{DenseOp, DenseRef, KvCache, Queries, attention, dense_matmul};
 use sharp_quant::{DType, Isa, Team, float};
 
 /// Reproducible numbers in -1..1.
@@ -121,7 +121,8 @@ proptest! {
                     let kv = from * kv_heads * dim..to * kv_heads * dim;
                     cache.write(&team, 1, from, to - from, &k[kv.clone()], &v[kv]).unwrap();
                     let qs = from * heads * dim..to * heads * dim;
-                    attention(&team, &cache, 1, heads, from, &q[qs.clone()], scores, &mut out[qs]).unwrap();
+                    let queries = Queries { layer: 1, heads, at: from, q: &q[qs.clone()], scores };
+                    attention(&team, &cache, queries, &mut out[qs]).unwrap();
                 }
                 close(&out, &expected, 1e-5);
                 let found = bits(&out);
@@ -203,7 +204,10 @@ fn wrong_shapes_are_refused() {
     assert!(cache.write(&team, 1, 0, 1, &[0.0; 8], &[0.0; 8]).is_err());
     assert!(cache.write(&team, 0, 64, 1, &[0.0; 8], &[0.0; 8]).is_err());
     assert!(cache.write(&team, 0, 0, 1, &[0.0; 7], &[0.0; 8]).is_err());
-    assert!(attention(&team, &cache, 0, 3, 64, &[0.0; 24], 1.0, &mut [0.0; 24]).is_err());
-    assert!(attention(&team, &cache, 0, 0, 0, &[0.0; 24], 1.0, &mut [0.0; 24]).is_err());
-    assert!(attention(&team, &cache, 0, 2, 0, &[0.0; 16], 1.0, &mut [0.0; 8]).is_err());
+    let refused = |heads: usize, at: usize, q: &[f32], out: &mut [f32]| {
+        attention(&team, &cache, Queries { layer: 0, heads, at, q, scores: 1.0.into() }, out).is_err()
+    };
+    assert!(refused(3, 64, &[0.0; 24], &mut [0.0; 24]));
+    assert!(refused(0, 0, &[0.0; 24], &mut [0.0; 24]));
+    assert!(refused(2, 0, &[0.0; 16], &mut [0.0; 8]));
 }

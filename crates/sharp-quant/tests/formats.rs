@@ -195,7 +195,8 @@ proptest! {
     fn errors_stay_within_half_a_step(x in values(32)) {
         let top = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let (_, back) = round_trip(DType::Q8_0, ScaleRule::Max, &x, None);
-        // Half a step, and the rounding of the scale to 11 bits over up to 127 steps; below the smallest f16, 2^-25 a step.
+        // Half a step, and the rounding of the scale to 11 bits over up to 127 steps; below the smallest f16,
+        // 2^-25 a step.
         let bound = top / 254.0 + top / 2048.0 + 127.0 * 2f32.powi(-25);
         for (a, b) in x.iter().zip(&back) {
             prop_assert!((a - b).abs() <= bound, "{a} became {b}, bound {bound}");

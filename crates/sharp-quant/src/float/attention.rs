@@ -17,14 +17,15 @@ const KEYS: usize = 64;
 const ROWS: usize = 4;
 /// Tokens in one item of work.
 const ITEM_TOKENS: usize = 16;
-/// Key values (head_dim x kv_heads x positions) below which one token's attention is not worth a parallel region.
+/// Key values (head_dim x kv_heads x positions) below which one token's attention is not worth a parallel
+/// region.
 const SERIAL: usize = 16 << 10;
 
 /// Keys and values of every layer and position so far, in F32 or F16.
 ///
-/// Keys lie in tiles of 16 positions, (head_dim, 16) each, so that a query's scores with 16 keys are one vector; values
-/// lie row by row, (positions, head_dim padded to 16). Memory is reserved for the whole capacity, but the operating system
-/// provides it only as positions are written.
+/// Keys lie in tiles of 16 positions, (head_dim, 16) each, so that a query's scores with 16 keys are one
+/// vector; values lie row by row, (positions, head_dim padded to 16). Memory is reserved for the whole
+/// capacity, but the operating system provides it only as positions are written.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     dtype: DType,
@@ -103,7 +104,8 @@ impl KvCache {
     /// Stores the keys and values (n, kv_heads, head_dim) of a layer at positions `at..at + n`.
     ///
     /// # Errors
-    /// [`Error::Capacity`] if there is no room or no such layer, [`Error::Length`] if `k` and `v` are not n rows.
+    /// [`Error::Capacity`] if there is no room or no such layer, [`Error::Length`] if `k` and `v` are not n
+    /// rows.
     pub fn write(
         &mut self,
         team: &Team,
@@ -241,26 +243,31 @@ impl From<f32> for Scores {
     }
 }
 
-/// Causal attention of the queries `q` (n, heads, head_dim) at positions `at..at + n` over positions `0..=` their own, whose keys and
-/// values the cache must hold: `out[t, h] = softmax(scale * q[t, h] . K) V` (n, heads, head_dim), the scores capped and the positions
-/// narrowed to a window where `scores` says so.
+/// The queries of consecutive tokens at one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Queries<'a> {
+    /// The layer of the cache that they look at.
+    pub layer: usize,
+    /// Query heads, a multiple of the cache's KV heads; consecutive ones share a KV head.
+    pub heads: usize,
+    /// Position of the first token.
+    pub at: usize,
+    /// (n, heads, head_dim)
+    pub q: &'a [f32],
+    /// How scores become weights.
+    pub scores: Scores,
+}
+
+/// Computes causal attention: `out[t, h] = softmax(scale * q[t, h] . K) V` (n, heads, head_dim).
 ///
-/// `heads` is a multiple of the cache's KV heads; consecutive query heads share a KV head. Keys are taken 64 at a time in ascending
-/// order whatever the number of queries and threads, so a token's result does not depend on those. Allocates nothing.
+/// Token `t` sees the positions up to its own, `at + t`, whose keys and values the cache must hold. Scores are capped and
+/// positions narrowed to a window where `scores` says so. Keys are taken 64 at a time in ascending order, whatever the
+/// number of queries and threads, so a token's result does not depend on those. Allocates nothing.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Length`] and [`Error::Capacity`] if shapes do not agree.
-#[allow(clippy::too_many_arguments)] // the shape of the operation itself
-pub fn attention(
-    team: &Team,
-    cache: &KvCache,
-    layer: usize,
-    heads: usize,
-    at: usize,
-    q: &[f32],
-    scores: impl Into<Scores>,
-    out: &mut [f32],
-) -> Result<()> {
+pub fn attention(team: &Team, cache: &KvCache, queries: Queries<'_>, out: &mut [f32]) -> Result<()> {
+    let Queries { layer, heads, at, q, scores } = queries;
     if heads == 0 || !heads.is_multiple_of(cache.kv_heads) {
         return Err(Error::Shape {
             what: "query heads, in KV heads",
@@ -278,7 +285,7 @@ pub fn attention(
         return Ok(());
     }
     let group = heads / cache.kv_heads;
-    let args = HeadArgs { cache, layer, q, heads, at, scores: scores.into() };
+    let args = HeadArgs { cache, layer, q, heads, at, scores };
     let isa = team.isa();
     if n == 1 {
         if (at + 1) * cache.kv_heads * dim < SERIAL || team.threads() == 1 {
@@ -293,10 +300,12 @@ pub fn attention(
         });
         return Ok(());
     }
-    // Shorter items where there would be too few: a verification of a few tokens, or the last piece of a prompt.
+    // Shorter items where there would be too few: a verification of a few tokens, or the last piece of a
+    // prompt.
     let tokens = ITEM_TOKENS.min(n.div_ceil(4 * team.threads())).max(1);
     team.chunks_mut(out, tokens * width, &|item, out| {
-        // The longest items, the last, are taken first by those who begin at the end; dynamic claiming evens out the rest.
+        // The longest items, the last, are taken first by those who begin at the end; dynamic claiming evens
+        // out the rest.
         let from = item * tokens;
         run(isa, &args, (from, n.min(from + tokens)), (0, heads), out);
     });
@@ -396,8 +405,8 @@ struct Head<'a, E: Element> {
 }
 
 impl<E: Element> Head<'_, E> {
-    /// All rows, some at a time. `FIRST` says that these keys and values are not in the caches yet: those of one token, which nobody
-    /// else has just looked at.
+    /// All rows, some at a time. `FIRST` says that these keys and values are not in the caches yet: those of
+    /// one token, which nobody else has just looked at.
     #[inline(always)]
     fn attend_all<'a, const HW: bool, const FIRST: bool>(
         &self,
@@ -418,7 +427,8 @@ impl<E: Element> Head<'_, E> {
         }
     }
 
-    /// `R` rows at once, `S` vectors of each: sums that do not wait for each other, as many as there are registers for.
+    /// `R` rows at once, `S` vectors of each: sums that do not wait for each other, as many as there are
+    /// registers for.
     #[inline(always)]
     fn attend<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
         &self,
@@ -450,7 +460,8 @@ impl<E: Element> Head<'_, E> {
         }
     }
 
-    /// Scaled scores with keys `base..base + count`; minus infinity outside what a row sees, but zero for a row that sees none of them.
+    /// Scaled scores with keys `base..base + count`; minus infinity outside what a row sees, but zero for a
+    /// row that sees none of them.
     #[inline(always)]
     fn scores<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
         &self,
@@ -526,7 +537,8 @@ impl<E: Element> Head<'_, E> {
         }
     }
 
-    /// `out = out * keep + p V` over keys `base..base + count`; the first time, where `base` is `first`, `out` counts as zero.
+    /// `out = out * keep + p V` over keys `base..base + count`; the first time, where `base` is `first`,
+    /// `out` counts as zero.
     #[inline(always)]
     fn values<const HW: bool, const FIRST: bool, const R: usize, const S: usize>(
         &self,
@@ -597,8 +609,8 @@ impl<E: Element> Head<'_, E> {
     }
 }
 
-/// Brings what lies `ahead` vectors after `from` nearer, whether it exists or not: keys and values of the next 64 positions lie in
-/// pages that the processor's own prefetching does not reach.
+/// Brings what lies `ahead` vectors after `from` nearer, whether it exists or not: keys and values of the
+/// next 64 positions lie in pages that the processor's own prefetching does not reach.
 #[inline(always)]
 fn ask_for<T>(from: *const [T; LANES], ahead: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -611,8 +623,8 @@ fn ask_for<T>(from: *const [T; LANES], ahead: usize) {
     let _ = (from, ahead);
 }
 
-/// Turns scores into weights relative to the new largest score; returns that, the factor that makes earlier weights relative to it, and
-/// the new sum of weights.
+/// Turns scores into weights relative to the new largest score; returns that, the factor that makes earlier
+/// weights relative to it, and the new sum of weights.
 #[inline(always)]
 fn soften(p: &mut [f32; KEYS], top: f32, total: f32) -> (f32, f32, f32) {
     let chunks = p.as_chunks_mut::<LANES>().0;

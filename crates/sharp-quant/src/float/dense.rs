@@ -27,7 +27,7 @@ const ITEM_BYTES: usize = 64 << 10;
 /// Most matrices in one region.
 const MAX_OPS: usize = 8;
 
-/// A row-major matrix (rows, cols) of F32, F16 or BF16 lying somewhere else, often in a mapped file, at any alignment.
+/// A view of a row-major matrix (rows, cols) of F32, F16 or BF16 at any alignment, often in a mapped file.
 #[derive(Debug, Clone, Copy)]
 pub struct DenseRef<'a> {
     dtype: DType,
@@ -109,12 +109,13 @@ struct Op<'a> {
 
 /// Multiplies every matrix of `ops` with the same activations `x` (n, cols), in one parallel region.
 ///
-/// Sums are in f32 with fused multiply-adds in a fixed order, so the bits do not depend on the threads. Products of up to 4
-/// tokens are summed in another order than those of more; within either, a token's result does not depend on the others. Allocates
-/// nothing.
+/// Sums are in f32 with fused multiply-adds in a fixed order, so the bits do not depend on the threads.
+/// Products of up to 4 tokens are summed in another order than those of more; within either, a token's result
+/// does not depend on the others. Allocates nothing.
 ///
 /// # Errors
-/// [`Error::Shape`] and [`Error::Length`] if shapes do not agree, [`Error::Capacity`] for more than 8 matrices.
+/// [`Error::Shape`] and [`Error::Length`] if shapes do not agree, [`Error::Capacity`] for more than 8
+/// matrices.
 pub fn dense_matmul(team: &Team, ops: &mut [DenseOp<'_>], x: &[f32], n: usize) -> Result<()> {
     if ops.len() > MAX_OPS {
         return Err(Error::Capacity { what: "matrices of a region", capacity: MAX_OPS, wanted: ops.len() });
@@ -192,8 +193,8 @@ impl Part<'_> {
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "parts write to disjoint runs of the output")]
     fn out(&self, token: usize, row: usize, count: usize) -> &mut [f32] {
-        // SAFETY: parts do not overlap, one thread works on a part and drops one run of outputs before it takes the next; `out`
-        // stays borrowed for the whole region.
+        // SAFETY: parts do not overlap, one thread works on a part and drops one run of outputs before it
+        // takes the next; `out` stays borrowed for the whole region.
         unsafe { self.op.out.slice(token * self.op.weight.rows + row, count) }
     }
 

@@ -150,7 +150,8 @@ impl Element for F16 {
         if HW {
             use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
             let mut out = [0.0; LANES];
-            // SAFETY: `raw` is 32 bytes and `out` 64; loads and stores are unaligned ones; the caller has F16C.
+            // SAFETY: `raw` is 32 bytes and `out` 64; loads and stores are unaligned ones; the caller has
+            // F16C.
             unsafe {
                 let from = raw.as_ptr().cast::<std::arch::x86_64::__m128i>();
                 _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from)));
@@ -166,8 +167,8 @@ impl Element for F16 {
     }
 }
 
-/// Exact, without branches or tables, so that it vectorises: exponent and fraction moved into place and multiplied by
-/// 2^112, which rights the exponent's bias and makes halves below 2^-14 normal.
+/// Exact, without branches or tables, so that it vectorises: exponent and fraction moved into place and
+/// multiplied by 2^112, which rights the exponent's bias and makes halves below 2^-14 normal.
 #[inline(always)]
 fn half_to_single(h: u16) -> f32 {
     let h = u32::from(h);

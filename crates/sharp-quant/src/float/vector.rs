@@ -117,7 +117,8 @@ vectorised! {
     pub fn max / max_body [] (x: &[f32]) -> f32
 }
 
-/// `exp` of numbers up to 0, with exact zero far below, where [`exp`] alone would give the least normal number.
+/// `exp` of numbers up to 0, with exact zero far below, where [`exp`] alone would give the least normal
+/// number.
 #[inline(always)]
 pub(crate) fn exp_negative(x: f32) -> f32 {
     let e = exp(x);
@@ -190,7 +191,7 @@ fn rope_body<const HW: bool>(heads: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 vectorised! {
-    /// Rotary embedding of one token: every head of `heads` (heads, head_dim) has its halves turned by the angles whose
-    /// cosines and sines are given (head_dim / 2).
+    /// Rotary embedding of one token: every head of `heads` (heads, head_dim) has its halves turned by the
+    /// angles whose cosines and sines are given (head_dim / 2).
     pub fn rope / rope_body [] (heads: &mut [f32], cos: &[f32], sin: &[f32])
 }

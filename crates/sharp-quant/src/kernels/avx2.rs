@@ -1,12 +1,13 @@
 //! Kernels for AVX2 with FMA and F16C. A group's 16 rows are two vectors of eight: rows 0..8 and 8..16.
 //!
-//! 4 bits: `maddubs` multiplies unsigned nibbles (`q + 8`) with signed activations and adds neighbours, giving two 16-bit sums for each
-//! row. The accumulators start at the correction `-8 * sum` of the activations of the same columns, so that they end at sums of
-//! `q * x` over 16 columns, at most 16 * 8 * 127 = 16,256; what wraps on the way there wraps back. One `madd` with ones a
-//! block joins the two.
+//! 4 bits: `maddubs` multiplies unsigned nibbles (`q + 8`) with signed activations and adds neighbours,
+//! giving two 16-bit sums for each row. The accumulators start at the correction `-8 * sum` of the
+//! activations of the same columns, so that they end at sums of `q * x` over 16 columns, at most 16 * 8 * 127
+//! = 16,256; what wraps on the way there wraps back. One `madd` with ones a block joins the two.
 //!
-//! 8 bits: `maddubs` wants one operand unsigned, so the weight gives its sign to the activation; a pair's sum is at most
-//! 2 * 128 * 127 = 32,512, which leaves no room for a second pair: each is widened to 32 bits at once.
+//! 8 bits: `maddubs` wants one operand unsigned, so the weight gives its sign to the activation; a pair's sum
+//! is at most 2 * 128 * 127 = 32,512, which leaves no room for a second pair: each is widened to 32 bits at
+//! once.
 
 use super::{Acc, F16_BYTES, Kernels, Q4_BYTES, Q8_BYTES, Tokens};
 use crate::dtype::BLOCK;
@@ -81,8 +82,9 @@ fn step(scale: __m256, x_scale: __m256, sums: __m256i, acc: __m256) -> __m256 {
     _mm256_fmadd_ps(_mm256_mul_ps(scale, x_scale), _mm256_cvtepi32_ps(sums), acc)
 }
 
-/// Gives back `v`, in a tile of several tokens in a way that the compiler cannot see through. Otherwise it regroups the additions
-/// token by token, which is the same sum but needs twice the registers there are (measured: 1.4 times slower).
+/// Gives back `v`, in a tile of several tokens in a way that the compiler cannot see through. Otherwise it
+/// regroups the additions token by token, which is the same sum but needs twice the registers there are
+/// (measured: 1.4 times slower).
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn pinned<const T: usize>(mut v: __m256i) -> __m256i {
@@ -104,10 +106,12 @@ fn prefetch<const LINES: usize>(p: *const u8) {
     }
 }
 
-/// One group with `T` tokens from `from` on. `STREAM` says that the weights come from memory, to be asked for ahead.
+/// One group with `T` tokens from `from` on. `STREAM` says that the weights come from memory, to be asked for
+/// ahead.
 ///
 /// # Safety
-/// The processor must have AVX2, FMA and F16C; `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
+/// The processor must have AVX2, FMA and F16C; `w` must have `x.blocks()` blocks, and `acc` an entry for each
+/// token.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q4_tile<const T: usize, const STREAM: bool>(
@@ -116,8 +120,8 @@ unsafe fn q4_tile<const T: usize, const STREAM: bool>(
     from: usize,
     acc: *mut Acc,
 ) {
-    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a block's
-    // size. `acc` has `T` entries.
+    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below
+    // a block's size. `acc` has `T` entries.
     unsafe {
         let acc = &mut *acc.cast::<[Acc; T]>();
         let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
@@ -163,10 +167,12 @@ unsafe fn q4_tile<const T: usize, const STREAM: bool>(
     }
 }
 
-/// One group with `T` tokens from `from` on. `STREAM` says that the weights come from memory, to be asked for ahead.
+/// One group with `T` tokens from `from` on. `STREAM` says that the weights come from memory, to be asked for
+/// ahead.
 ///
 /// # Safety
-/// The processor must have AVX2, FMA and F16C; `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
+/// The processor must have AVX2, FMA and F16C; `w` must have `x.blocks()` blocks, and `acc` an entry for each
+/// token.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q8_tile<const T: usize, const STREAM: bool>(
@@ -175,8 +181,8 @@ unsafe fn q8_tile<const T: usize, const STREAM: bool>(
     from: usize,
     acc: *mut Acc,
 ) {
-    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a block's
-    // size. `acc` has `T` entries.
+    // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below
+    // a block's size. `acc` has `T` entries.
     unsafe {
         let acc = &mut *acc.cast::<[Acc; T]>();
         let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
@@ -239,8 +245,8 @@ unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
 }
 
 /// # Safety
-/// The processor must have AVX2, FMA and F16C; `w` must hold one group of `x.blocks()` blocks, and `acc` an entry for each
-/// token.
+/// The processor must have AVX2, FMA and F16C; `w` must hold one group of `x.blocks()` blocks, and `acc` an
+/// entry for each token.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
     let (tiles, rest) = acc.as_chunks_mut::<6>();
@@ -267,7 +273,8 @@ unsafe fn f16_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
 /// `G` groups, `group` bytes apart, with `T` tokens from `from` on. One of the two numbers is 1.
 ///
 /// # Safety
-/// The processor must have AVX2, FMA and F16C; each group must have `x.blocks()` blocks, and `acc` `G * T` entries.
+/// The processor must have AVX2, FMA and F16C; each group must have `x.blocks()` blocks, and `acc` `G * T`
+/// entries.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_tile<const G: usize, const T: usize>(

@@ -1,24 +1,27 @@
 //! The kernels: one file for each instruction set, all with the structure and the bits of [`scalar`].
 //!
-//! Bodies that are compiled more than once, with a processor's instructions and with emulated ones, are in `bodies/`.
+//! Bodies that are compiled more than once, with a processor's instructions and with emulated ones, are in
+//! `bodies/`.
 //!
 //! The contract, for row `r` and token `t`, starting from the `acc` given:
 //!
-//! - `q4x16`, `q8x16`: for each block of 32 columns in ascending order, `s` = the exact integer sum of `q_w * q_x`, then
-//!   `acc = fma(scale_w * scale_x, s as f32, acc)`. `s` fits 24 bits, so its conversion is exact.
+//! - `q4x16`, `q8x16`: for each block of 32 columns in ascending order, `s` = the exact integer sum of `q_w *
+//!   q_x`, then `acc = fma(scale_w * scale_x, s as f32, acc)`. `s` fits 24 bits, so its conversion is exact.
 //! - `f16x16`: for each column in ascending order, `acc = fma(w, x, acc)`.
 //!
-//! So a result depends neither on the instruction set, nor on the number of threads, nor on how tokens are batched.
+//! So a result depends neither on the instruction set, nor on the number of threads, nor on how tokens are
+//! batched.
 
-/// Declares a kernel for one token: `$tile`, a function of one group and one token, for each group of 16 rows.
+/// Declares a kernel for one token: `$tile`, a function of one group and one token, for each group of 16
+/// rows.
 ///
 /// The file that uses it declares `kernels!`, which gives functions the features of an instruction set.
 macro_rules! gemv {
     ($name:ident: $tile:expr, $block_bytes:ident) => {
         kernels! {
             /// # Safety
-            /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of `x.blocks()`
-            /// blocks.
+            /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of
+            /// `x.blocks()` blocks.
             unsafe fn $name(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     // SAFETY: each group has `x.blocks()` blocks, as many as the token.
@@ -36,14 +39,15 @@ macro_rules! gemm {
     ($name:ident: $($width:literal => $tile:expr),+) => {
         kernels! {
             /// # Safety
-            /// The processor must have these kernels' instruction set; `w` must hold one group of `x.blocks()` blocks, and
-            /// `acc` an entry for each token of `x`.
+            /// The processor must have these kernels' instruction set; `w` must hold one group of
+            /// `x.blocks()` blocks, and `acc` an entry for each token of `x`.
             unsafe fn $name(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
                 let (n, to) = (acc.len(), acc.as_mut_ptr());
                 let mut t = 0;
                 $(
                     while n - t >= $width {
-                        // SAFETY: the group has `x.blocks()` blocks, and tokens and entries of `acc` reach to `t + $width`.
+                        // SAFETY: the group has `x.blocks()` blocks, and tokens and entries of `acc` reach to
+                        // `t + $width`.
                         unsafe { $tile(w.as_ptr(), x, t, to.add(t)) };
                         t += $width;
                     }
@@ -122,10 +126,12 @@ impl<'a> Tokens<'a> {
 
 /// Signature of every kernel. `w` holds whole groups of 16 rows, each as many blocks wide as the tokens are.
 ///
-/// A `gemv` multiplies `acc.len()` groups with one token; a `gemm` one group with `acc.len()` tokens. Both add to `acc`.
+/// A `gemv` multiplies `acc.len()` groups with one token; a `gemm` one group with `acc.len()` tokens. Both
+/// add to `acc`.
 ///
 /// # Safety
-/// The processor must have the kernel's instruction set, and the lengths must agree; [`Kernels`] sees to both.
+/// The processor must have the kernel's instruction set, and the lengths must agree; [`Kernels`] sees to
+/// both.
 type Kernel = unsafe fn(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]);
 
 /// The kernels of one instruction set.
@@ -157,8 +163,8 @@ impl Kernels {
         assert!(x.len() == 1 && x.blocks() == w.blocks(), "gemv of another shape");
         x.assert_holds(w.format());
         let data = w.group_data(from, from + acc.len());
-        // SAFETY: the instruction set exists here because an `Isa` of it does; `data` has `acc.len()` groups of
-        // `x.blocks()` blocks.
+        // SAFETY: the instruction set exists here because an `Isa` of it does; `data` has `acc.len()` groups
+        // of `x.blocks()` blocks.
         unsafe { self.gemv[index(w.format())](data, x, acc) }
     }
 

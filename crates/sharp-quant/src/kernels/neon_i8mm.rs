@@ -1,7 +1,9 @@
-//! NEON with 8-bit matrix multiplication: products with many tokens. What is one token's or of floats is [`neon`]'s.
+//! NEON with 8-bit matrix multiplication: products with many tokens. What is one token's or of floats is
+//! [`neon`]'s.
 //!
-//! `smmla` multiplies 2 rows of 8 columns with 2 tokens of 8 columns and adds to the 4 sums, exactly. The layout has 4
-//! columns of each of 4 rows in a vector: two vectors that follow one another are zipped to 8 columns of 2 rows.
+//! `smmla` multiplies 2 rows of 8 columns with 2 tokens of 8 columns and adds to the 4 sums, exactly. The
+//! layout has 4 columns of each of 4 rows in a vector: two vectors that follow one another are zipped to 8
+//! columns of 2 rows.
 
 #![allow(clippy::needless_range_loop, reason = "the loops run over registers")]
 
@@ -80,8 +82,8 @@ kernels! {
     unsafe fn tile<const Q8: bool>(mut w: *const u8, x: Tokens<'_>, from: usize, acc: &mut [Acc; TILE]) {
         let tokens: [Token<'_>; TILE] = std::array::from_fn(|t| x.get(from + t));
         for b in 0..x.blocks() {
-            // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a
-            // block's size, and an `Acc` has 16 numbers.
+            // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are
+            // constants below a block's size, and an `Acc` has 16 numbers.
             unsafe {
                 for k in 0..4 {
                     let columns = columns::<Q8>(w, k);

@@ -1,11 +1,12 @@
 //! Kernels of AVX-512 with VNNI. One vector holds a group's 16 rows, four columns each.
 //!
-//! `dpbusd` adds to each 32-bit lane four products of unsigned weight bytes with signed activation bytes, exactly. Nibbles
-//! are unsigned as stored (`q + 8`), signed bytes become so by flipping their top bit (`q + 128`); the accumulators start at
-//! -8 or -128 times the block's sum of activations, which takes the offset out again.
+//! `dpbusd` adds to each 32-bit lane four products of unsigned weight bytes with signed activation bytes,
+//! exactly. Nibbles are unsigned as stored (`q + 8`), signed bytes become so by flipping their top bit (`q +
+//! 128`); the accumulators start at -8 or -128 times the block's sum of activations, which takes the offset
+//! out again.
 //!
-//! The parent module brings `kernels!`, which gives functions the features, `prefetch`, and the instructions: the
-//! processor's own, or for tests on other processors the same in plain Rust.
+//! The parent module brings `kernels!`, which gives functions the features, `prefetch`, and the instructions:
+//! the processor's own, or for tests on other processors the same in plain Rust.
 
 #![allow(clippy::needless_range_loop, reason = "the loops run over registers")]
 
@@ -14,8 +15,8 @@ use super::*;
 pub(in crate::kernels) static KERNELS: Kernels =
     Kernels { gemv: [q4_gemv, q8_gemv, f16_gemv], gemm: [q4_gemm, q8_gemm, f16_gemm] };
 
-/// Bytes that a kernel asks for ahead of itself, into the second-level cache: 16 requests of the first level's would be too few for the
-/// distance of the third.
+/// Bytes that a kernel asks for ahead of itself, into the second-level cache: 16 requests of the first
+/// level's would be too few for the distance of the third.
 const AHEAD: usize = 9216;
 
 /// Pointers to one token's activations.
@@ -72,8 +73,8 @@ kernels! {
     /// # Safety
     /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
     unsafe fn q4_tile<const T: usize>(mut w: *const u8, x: Tokens<'_>, from: usize, acc: *mut Acc) {
-        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a
-        // block's size. `acc` has `T` entries.
+        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants
+        // below a block's size. `acc` has `T` entries.
         unsafe {
             let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
             let low = _mm512_set1_epi8(15);
@@ -124,8 +125,8 @@ kernels! {
     /// # Safety
     /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
     unsafe fn q8_tile<const T: usize>(mut w: *const u8, x: Tokens<'_>, from: usize, acc: *mut Acc) {
-        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a
-        // block's size. `acc` has `T` entries.
+        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants
+        // below a block's size. `acc` has `T` entries.
         unsafe {
             let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
             let top = _mm512_set1_epi8(-128);
@@ -167,7 +168,8 @@ kernels! {
     }
 
     /// # Safety
-    /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of `x.blocks()` blocks.
+    /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of
+    /// `x.blocks()` blocks.
     unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
         let group = x.blocks() * F16_BYTES;
         let (w, to) = (w.as_ptr(), acc.as_mut_ptr());

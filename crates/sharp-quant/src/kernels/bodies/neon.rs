@@ -1,10 +1,12 @@
-//! Kernels of NEON, with the dot product instructions and without. Four vectors hold a group's 16 rows, four columns each.
+//! Kernels of NEON, with the dot product instructions and without. Four vectors hold a group's 16 rows, four
+//! columns each.
 //!
-//! `dot` adds to each 32-bit lane four products of signed bytes, exactly. Nibbles (`q + 8`) are small enough to be taken as
-//! signed bytes as they are; the accumulators start at -8 times the block's sum of activations.
+//! `dot` adds to each 32-bit lane four products of signed bytes, exactly. Nibbles (`q + 8`) are small enough
+//! to be taken as signed bytes as they are; the accumulators start at -8 times the block's sum of
+//! activations.
 //!
-//! The parent module brings `kernels!`, which gives functions the features, `dot`, `halves`, and the instructions: the
-//! processor's own, or for tests on other processors the same in plain Rust.
+//! The parent module brings `kernels!`, which gives functions the features, `dot`, `halves`, and the
+//! instructions: the processor's own, or for tests on other processors the same in plain Rust.
 
 #![allow(clippy::needless_range_loop, reason = "the loops run over registers")]
 
@@ -90,8 +92,8 @@ kernels! {
     /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
     #[inline]
     unsafe fn q4_tile<const T: usize>(mut w: *const u8, x: Tokens<'_>, from: usize, acc: *mut Acc) {
-        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a
-        // block's size. `acc` has `T` entries.
+        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants
+        // below a block's size. `acc` has `T` entries.
         unsafe {
             let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
             let low = vdupq_n_u8(15);
@@ -133,8 +135,8 @@ kernels! {
     /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
     #[inline]
     unsafe fn q8_tile<const T: usize>(mut w: *const u8, x: Tokens<'_>, from: usize, acc: *mut Acc) {
-        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants below a
-        // block's size. `acc` has `T` entries.
+        // SAFETY: `w` has `x.blocks()` blocks and so has every token; within them all offsets are constants
+        // below a block's size. `acc` has `T` entries.
         unsafe {
             let tokens: [Ptr; T] = std::array::from_fn(|t| Ptr::new(x, from + t));
             let mut sums = [[vdupq_n_f32(0.0); 4]; T];

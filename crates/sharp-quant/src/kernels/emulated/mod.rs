@@ -1,5 +1,5 @@
-//! The kernels of processors that the tests do not run on, beside their intrinsics in plain Rust, held to the scalar
-//! kernels bit for bit. Names and signatures are the vendors'.
+//! The kernels of processors that the tests do not run on, beside their intrinsics in plain Rust, held to the
+//! scalar kernels bit for bit. Names and signatures are the vendors'.
 
 use super::*;
 use crate::{ScaleRule, pack_f32};
