@@ -4,12 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use sharp_schema::run::UNFINISHED_PREFIX;
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
-
-/// Temporary files begin so; one left behind by a killed process is removed by the next [`Staging`] of its folder.
-const PARTIAL: &str = ".sharp-partial-";
 
 /// Writes a file so that `path` holds either what it held before or everything `write` wrote: into a temporary file
 /// beside it, then flushed to the disk, then renamed. Missing parent folders are made.
@@ -110,7 +108,7 @@ pub(crate) fn folder_of(path: &Path) -> Result<PathBuf> {
 }
 
 fn partial_in(folder: &Path) -> Result<NamedTempFile> {
-    let prefix = format!("{PARTIAL}{}-", std::process::id());
+    let prefix = format!("{UNFINISHED_PREFIX}{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix);
     // Temporary files are private by default; these become results, which follow the user's umask.
@@ -137,7 +135,7 @@ fn sync_folder(folder: &Path) {
 
 /// Whether a file name is a temporary file of a process that no longer runs (or cannot be asked about).
 fn is_left_over(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(PARTIAL) else { return false };
+    let Some(rest) = name.strip_prefix(UNFINISHED_PREFIX) else { return false };
     let Some(pid) = rest.split('-').next().and_then(|p| p.parse::<u32>().ok()) else { return false };
     if pid == std::process::id() {
         return false;

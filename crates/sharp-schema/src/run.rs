@@ -55,6 +55,8 @@ pub const REPORT: StageFolder = StageFolder("10-report");
 pub const FOLDERS: [StageFolder; 11] =
     [IMPORT, ANALYZE, PLAN, WARMUP, FINETUNE, FINETUNE_COLD, EXPORT, QUANTIZE, EVALUATE, BENCHMARK, REPORT];
 
+/// The beginning of the names of files that are not yet finished, in any folder.
+pub const UNFINISHED_PREFIX: &str = ".sharp-partial-";
 /// What a stage was made from and what it wrote, in each stage folder.
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// The resolved configuration, in the run's folder.

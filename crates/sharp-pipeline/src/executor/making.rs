@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sharp_schema::manifest::{Manifest, Recorded, Status};
-use sharp_schema::run::MANIFEST_FILE;
+use sharp_schema::run::{MANIFEST_FILE, UNFINISHED_PREFIX};
 
 use super::decision::{Inputs, Made, inputs};
 use crate::atomic::write_atomic;
@@ -165,7 +165,7 @@ fn drop_partial(folder: &Path) -> Result<()> {
     let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
-        if entry.file_name().to_string_lossy().starts_with(".sharp-partial-") {
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED_PREFIX) {
             let path = entry.path();
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
