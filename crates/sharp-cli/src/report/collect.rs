@@ -5,8 +5,16 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use serde_json::{Map, Value};
 use sharp_model::{DType, Estimate, ModelConfig, Plan, Treatment};
+use sharp_schema::benchmark::Bench;
+use sharp_schema::evaluation::Results;
+use sharp_schema::manifest::Manifest;
+use sharp_schema::metrics::{self, FinetuneLine, WarmupLine};
+use sharp_schema::run::{
+    ANALYZE, BENCH_FILE, BENCHMARK, COMPACT, COMPRESSED_MODEL, CONFIG_FILE, DENSE, EVALUATE, EXPORT,
+    FINETUNE, FINETUNE_COLD, IMPORT, MANIFEST_FILE, METRICS_FILE, ORIGINAL_MODEL, PLAN, PLAN_FILE, QUANTIZE,
+    RESULTS_FILE, SIMILARITY_FILE, StageFolder, WARMUP,
+};
 use sharp_similarity::Report as Similarity;
 
 use super::Sample;
@@ -15,31 +23,24 @@ use super::Sample;
 const MAX_TEXT: u64 = 256 << 20;
 
 /// The stage folders in order, with the names the report gives them.
-const STAGES: [(&str, &str); 10] = [
-    ("01-import", "import"),
-    ("02-analyze", "analyse"),
-    ("03-plan", "plan"),
-    ("04-warmup", "single-layer warm-up (SLW)"),
-    ("05-finetune", "fine-tuning (SFT)"),
-    ("05-finetune-cold", "fine-tuning without warm-up"),
-    ("06-export", "export"),
-    ("07-quantize", "quantise"),
-    ("08-evaluate", "evaluate"),
-    ("09-benchmark", "benchmark"),
+const STAGES: [(StageFolder, &str); 10] = [
+    (IMPORT, "import"),
+    (ANALYZE, "analyse"),
+    (PLAN, "plan"),
+    (WARMUP, "single-layer warm-up (SLW)"),
+    (FINETUNE, "fine-tuning (SFT)"),
+    (FINETUNE_COLD, "fine-tuning without warm-up"),
+    (EXPORT, "export"),
+    (QUANTIZE, "quantise"),
+    (EVALUATE, "evaluate"),
+    (BENCHMARK, "benchmark"),
 ];
-
-/// One line of a `metrics.jsonl`.
-pub(super) type Record = Map<String, Value>;
 
 /// What a stage says about itself.
 #[derive(Debug, Clone)]
 pub(super) struct Stage {
     pub(super) name: &'static str,
-    pub(super) done: bool,
-    pub(super) wall_s: Option<f64>,
-    pub(super) peak_memory: Option<u64>,
-    pub(super) host: Option<String>,
-    pub(super) seed: Option<u64>,
+    pub(super) manifest: Manifest,
 }
 
 /// All that was found in a run's folder.
@@ -52,11 +53,11 @@ pub(super) struct Run {
     pub(super) model: Option<ModelConfig>,
     pub(super) plan: Option<Plan>,
     pub(super) similarity: Option<Similarity>,
-    pub(super) warmup: Vec<Record>,
-    pub(super) finetune: Vec<Record>,
-    pub(super) finetune_cold: Vec<Record>,
-    pub(super) results: Option<Value>,
-    pub(super) bench: Option<Value>,
+    pub(super) warmup: Vec<WarmupLine>,
+    pub(super) finetune: Vec<FinetuneLine>,
+    pub(super) finetune_cold: Vec<FinetuneLine>,
+    pub(super) results: Option<Results>,
+    pub(super) bench: Option<Bench>,
     /// Bytes of what can be shipped, by a name for the reader.
     pub(super) sizes: Vec<(String, u64)>,
     pub(super) samples: Vec<Sample>,
@@ -83,31 +84,28 @@ impl Run {
         };
         run.stages =
             STAGES.iter().filter_map(|(stage, name)| Stage::read(&folder.join(stage), name)).collect();
-        let at = |relative: &str| folder.join(relative);
-        run.config = text(&at("config.toml")).ok();
-        run.model = run.part("01-import/config.json", ModelConfig::load(at("01-import/config.json")));
-        run.plan = run.part("03-plan/plan.toml", Plan::load(at("03-plan/plan.toml")));
-        let similarity = text(&at("02-analyze/similarity.json"))
-            .and_then(|t| Similarity::from_json(&t).map_err(|e| e.to_string()));
-        run.similarity = run.part("02-analyze/similarity.json", similarity);
-        let lines = records(&at("04-warmup/metrics.jsonl"));
-        run.warmup = run.part("04-warmup/metrics.jsonl", lines).unwrap_or_default();
-        let lines = records(&at("05-finetune/metrics.jsonl"));
-        run.finetune = run.part("05-finetune/metrics.jsonl", lines).unwrap_or_default();
+        run.config = text(&folder.join(CONFIG_FILE)).ok();
+        run.model = run.part(folder, IMPORT.file("config.json"), |path| ModelConfig::load(path));
+        run.plan = run.part(folder, PLAN.file(PLAN_FILE), |path| Plan::load(path));
+        run.similarity = run.part(folder, ANALYZE.file(SIMILARITY_FILE), |path| {
+            Similarity::from_json(&text(path)?).map_err(|e| e.to_string())
+        });
+        let warmup = |path: &Path| lines(path, metrics::read_warmup);
+        let finetune = |path: &Path| lines(path, metrics::read_finetune);
+        run.warmup = run.part(folder, WARMUP.file(METRICS_FILE), warmup).unwrap_or_default();
+        run.finetune = run.part(folder, FINETUNE.file(METRICS_FILE), finetune).unwrap_or_default();
         // The row without warm-up is optional; the table of rows says where it is missing.
-        run.finetune_cold = records(&at("05-finetune-cold/metrics.jsonl")).unwrap_or_default();
-        let results = json(&at("08-evaluate/results.json"));
-        run.results = run.part("08-evaluate/results.json", results);
-        let bench = json(&at("09-benchmark/bench.json"));
-        run.bench = run.part("09-benchmark/bench.json", bench);
+        run.finetune_cold = finetune(&folder.join(FINETUNE_COLD.file(METRICS_FILE))).unwrap_or_default();
+        run.results = run.part(folder, EVALUATE.file(RESULTS_FILE), json);
+        run.bench = run.part(folder, BENCHMARK.file(BENCH_FILE), json);
         for (path, name) in [
-            ("01-import", "original as imported"),
-            ("06-export/compact", "compact checkpoint"),
-            ("06-export/dense", "dense checkpoint (shared MLPs written out)"),
-            ("07-quantize/original-q4.sharp", "original, quantised"),
-            ("07-quantize/model.sharp", "compressed, quantised"),
+            (IMPORT.name().to_owned(), "original as imported"),
+            (EXPORT.file(COMPACT), "compact checkpoint"),
+            (EXPORT.file(DENSE), "dense checkpoint (shared MLPs written out)"),
+            (QUANTIZE.file(ORIGINAL_MODEL), "original, quantised"),
+            (QUANTIZE.file(COMPRESSED_MODEL), "compressed, quantised"),
         ] {
-            if let Some(bytes) = weight_bytes(&at(path)) {
+            if let Some(bytes) = weight_bytes(&folder.join(path)) {
                 run.sizes.push((name.into(), bytes));
             }
         }
@@ -117,8 +115,7 @@ impl Run {
     /// Reads the results of a run to compare with; where they cannot be read, `missing` says why.
     pub(super) fn read_results(folder: &Path) -> Self {
         let mut run = Run::default();
-        let results = json(&folder.join("08-evaluate/results.json"));
-        run.results = run.part("08-evaluate/results.json", results);
+        run.results = run.part(folder, EVALUATE.file(RESULTS_FILE), json);
         run
     }
 
@@ -133,27 +130,20 @@ impl Run {
         self.plan.as_ref()?.estimate(self.model.as_ref()?, DType::F16).ok()
     }
 
-    fn part<T, E: std::fmt::Display>(&mut self, name: &str, found: Result<T, E>) -> Option<T> {
-        found.map_err(|e| self.missing.push(format!("{name}: {e}"))).ok()
+    /// Reads a file of the run; where it cannot be read, `missing` says why.
+    fn part<T, E: std::fmt::Display>(
+        &mut self,
+        folder: &Path,
+        name: String,
+        read: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Option<T> {
+        read(&folder.join(&name)).map_err(|e| self.missing.push(format!("{name}: {e}"))).ok()
     }
 }
 
 impl Stage {
     fn read(folder: &Path, name: &'static str) -> Option<Self> {
-        let manifest = json(&folder.join("manifest.json")).ok()?;
-        let host = manifest.get("host").map(|host| {
-            let part = |key: &str| host.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
-            let threads = host.get("threads").and_then(Value::as_u64).unwrap_or(0);
-            format!("{}, {}, {threads} threads", part("cpu"), part("system"))
-        });
-        Some(Self {
-            name,
-            done: manifest.get("status").and_then(Value::as_str) == Some("done"),
-            wall_s: manifest.get("wall_s").and_then(Value::as_f64),
-            peak_memory: manifest.get("peak_memory_bytes").and_then(Value::as_u64),
-            host,
-            seed: manifest.get("seed").and_then(Value::as_u64),
-        })
+        json(&folder.join(MANIFEST_FILE)).ok().map(|manifest| Self { name, manifest })
     }
 }
 
@@ -170,15 +160,14 @@ fn text(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-fn json(path: &Path) -> Result<Value, String> {
+fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     serde_json::from_str(&text(path)?).map_err(|e| format!("damaged: {e}"))
 }
 
-/// The lines that are JSON objects. A run that was killed may have left half a line; it is skipped.
-fn records(path: &Path) -> Result<Vec<Record>, String> {
-    let records: Vec<Record> =
-        text(path)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    if records.is_empty() { Err("no measurements in it".into()) } else { Ok(records) }
+/// Reads the measurements of a training.
+fn lines<T>(path: &Path, read: fn(&str) -> Vec<T>) -> Result<Vec<T>, String> {
+    let lines = read(&text(path)?);
+    if lines.is_empty() { Err("no measurements in it".into()) } else { Ok(lines) }
 }
 
 /// Bytes of a file, or of the safetensors files of a folder (links followed).

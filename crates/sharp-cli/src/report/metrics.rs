@@ -1,44 +1,63 @@
-//! Numbers and series of numbers in the lines of a `metrics.jsonl`.
+//! Courses of figures over the steps of a training.
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use sharp_schema::metrics::{FinetuneLine, WarmupLine};
 
-use super::collect::Record;
+/// Points `(step, figure)`.
+pub(super) type Course = Vec<(f64, f64)>;
 
-pub(super) const STEP: &[&str] = &["step"];
-pub(super) const LOSS: &[&str] = &["loss", "train_loss"];
-pub(super) const HELD_OUT_ERROR: &[&str] =
-    &["held_out_error", "held_out", "held_out_loss", "held_out_relative_error"];
-pub(super) const HELD_OUT_PERPLEXITY: &[&str] = &["held_out_perplexity", "perplexity"];
-pub(super) const HELD_OUT_LOSS: &[&str] = &["held_out_loss", "held_out"];
-
-/// The first of these keys that holds a finite number.
-pub(super) fn number(record: &Record, keys: &[&str]) -> Option<f64> {
-    keys.iter().find_map(|key| record.get(*key).and_then(Value::as_f64).filter(|v| v.is_finite()))
-}
-
-/// Points `(x, y)` of the records that hold both, by series: `by` names the number that tells series apart.
-pub(super) fn series(
-    records: &[Record],
-    by: Option<&str>,
-    x: &[&str],
-    y: &[&str],
-) -> BTreeMap<u64, Vec<(f64, f64)>> {
-    let mut found: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
-    for record in records {
-        let key = match by {
-            Some(by) => record.get(by).and_then(Value::as_u64),
-            None => Some(0),
-        };
-        if let (Some(key), Some(x), Some(y)) = (key, number(record, x), number(record, y)) {
-            let points = found.entry(key).or_default();
-            // A resumed run repeats the steps after its last saved state: the later line counts.
-            while points.last().is_some_and(|&(last, _)| last >= x) {
-                points.pop();
-            }
-            points.push((x, y));
-        }
+/// Returns the error on held-out text of each layer that was warmed up.
+pub(super) fn warmup_errors(lines: &[WarmupLine]) -> BTreeMap<usize, Course> {
+    let mut found: BTreeMap<usize, Course> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.held_out_error.is_finite()) {
+        push(found.entry(line.layer).or_default(), line.step, line.held_out_error);
     }
     found
+}
+
+/// Returns the course of a figure that some lines of a fine-tuning have.
+pub(super) fn finetune_course(
+    lines: &[FinetuneLine],
+    figure: impl Fn(&FinetuneLine) -> Option<f64>,
+) -> Course {
+    let mut course = Course::new();
+    for line in lines {
+        if let Some(value) = figure(line).filter(|value| value.is_finite()) {
+            push(&mut course, line.step(), value);
+        }
+    }
+    course
+}
+
+/// Adds a point. A resumed run repeats the steps after its last saved state: the later line counts.
+fn push(course: &mut Course, step: u64, value: f64) {
+    let step = step as f64;
+    while course.last().is_some_and(|&(last, _)| last >= step) {
+        course.pop();
+    }
+    course.push((step, value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_that_a_resumed_run_repeats_count_once() {
+        let line = |step, train_loss| FinetuneLine::Step {
+            step,
+            train_loss,
+            train_kl: None,
+            lr: 0.0,
+            grad_norm: 0.0,
+            tokens_per_second: 0.0,
+            seconds: 0.0,
+            held_out: None,
+        };
+        let lines = [line(1, 4.0), line(2, 3.0), line(3, 2.0), line(2, 2.5), line(3, f64::NAN)];
+        assert_eq!(finetune_course(&lines, FinetuneLine::train_loss), [(1.0, 4.0), (2.0, 2.5)]);
+        let held_out = |line: &FinetuneLine| line.held_out().map(|held_out| held_out.perplexity);
+        assert!(finetune_course(&lines, held_out).is_empty());
+    }
 }

@@ -1,9 +1,10 @@
 //! Rows of the evaluation, looked up by name.
 
-use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+use sharp_schema::evaluation::EvalRow;
 
 use super::collect::Run;
-use super::metrics::number;
 use super::text::row_name;
 
 /// One row of the results.
@@ -11,31 +12,21 @@ pub(super) struct Row<'a> {
     pub(super) name: &'a str,
     /// The name in words.
     pub(super) title: String,
-    pub(super) values: &'a Map<String, Value>,
+    pub(super) measured: &'a EvalRow,
 }
 
 impl Row<'_> {
-    pub(super) fn number(&self, key: &str) -> Option<f64> {
-        number(self.values, &[key])
-    }
-
-    /// A measurement by text: `{"perplexity": {"boolq": 21.5}}`.
-    pub(super) fn of(&self, key: &str, text: &str) -> Option<f64> {
-        self.values.get(key)?.get(text)?.as_f64().filter(|v| v.is_finite())
+    /// Returns the perplexity on a text, where it was measured.
+    pub(super) fn perplexity(&self, text: &str) -> Option<f64> {
+        self.measured.perplexity.get(text).copied()
     }
 }
 
 /// Returns the evaluated rows in the order of the results file.
 pub(super) fn rows(run: &Run) -> Vec<Row<'_>> {
-    let listed = run.results.as_ref().and_then(|r| r.get("rows")).and_then(Value::as_array);
+    let listed = run.results.iter().flat_map(|results| &results.rows);
     listed
-        .into_iter()
-        .flatten()
-        .filter_map(|row| {
-            let values = row.as_object()?;
-            let name = values.get("name")?.as_str()?;
-            Some(Row { name, title: row_title(run, name), values })
-        })
+        .map(|measured| Row { name: &measured.name, title: row_title(run, &measured.name), measured })
         .collect()
 }
 
@@ -47,17 +38,23 @@ pub(super) fn row_title(run: &Run, name: &str) -> String {
     }
 }
 
-/// Returns the names under `key` in any row, in the order they are met: texts or tasks.
-pub(super) fn names<'a>(rows: &[Row<'a>], key: &str) -> Vec<&'a str> {
+/// Returns the names that any row has in one of its maps, in the order they are met: texts or tasks.
+pub(super) fn names<'a, V: 'a>(
+    rows: &[Row<'a>],
+    map: impl Fn(&'a EvalRow) -> &'a BTreeMap<String, V>,
+) -> Vec<&'a str> {
     let mut names: Vec<&str> = Vec::new();
-    for row in rows {
-        for name in row.values.get(key).and_then(Value::as_object).into_iter().flat_map(|m| m.keys()) {
-            if !names.contains(&name.as_str()) {
-                names.push(name);
-            }
+    for name in rows.iter().flat_map(|row| map(row.measured).keys()) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
         }
     }
     names
+}
+
+/// Returns the texts that perplexity was measured on.
+pub(super) fn texts<'a>(rows: &[Row<'a>]) -> Vec<&'a str> {
+    names(rows, |row| &row.perplexity)
 }
 
 pub(super) fn find<'a, 'b>(rows: &'b [Row<'a>], name: &str) -> Option<&'b Row<'a>> {

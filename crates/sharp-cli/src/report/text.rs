@@ -45,42 +45,6 @@ pub(super) fn percent(v: f64) -> String {
     format!("{:.1} %", 100.0 * v)
 }
 
-/// What a key of a measurement is called, and how its value is written, by the unit its name ends in.
-pub(super) fn labelled(key: &str, value: f64) -> (String, String) {
-    type Written = fn(f64) -> String;
-    let known: [(&str, Written); 8] = [
-        ("_tokens_per_second", |v| format!("{v:.1} tokens/s")),
-        ("_bytes_per_second", |v| format!("{:.1} GB/s", v / 1e9)),
-        ("_bytes", |v| crate::output::bytes(v.max(0.0) as u64)),
-        ("_seconds", seconds),
-        ("_ms", |v| seconds(v / 1e3)),
-        ("_s", seconds),
-        ("_fraction", percent),
-        ("_gb_s", |v| format!("{v:.1} GB/s")),
-    ];
-    let words = |key: &str| key.replace('_', " ");
-    if key.contains("bytes_per_token") {
-        return (
-            words(key).replace("bytes per token", "per token"),
-            crate::output::bytes(value.max(0.0) as u64),
-        );
-    }
-    if key == "bytes" {
-        return ("size".into(), crate::output::bytes(value.max(0.0) as u64));
-    }
-    for (ending, write) in known {
-        if let Some(stem) = key.strip_suffix(ending).filter(|s| !s.is_empty()) {
-            return (words(stem), write(value));
-        }
-    }
-    let text = if value.fract() == 0.0 && value.abs() < 1e15 && value >= 0.0 {
-        count(value as u64)
-    } else {
-        sharp_similarity::number(value)
-    };
-    (words(key), text)
-}
-
 /// The name of a row of the results, in words.
 pub(super) fn row_name(name: &str) -> String {
     let words = match name {
@@ -114,15 +78,5 @@ mod tests {
         assert_eq!(seconds(3725.0), "1 h 02 min");
         assert_eq!(seconds(187.0), "3 min 07 s");
         assert_eq!(seconds(0.0123), "12.3 ms");
-    }
-
-    #[test]
-    fn units_come_from_the_ending_of_a_key() {
-        assert_eq!(labelled("decode_tokens_per_second", 101.26), ("decode".into(), "101.3 tokens/s".into()));
-        assert_eq!(labelled("peak_memory_bytes", 98_362_432.0), ("peak memory".into(), "98.4 MB".into()));
-        assert_eq!(labelled("load_s", 0.0021), ("load".into(), "2.1 ms".into()));
-        assert_eq!(labelled("roofline_fraction", 0.734), ("roofline".into(), "73.4 %".into()));
-        assert_eq!(labelled("bytes_per_token", 5e6), ("per token".into(), "5.0 MB".into()));
-        assert_eq!(labelled("threads", 2.0), ("threads".into(), "2".into()));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::report::blocks::Block;
 use crate::report::collect::Run;
-use crate::report::rows::{Row, find, names, rows};
+use crate::report::rows::{Row, find, rows, texts};
 use crate::report::text::{count, percent, perplexity, row_name};
 
 /// The rows of another run that are shown: its method after each kind of training.
@@ -22,7 +22,7 @@ pub(in crate::report) fn comparison(run: &Run, own: &[Row], blocks: &mut Vec<Blo
         ));
         return;
     };
-    let texts = names(own, "perplexity");
+    let texts = texts(own);
     let mut lines = line("this run", own, original, &texts, None);
     for (name, other) in &run.compared {
         let theirs = rows(other);
@@ -47,26 +47,21 @@ pub(in crate::report) fn comparison(run: &Run, own: &[Row], blocks: &mut Vec<Blo
 
 /// A run's rows as lines of the table.
 fn line(run: &str, rows: &[Row], original: &Row, texts: &[&str], ours: Option<&Row>) -> Vec<Vec<String>> {
-    let whole = original.number("mlp_parameters");
-    let excess = |row: &Row, text: &str| Some(row.of("mean_loss", text)? - original.of("mean_loss", text)?);
+    let whole = original.measured.mlp_parameters.max(1) as f64;
+    let loss = |row: &Row, text: &str| row.measured.mean_loss.get(text).copied();
+    let excess = |row: &Row, text: &str| Some(loss(row, text)? - loss(original, text)?);
     SHOWN
         .iter()
         .filter_map(|name| find(rows, name))
         .map(|row| {
-            let stored = row.number("mlp_parameters");
-            let mut cells = vec![
-                run.to_owned(),
-                row_name(row.name),
-                stored.map_or("-".into(), |v| count(v.max(0.0) as u64)),
-                stored
-                    .zip(whole)
-                    .map_or("-".into(), |(stored, whole)| percent(1.0 - stored / whole.max(1.0))),
-            ];
+            let stored = row.measured.mlp_parameters;
+            let mut cells =
+                vec![run.to_owned(), row_name(row.name), count(stored), percent(1.0 - stored as f64 / whole)];
             for text in texts {
                 let theirs = excess(row, text);
                 let share =
                     ours.and_then(|ours| excess(ours, text)).zip(theirs).filter(|(_, theirs)| *theirs > 0.0);
-                cells.push(row.of("perplexity", text).map_or("-".into(), perplexity));
+                cells.push(row.perplexity(text).map_or("-".into(), perplexity));
                 cells.push(theirs.map_or("-".into(), |v| format!("{v:.3}")));
                 cells.push(share.map_or("-".into(), |(ours, theirs)| percent(ours / theirs)));
             }
@@ -84,8 +79,8 @@ fn incomparable(run: &Run, own: &[Row], other: &Run, theirs: &[Row], texts: &[&s
         return Some(format!("none of the rows {} was evaluated there", SHOWN.join(", ")));
     }
     let settings = |run: &Run| {
-        let all = run.results.as_ref()?.get("settings")?;
-        Some([all.get("window")?.clone(), all.get("stride")?.clone()])
+        let settings = &run.results.as_ref()?.settings;
+        Some((settings.window?, settings.stride?))
     };
     if settings(run) != settings(other) {
         return Some("measured in other windows".into());
@@ -94,9 +89,9 @@ fn incomparable(run: &Run, own: &[Row], other: &Run, theirs: &[Row], texts: &[&s
         return Some("the original was not measured there".into());
     };
     let alike = |text: &&&str| {
-        let tokens = |row: &Row| row.values.get("tokens")?.get(**text)?.as_u64();
-        let apart =
-            ours.of("mean_loss", text).zip(original.of("mean_loss", text)).map(|(a, b)| (a - b).abs());
+        let tokens = |row: &Row| row.measured.tokens.get(**text).copied();
+        let loss = |row: &Row| row.measured.mean_loss.get(**text).copied();
+        let apart = loss(ours).zip(loss(original)).map(|(a, b)| (a - b).abs());
         tokens(ours) == tokens(original) && apart.is_some_and(|apart| apart < SAME)
     };
     let off = texts.iter().find(|text| !alike(text))?;

@@ -5,7 +5,7 @@ use crate::report::rows::{Row, names};
 use crate::report::text::percent;
 
 pub(in crate::report) fn divergence(rows: &[Row], blocks: &mut Vec<Block>) {
-    let (kl, top1) = (names(rows, "kl"), names(rows, "top1_agreement"));
+    let (kl, top1) = (names(rows, |row| &row.kl), names(rows, |row| &row.top1_agreement));
     if kl.is_empty() && top1.is_empty() {
         return;
     }
@@ -14,14 +14,13 @@ pub(in crate::report) fn divergence(rows: &[Row], blocks: &mut Vec<Block>) {
     head.extend(top1.iter().map(|t| format!("same first choice, {t}")));
     let lines = rows
         .iter()
-        .filter(|row| {
-            kl.iter().any(|t| row.of("kl", t).is_some())
-                || top1.iter().any(|t| row.of("top1_agreement", t).is_some())
-        })
+        .filter(|row| !row.measured.kl.is_empty() || !row.measured.top1_agreement.is_empty())
         .map(|row| {
             let mut line = vec![row.title.clone()];
-            line.extend(kl.iter().map(|t| row.of("kl", t).map_or("-".into(), |v| format!("{v:.4}"))));
-            line.extend(top1.iter().map(|t| row.of("top1_agreement", t).map_or("-".into(), percent)));
+            line.extend(kl.iter().map(|t| row.measured.kl.get(*t).map_or("-".into(), |v| format!("{v:.4}"))));
+            line.extend(
+                top1.iter().map(|t| row.measured.top1_agreement.get(*t).map_or("-".into(), |v| percent(*v))),
+            );
             line
         })
         .collect();

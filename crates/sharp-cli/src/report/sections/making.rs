@@ -1,8 +1,10 @@
 //! Section "How this was made": stages, time, memory, machine and configuration.
 
+use sharp_schema::manifest::Status;
+
 use crate::output::bytes;
 use crate::report::blocks::{Block, table};
-use crate::report::collect::Run;
+use crate::report::collect::{Run, Stage};
 use crate::report::text::seconds;
 
 pub(in crate::report) fn making(run: &Run, blocks: &mut Vec<Block>) {
@@ -10,28 +12,30 @@ pub(in crate::report) fn making(run: &Run, blocks: &mut Vec<Block>) {
     if run.stages.is_empty() {
         blocks.push(Block::Missing("No stage has left a manifest.".into()));
     } else {
-        let total: f64 = run.stages.iter().filter_map(|s| s.wall_s).sum();
+        let manifests = || run.stages.iter().map(|stage| &stage.manifest);
+        let memory = |peak: Option<u64>| peak.map_or("-".into(), bytes);
         let mut rows: Vec<Vec<String>> = run
             .stages
             .iter()
-            .map(|s| {
-                let name = if s.done { s.name.to_owned() } else { format!("{} (not finished)", s.name) };
-                vec![name, s.wall_s.map_or("-".into(), seconds), s.peak_memory.map_or("-".into(), bytes)]
+            .map(|Stage { name, manifest }| {
+                let name = match manifest.status {
+                    Status::Done => (*name).to_owned(),
+                    Status::Running => format!("{name} (not finished)"),
+                };
+                vec![name, seconds(manifest.wall_s), memory(manifest.peak_memory_bytes)]
             })
             .collect();
-        rows.push(vec![
-            "all".into(),
-            seconds(total),
-            run.stages.iter().filter_map(|s| s.peak_memory).max().map_or("-".into(), bytes),
-        ]);
+        let total: f64 = manifests().map(|manifest| manifest.wall_s).sum();
+        let peak = manifests().filter_map(|manifest| manifest.peak_memory_bytes).max();
+        rows.push(vec!["all".into(), seconds(total), memory(peak)]);
         blocks.push(table(&["stage", "time", "peak memory"], rows));
-        let mut hosts: Vec<&str> = Vec::new();
-        for host in run.stages.iter().filter_map(|s| s.host.as_deref()) {
+        let mut hosts: Vec<String> = Vec::new();
+        for host in manifests().map(|manifest| manifest.host.to_string()) {
             if !hosts.contains(&host) {
                 hosts.push(host);
             }
         }
-        let seed = run.stages.iter().find_map(|s| s.seed).map(|s| format!(" Seed {s}.")).unwrap_or_default();
+        let seed = manifests().next().map(|manifest| format!(" Seed {}.", manifest.seed)).unwrap_or_default();
         if !hosts.is_empty() {
             blocks.push(Block::Text(format!("On {}.{seed}", hosts.join("; "))));
         }

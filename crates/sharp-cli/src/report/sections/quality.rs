@@ -1,14 +1,12 @@
 //! Section "Quality": perplexity of every row, by text and against size.
 
-use serde_json::Value;
-
 use super::accuracy::accuracy;
 use super::divergence::divergence;
 use crate::output::bytes;
 use crate::report::blocks::{Block, strings};
 use crate::report::charts::{self, Mark};
 use crate::report::collect::Run;
-use crate::report::rows::{Row, find, names, row_title};
+use crate::report::rows::{Row, find, row_title, texts};
 use crate::report::text::{count, perplexity};
 
 pub(in crate::report) fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
@@ -17,28 +15,23 @@ pub(in crate::report) fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block
         blocks.push(Block::Missing("No row was evaluated.".into()));
         return;
     }
-    let texts = names(rows, "perplexity");
+    let texts = texts(rows);
     let mut head = strings(&["row", "MLP parameters", "bytes"]);
     head.extend(texts.iter().map(|t| format!("perplexity, {t}")));
     let lines = rows
         .iter()
         .map(|row| {
-            let mut line = vec![
-                row.title.clone(),
-                row.number("mlp_parameters").map_or("-".into(), |v| count(v.max(0.0) as u64)),
-                row.number("bytes").map_or("-".into(), |v| bytes(v.max(0.0) as u64)),
-            ];
-            line.extend(texts.iter().map(|t| row.of("perplexity", t).map_or("-".into(), perplexity)));
+            let mut line =
+                vec![row.title.clone(), count(row.measured.mlp_parameters), bytes(row.measured.bytes)];
+            line.extend(texts.iter().map(|t| row.perplexity(t).map_or("-".into(), perplexity)));
             line
         })
         .collect();
     blocks.push(Block::Table { head, rows: lines, wide: None });
     let mut note = String::new();
-    if let Some(settings) = run.results.as_ref().and_then(|r| r.get("settings")) {
-        let setting = |key: &str| settings.get(key).and_then(Value::as_u64);
-        if let (Some(window), Some(stride)) = (setting("window"), setting("stride")) {
-            note = format!("Perplexity in windows of {window} tokens, stride {stride}. ");
-        }
+    let settings = run.results.as_ref().map(|results| &results.settings);
+    if let Some((window, stride)) = settings.and_then(|settings| settings.window.zip(settings.stride)) {
+        note = format!("Perplexity in windows of {window} tokens, stride {stride}. ");
     }
     note.push_str("Lower is better. Bytes are the weights as stored for the row.");
     blocks.push(Block::Note(note));
@@ -71,11 +64,11 @@ fn precision(name: &str) -> Option<&'static str> {
 fn quality_by_size(run: &Run, rows: &[Row], text: &str) -> Option<Block> {
     // Rows that are not quantised were evaluated in the type they happened to lie in; what counts is what they take in 16 bits.
     let rest = run.estimate().map(|e| e.original_parameters.saturating_sub(e.original_mlp_parameters) as f64);
-    let bytes = |row: &Row| match (precision(row.name), rest, row.number("mlp_parameters")) {
-        (None, Some(rest), Some(mlp)) => Some(2.0 * (rest + mlp)),
-        _ => row.number("bytes"),
+    let bytes = |row: &Row| match (precision(row.name), rest) {
+        (None, Some(rest)) => 2.0 * (rest + row.measured.mlp_parameters as f64),
+        _ => row.measured.bytes as f64,
     };
-    let at = |row: &Row| Some((bytes(row)? / 1e6, row.of("perplexity", text)?));
+    let at = |row: &Row| Some((bytes(row) / 1e6, row.perplexity(text)?));
     let marks: Vec<Mark> = rows
         .iter()
         .filter_map(|row| {
@@ -103,12 +96,12 @@ fn quality_by_size(run: &Run, rows: &[Row], text: &str) -> Option<Block> {
 
 /// Whether the full method beats its parts on a text, in figures either way.
 fn verdict(rows: &[Row], text: &str) -> Option<Block> {
-    let full = find(rows, "slw_sft")?.of("perplexity", text)?;
+    let full = find(rows, "slw_sft")?.perplexity(text)?;
     let others: Vec<(String, f64)> = ["direct", "slw", "sft"]
         .iter()
         .filter_map(|name| {
             let row = find(rows, name)?;
-            Some((row.title.clone(), row.of("perplexity", text)?))
+            Some((row.title.clone(), row.perplexity(text)?))
         })
         .collect();
     let better: Vec<&(String, f64)> = others.iter().filter(|(_, v)| *v <= full).collect();

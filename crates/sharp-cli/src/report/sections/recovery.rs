@@ -1,9 +1,11 @@
 //! Section "Recovery": the course of the warm-up (SLW) and of the fine-tuning (SFT).
 
+use sharp_schema::metrics::FinetuneLine;
+
 use crate::report::blocks::{Block, table};
 use crate::report::charts::{self, Curve};
 use crate::report::collect::Run;
-use crate::report::metrics::{HELD_OUT_ERROR, HELD_OUT_LOSS, HELD_OUT_PERPLEXITY, LOSS, STEP, series};
+use crate::report::metrics::{finetune_course, warmup_errors};
 use crate::report::text::{count, perplexity};
 
 pub(in crate::report) fn recovery(run: &Run, blocks: &mut Vec<Block>) {
@@ -15,12 +17,7 @@ pub(in crate::report) fn recovery(run: &Run, blocks: &mut Vec<Block>) {
 }
 
 fn warmup(run: &Run, blocks: &mut Vec<Block>) {
-    let held_out = series(&run.warmup, Some("layer"), STEP, HELD_OUT_ERROR);
-    let (errors, what) = if held_out.is_empty() {
-        (series(&run.warmup, Some("layer"), STEP, LOSS), "training loss")
-    } else {
-        (held_out, "error on held-out text")
-    };
+    let (errors, what) = (warmup_errors(&run.warmup), "error on held-out text");
     if errors.is_empty() {
         blocks.push(Block::Missing("No measurements of a warm-up.".into()));
         return;
@@ -58,23 +55,15 @@ fn finetune(run: &Run, blocks: &mut Vec<Block>) {
         blocks.push(Block::Missing("No measurements of a fine-tuning.".into()));
         return;
     }
-    let curves = |y: &[&str]| -> Vec<Curve> {
+    let curves = |figure: fn(&FinetuneLine) -> Option<f64>| -> Vec<Curve> {
         [("after warm-up", &run.finetune), ("without warm-up", &run.finetune_cold)]
             .into_iter()
-            .filter_map(|(name, records)| {
-                let points = series(records, None, STEP, y).remove(&0)?;
-                Some(Curve { name: name.into(), points })
-            })
+            .map(|(name, lines)| Curve { name: name.into(), points: finetune_course(lines, figure) })
+            .filter(|curve| !curve.points.is_empty())
             .collect()
     };
-    let mut held_out = curves(HELD_OUT_PERPLEXITY);
-    if held_out.is_empty() {
-        held_out = curves(HELD_OUT_LOSS);
-        for point in held_out.iter_mut().flat_map(|c| &mut c.points) {
-            point.1 = point.1.exp();
-        }
-    }
-    let loss = curves(LOSS);
+    let held_out = curves(|line| line.held_out().map(|held_out| held_out.perplexity));
+    let loss = curves(FinetuneLine::train_loss);
     for (what, curves, log) in
         [("training loss", &loss, false), ("perplexity on held-out text", &held_out, true)]
     {

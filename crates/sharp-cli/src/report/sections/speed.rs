@@ -1,118 +1,107 @@
 //! Section "Speed and memory": the benchmark's figures, and decoding against the roofline.
 
-use serde_json::{Map, Value};
+use sharp_schema::benchmark::{Bench, ModelSpeed};
 
+use crate::output;
 use crate::report::blocks::Block;
 use crate::report::charts::{self, Mark};
 use crate::report::collect::Run;
-use crate::report::metrics::number;
-use crate::report::text::{labelled, row_name};
+use crate::report::text::{count, percent, row_name, seconds};
 
-/// The measurements of a benchmark file: an array of objects under whatever name, one a model.
-fn benchmark_rows(bench: &Value) -> Vec<&Map<String, Value>> {
-    let list =
-        |value: &'_ Value| value.as_array().is_some_and(|a| !a.is_empty() && a.iter().all(Value::is_object));
-    let found = match bench {
-        Value::Array(_) => Some(bench),
-        Value::Object(map) => {
-            ["rows", "models"].iter().find_map(|key| map.get(*key)).or_else(|| map.values().find(|v| list(v)))
-        }
-        _ => None,
-    };
-    found.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object).collect()
+/// A figure of a model: its name, its value where it was measured, and how that is written.
+type Figure = (&'static str, fn(&ModelSpeed) -> Option<f64>, fn(f64) -> String);
+
+fn tokens_per_second(value: f64) -> String {
+    format!("{value:.1} tokens/s")
 }
 
-/// The numbers in an object and in the objects inside it, with joined keys.
-fn flat(prefix: &str, map: &Map<String, Value>, out: &mut Vec<(String, f64)>) {
-    for (key, value) in map {
-        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}_{key}") };
-        match value {
-            Value::Number(n) => out.extend(n.as_f64().filter(|v| v.is_finite()).map(|v| (key, v))),
-            // Deeper is detail that no table holds.
-            Value::Object(inner) if prefix.is_empty() => flat(&key, inner, out),
-            _ => {}
-        }
-    }
+fn bytes_per_second(value: f64) -> String {
+    format!("{:.1} GB/s", value / 1e9)
 }
+
+fn bytes(value: f64) -> String {
+    output::bytes(value as u64)
+}
+
+/// The lines of the table.
+const FIGURES: [Figure; 14] = [
+    ("file", |model| Some(model.file_bytes as f64), bytes),
+    ("load", |model| Some(model.median.load_seconds), seconds),
+    ("first token", |model| Some(model.median.first_token_seconds), seconds),
+    ("prefill", |model| Some(model.median.prefill_tokens_per_second), tokens_per_second),
+    ("decode", |model| Some(model.median.decode_tokens_per_second), tokens_per_second),
+    ("bare loop", |model| Some(model.median.bare_loop_tokens_per_second), tokens_per_second),
+    ("together", |model| Some(model.median.together_tokens_per_second), tokens_per_second),
+    ("peak memory", |model| Some(model.median.peak_memory_bytes as f64), bytes),
+    ("kv cache", |model| Some(model.median.kv_cache_bytes as f64), bytes),
+    ("per token", |model| Some(model.median.bytes_per_token as f64), bytes),
+    ("bytes used per token", |model| Some(model.median.bytes_used_per_token as f64), |n| count(n as u64)),
+    ("roofline", |model| Some(model.roofline_fraction), percent),
+    ("decode", |model| Some(model.decode_bytes_per_second), bytes_per_second),
+    ("bare loop", |model| model.bare_loop_fraction, percent),
+];
 
 pub(in crate::report) fn speed(run: &Run, blocks: &mut Vec<Block>) {
     blocks.push(Block::Heading("Speed and memory".into()));
-    let measured = run.bench.as_ref().map(benchmark_rows).unwrap_or_default();
-    if measured.is_empty() {
+    let Some(bench) = run.bench.as_ref().filter(|bench| !bench.models.is_empty()) else {
         blocks.push(Block::Missing("Speed was not measured.".into()));
         return;
+    };
+    blocks.push(figures(&bench.models));
+    if bench.models.len() == 2 {
+        blocks.push(Block::Note("Ratio: the second model's figure divided by the first's.".into()));
     }
+    roofline(bench, blocks);
+    blocks.push(Block::Note(format!(
+        "Measured with: threads {}, prompt tokens {}, decode tokens {}, memory bandwidth {}.",
+        count(bench.threads as u64),
+        count(bench.prompt_tokens as u64),
+        count(bench.decode_tokens as u64),
+        bytes_per_second(bench.memory_bandwidth_bytes_per_second)
+    )));
+}
+
+/// Returns the table of all figures; two models are set in ratio.
+fn figures(models: &[ModelSpeed]) -> Block {
+    let two = models.len() == 2;
     let mut head = vec![String::new()];
-    let mut columns: Vec<Vec<(String, f64)>> = Vec::new();
-    for (i, row) in measured.iter().enumerate() {
-        head.push(measured_name(row).unwrap_or_else(|| format!("model {}", i + 1)));
-        let mut numbers = Vec::new();
-        flat("", row, &mut numbers);
-        columns.push(numbers);
-    }
-    let mut keys: Vec<&str> = Vec::new();
-    for key in columns.iter().flatten().map(|(k, _)| k.as_str()) {
-        if !keys.contains(&key) {
-            keys.push(key);
-        }
-    }
-    let two = columns.len() == 2;
+    head.extend(models.iter().map(|model| row_name(&model.name)));
     if two {
         head.push("ratio".into());
     }
-    let rows = keys
-        .iter()
-        .map(|key| {
-            let values: Vec<Option<f64>> =
-                columns.iter().map(|c| c.iter().find(|(k, _)| k == key).map(|(_, v)| *v)).collect();
-            let mut line = vec![labelled(key, 0.0).0];
-            line.extend(values.iter().map(|v| v.map_or("-".into(), |v| labelled(key, v).1)));
-            if two {
-                line.push(match values[..] {
-                    [Some(a), Some(b)] if a > 0.0 && b > 0.0 => format!("{:.2}", b / a),
-                    _ => "-".into(),
-                });
-            }
-            line
-        })
-        .collect();
-    blocks.push(Block::Table { head, rows, wide: None });
-    if two {
-        blocks.push(Block::Note("Ratio: the second model's figure divided by the first's.".into()));
+    let mut rows = Vec::new();
+    for (name, value, write) in FIGURES {
+        let values: Vec<Option<f64>> = models.iter().map(value).collect();
+        if values.iter().all(Option::is_none) {
+            continue;
+        }
+        let mut line = vec![name.to_owned()];
+        line.extend(values.iter().map(|v| v.map_or("-".into(), write)));
+        if two {
+            line.push(match values[..] {
+                [Some(a), Some(b)] if a > 0.0 && b > 0.0 => format!("{:.2}", b / a),
+                _ => "-".into(),
+            });
+        }
+        rows.push(line);
     }
-    roofline(run, &measured, blocks);
-    let mut facts = Vec::new();
-    if let Some(Value::Object(map)) = &run.bench {
-        flat("", map, &mut facts);
-    }
-    if !facts.is_empty() {
-        let facts: Vec<String> = facts
-            .iter()
-            .map(|(k, v)| {
-                let (name, value) = labelled(k, *v);
-                format!("{name} {value}")
-            })
-            .collect();
-        blocks.push(Block::Note(format!("Measured with: {}.", facts.join(", "))));
-    }
+    Block::Table { head, rows, wide: None }
 }
 
-/// Decoding against what the memory allows: bytes of weights a token, and tokens a second.
-fn roofline(run: &Run, measured: &[&Map<String, Value>], blocks: &mut Vec<Block>) {
-    let bench = run.bench.as_ref().and_then(Value::as_object);
-    let Some(bandwidth) = bench.and_then(|b| number(b, &["memory_bandwidth_bytes_per_second"])) else {
-        return;
-    };
+/// Draws decoding against what the memory allows: bytes of weights a token, and tokens a second.
+fn roofline(bench: &Bench, blocks: &mut Vec<Block>) {
+    let bandwidth = bench.memory_bandwidth_bytes_per_second;
     let mut marks = Vec::new();
     let (mut least, mut most) = (f64::INFINITY, 0.0f64);
-    for row in measured {
-        let name = measured_name(row).unwrap_or_else(|| "model".into());
-        let Some(bytes) = number(row, &["bytes_per_token"]).filter(|b| *b > 0.0) else { continue };
+    for model in bench.models.iter().filter(|model| model.median.bytes_per_token > 0) {
+        let (name, median) = (row_name(&model.name), &model.median);
+        let bytes = median.bytes_per_token as f64;
         (least, most) = (least.min(bytes), most.max(bytes));
-        for (key, what, ring) in
-            [("decode_tokens_per_second", "", false), ("bare_loop_tokens_per_second", ", bare loop", true)]
-        {
-            if let Some(speed) = number(row, &[key]).filter(|v| *v > 0.0) {
+        for (speed, what, ring) in [
+            (median.decode_tokens_per_second, "", false),
+            (median.bare_loop_tokens_per_second, ", bare loop", true),
+        ] {
+            if speed > 0.0 {
                 marks.push(Mark { name: format!("{name}{what}"), at: (bytes / 1e6, speed), ring });
             }
         }
@@ -140,21 +129,5 @@ fn roofline(run: &Run, measured: &[&Map<String, Value>], blocks: &mut Vec<Block>
              same products and nothing else (the bare loop).",
             bandwidth / 1e9
         )));
-    }
-}
-
-/// What a measured model is called.
-fn measured_name(row: &Map<String, Value>) -> Option<String> {
-    let name =
-        ["name", "row", "model", "path"].iter().find_map(|key| row.get(*key).and_then(Value::as_str))?;
-    Some(model_name(name.rsplit(['/', '\\']).next().unwrap_or(name)))
-}
-
-/// A packed file by what it holds.
-fn model_name(file: &str) -> String {
-    match file {
-        "model.sharp" => "compressed (model.sharp)".into(),
-        "original-q4.sharp" => "original (original-q4.sharp)".into(),
-        other => row_name(other),
     }
 }

@@ -4,7 +4,7 @@ use sharp_model::{ModelConfig, Plan, Treatment};
 
 use crate::report::blocks::Block;
 use crate::report::collect::Run;
-use crate::report::rows::{Row, find, names};
+use crate::report::rows::{Row, find, texts};
 use crate::report::text::{count, percent, perplexity};
 
 pub(in crate::report) fn summary(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
@@ -20,8 +20,8 @@ pub(in crate::report) fn summary(run: &Run, rows: &[Row], blocks: &mut Vec<Block
         ));
     }
     if let (Some(first), Some(last)) = (find(rows, "original"), find(rows, "slw_sft"))
-        && let Some(text) = names(rows, "perplexity").first()
-        && let (Some(before), Some(after)) = (first.of("perplexity", text), last.of("perplexity", text))
+        && let Some(text) = texts(rows).first()
+        && let (Some(before), Some(after)) = (first.perplexity(text), last.perplexity(text))
     {
         lines.push(format!(
             "Perplexity on {text}: {} before, {} after recovery.",
