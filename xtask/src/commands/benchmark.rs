@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
-use serde_json::Value;
 use sharp_pipeline::sharp::{self, Load, Measurement};
 use sharp_pipeline::{Program, Stage};
 use sharp_schema::run::IMPORT;
 
 use super::goals::{Goals, Group};
-use super::measure::{Format, median, number, ours_once, peer_once, run_sharp};
+use super::measure::{Format, median, ours_once, peer_once, run_sharp};
 use super::run::{StageArgs, stage};
 use crate::build;
 use crate::paths;
@@ -182,8 +181,8 @@ fn our_figures(args: &Args, sharp: &Path, model: &Path, threads: usize) -> Resul
     let (decode, _) = ask(1, args.decode_tokens)?;
     let (_, load) = ask(1, 1)?;
     Ok([
-        ("prefill", number(&prefill, "prefill_tokens_per_second")?),
-        ("decode", number(&decode, "decode_tokens_per_second")?),
+        ("prefill", prefill.prefill_tokens_per_second),
+        ("decode", decode.decode_tokens_per_second),
         ("load", load),
     ])
 }
@@ -198,9 +197,8 @@ fn peer_figures(
     let (prefill, _) = peer_once(peer, model, threads, (args.prompt_tokens, 0), &[])?;
     let (decode, _) = peer_once(peer, model, threads, (0, args.decode_tokens), &[])?;
     let (_, load) = peer_once(peer, model, threads, (0, 1), &["--no-warmup"])?;
-    let build = prefill.get("build_number").map_or_else(|| "unknown".into(), Value::to_string);
-    let figures =
-        [("prefill", number(&prefill, "avg_ts")?), ("decode", number(&decode, "avg_ts")?), ("load", load)];
+    let build = prefill.build_number.map_or_else(|| "unknown".into(), |number| number.to_string());
+    let figures = [("prefill", prefill.avg_ts), ("decode", decode.avg_ts), ("load", load)];
     Ok((figures, format!("build {build}")))
 }
 
@@ -212,7 +210,9 @@ mod tests {
     const PROGRAM: &str = r#"#!/bin/sh
 case "$1" in
     quantize | export) exit 0 ;;
-    benchmark) echo '{"prefill_tokens_per_second": 300.0, "decode_tokens_per_second": 40.0}' ;;
+    benchmark) echo '{"load_seconds": 0.1, "first_token_seconds": 0.2, "prefill_tokens_per_second": 300.0,
+        "decode_tokens_per_second": 40.0, "bare_loop_tokens_per_second": 50.0, "together_tokens_per_second": 0.0,
+        "peak_memory_bytes": 4, "kv_cache_bytes": 3, "bytes_per_token": 2, "bytes_used_per_token": 2}' ;;
     *) echo '[{"build_number": 7, "avg_ts": 20.0}]' ;;
 esac
 "#;

@@ -7,11 +7,10 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use serde_json::Value;
-
 use sharp_pipeline::sharp::{self, Load, Measurement, Synthetic};
+use sharp_schema::benchmark;
 
-use super::measure::{Format, finish, median, number, ours_once, peer_once, run_sharp};
+use super::measure::{Format, PeerTest, finish, median, ours_once, peer_once, run_sharp};
 
 /// What is measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -139,7 +138,12 @@ impl Goals<'_> {
     }
 
     /// Measures ours once: a prompt and then decoding, of these many tokens.
-    fn ours(&self, model: &Path, threads: usize, (prompt, decode): (usize, usize)) -> Result<(Value, f64)> {
+    fn ours(
+        &self,
+        model: &Path,
+        threads: usize,
+        (prompt, decode): (usize, usize),
+    ) -> Result<(benchmark::Measurement, f64)> {
         ours_once(self.sharp, measurement(model, threads, (prompt, decode)))
     }
 
@@ -149,7 +153,7 @@ impl Goals<'_> {
         threads: usize,
         size: (usize, usize),
         more: &[&str],
-    ) -> Result<(Value, f64)> {
+    ) -> Result<(PeerTest, f64)> {
         peer_once(self.peer, model, threads, size, more)
     }
 
@@ -160,9 +164,9 @@ impl Goals<'_> {
                 let mut all = Samples::default();
                 for _ in 0..self.repeats {
                     let (ours, _) = self.ours(&packed, threads, (1, shape.tokens))?;
-                    all.add("ours", number(&ours, "decode_tokens_per_second")?);
+                    all.add("ours", ours.decode_tokens_per_second);
                     let (theirs, _) = self.theirs(&gguf, threads, (0, shape.tokens), &[])?;
-                    all.add("theirs", number(&theirs, "avg_ts")?);
+                    all.add("theirs", theirs.avg_ts);
                 }
                 let what = format!("{} decode {}", shape.preset, format.name());
                 rows.push(Row::times(what, threads, all.median("ours"), all.median("theirs"), goal));
@@ -179,11 +183,11 @@ impl Goals<'_> {
                 let mut all = Samples::default();
                 for _ in 0..self.repeats {
                     let (ours, _) = self.ours(&packed, threads, (512, 1))?;
-                    all.add("ours", number(&ours, "prefill_tokens_per_second")?);
-                    all.add("peak", number(&ours, "peak_memory_bytes")?);
-                    all.add("kv", number(&ours, "kv_cache_bytes")?);
+                    all.add("ours", ours.prefill_tokens_per_second);
+                    all.add("peak", ours.peak_memory_bytes as f64);
+                    all.add("kv", ours.kv_cache_bytes as f64);
                     let (theirs, _) = self.theirs(&gguf, threads, (512, 0), &[])?;
-                    all.add("theirs", number(&theirs, "avg_ts")?);
+                    all.add("theirs", theirs.avg_ts);
                 }
                 let what = |what| format!("{} {what} {}", shape.preset, format.name());
                 rows.push(Row::times(
@@ -216,7 +220,7 @@ impl Goals<'_> {
                             self.sharp,
                             Measurement { load: how, ..measurement(&packed, threads, (1, 1)) },
                         )?;
-                        all.add(load, number(&own, "first_token_seconds")?);
+                        all.add(load, own.first_token_seconds);
                     }
                     if cold {
                         forget(&gguf)?;
@@ -243,9 +247,9 @@ impl Goals<'_> {
             for _ in 0..self.repeats {
                 for (name, model) in [("dense", &dense), ("pairs", &pairs), ("fours", &fours)] {
                     let (ours, _) = self.ours(model, threads, (1, shape.tokens))?;
-                    let decode = number(&ours, "decode_tokens_per_second")?;
+                    let decode = ours.decode_tokens_per_second;
                     all.add(name, decode);
-                    let bare = number(&ours, "bare_loop_tokens_per_second")?;
+                    let bare = ours.bare_loop_tokens_per_second;
                     all.add(&format!("bare {name}"), bare);
                     all.add(&format!("fraction {name}"), decode / bare);
                 }
@@ -274,8 +278,8 @@ impl Goals<'_> {
                     self.sharp,
                     Measurement { together: Some(8), ..measurement(&model, threads, (1, shape.tokens)) },
                 )?;
-                all.add("one", number(&ours, "decode_tokens_per_second")?);
-                all.add("eight", number(&ours, "together_tokens_per_second")?);
+                all.add("one", ours.decode_tokens_per_second);
+                all.add("eight", ours.together_tokens_per_second);
             }
             let what = format!("{} eight sequences", shape.preset);
             rows.push(Row::times(what, threads, all.median("eight"), all.median("one"), 4.0));
@@ -294,8 +298,8 @@ impl Goals<'_> {
                 let (theirs, _) = self.theirs(&gguf, threads, (0, shape.tokens), &[])?;
                 drop(others);
                 let state = if busy { "busy" } else { "quiet" };
-                all.add(&format!("ours {state}"), number(&ours, "decode_tokens_per_second")?);
-                all.add(&format!("theirs {state}"), number(&theirs, "avg_ts")?);
+                all.add(&format!("ours {state}"), ours.decode_tokens_per_second);
+                all.add(&format!("theirs {state}"), theirs.avg_ts);
             }
         }
         for (who, goal) in [("ours", 0.4), ("theirs", 0.0)] {
@@ -318,8 +322,8 @@ impl Goals<'_> {
             for _ in 0..self.repeats {
                 for (rank, model) in RANKS.iter().zip(&models) {
                     let (ours, _) = self.ours(model, threads, (1, shape.tokens))?;
-                    all.add(&rank.to_string(), 1e3 / number(&ours, "decode_tokens_per_second")?);
-                    all.add(&format!("bytes {rank}"), number(&ours, "bytes_used_per_token")?);
+                    all.add(&rank.to_string(), 1e3 / ours.decode_tokens_per_second);
+                    all.add(&format!("bytes {rank}"), ours.bytes_used_per_token as f64);
                 }
             }
             let base = all.median("0");

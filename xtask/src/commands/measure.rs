@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
 use sharp_pipeline::CommandLine;
 use sharp_pipeline::sharp::{self, Measurement};
+use sharp_schema::benchmark;
 
 /// A format that both engines have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -35,11 +36,20 @@ impl Format {
 }
 
 /// Runs one process of ours: its measurement, and its wall time in seconds.
-pub(super) fn ours_once(sharp: &Path, measurement: Measurement<'_>) -> Result<(Value, f64)> {
+pub(super) fn ours_once(sharp: &Path, measurement: Measurement<'_>) -> Result<(benchmark::Measurement, f64)> {
     let begun = Instant::now();
     let text = run_sharp(sharp, &sharp::benchmark(measurement))?;
     let wall = begun.elapsed().as_secs_f64();
     Ok((serde_json::from_str(&text).context("reading a measurement of sharp")?, wall))
+}
+
+/// The part that is read of a test's report by llama-bench.
+#[derive(Debug, Deserialize)]
+pub(super) struct PeerTest {
+    /// Mean tokens a second.
+    pub(super) avg_ts: f64,
+    /// Which build it is.
+    pub(super) build_number: Option<u64>,
 }
 
 /// Runs one process of llama-bench: the one test it ran, and its wall time in seconds.
@@ -49,21 +59,17 @@ pub(super) fn peer_once(
     threads: usize,
     (prompt, decode): (usize, usize),
     more: &[&str],
-) -> Result<(Value, f64)> {
+) -> Result<(PeerTest, f64)> {
     let mut command = Command::new(peer);
     command.args(["-o", "json", "-r", "1", "-t", &threads.to_string()]).args(more);
     command.args(["-p", &prompt.to_string(), "-n", &decode.to_string()]);
     let begun = Instant::now();
     let text = finish(command.arg("-m").arg(model))?;
     let wall = begun.elapsed().as_secs_f64();
-    let all: Vec<Value> = serde_json::from_str(&text).context("reading a measurement of llama-bench")?;
-    let [one] = all.as_slice() else { bail!("llama-bench reported {} tests instead of one", all.len()) };
-    Ok((one.clone(), wall))
-}
-
-/// Takes a figure out of a measurement.
-pub(super) fn number(value: &Value, key: &str) -> Result<f64> {
-    value.get(key).and_then(Value::as_f64).with_context(|| format!("a measurement without `{key}`"))
+    let all: Vec<PeerTest> = serde_json::from_str(&text).context("reading a measurement of llama-bench")?;
+    let [test] = <[PeerTest; 1]>::try_from(all)
+        .map_err(|all| anyhow!("llama-bench reported {} tests instead of one", all.len()))?;
+    Ok((test, wall))
 }
 
 /// Runs a command of `sharp` to its end and returns what it wrote to standard output.
