@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use sharp_pipeline::{Error, Program, stop_requested};
+use sharp_pipeline::{Error, Outcome, Program, StepStatus, stop_requested};
 
 use crate::build::{self, cargo};
 use crate::commands::{interop, setup};
@@ -171,6 +171,12 @@ fn call(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Holds the part that is read of what a pipeline prints with `--json`.
+#[derive(Debug, serde::Deserialize)]
+struct Summary {
+    steps: Vec<Outcome>,
+}
+
 /// Runs the tiny pipeline from nothing, and once more. By the driver as just built: that build may
 /// have put a new file where this process was started from.
 fn tiny_twice(programs: &Path) -> Result<()> {
@@ -193,15 +199,10 @@ fn tiny_twice(programs: &Path) -> Result<()> {
     if !second.status.success() {
         bail!("the second run of the tiny pipeline failed ({})", second.status);
     }
-    let summary: serde_json::Value =
+    let Summary { steps } =
         serde_json::from_slice(&second.stdout).context("the second run's --json output")?;
-    let steps =
-        summary.get("steps").and_then(serde_json::Value::as_array).context("the second run has no steps")?;
-    let ran: Vec<String> = steps
-        .iter()
-        .filter(|step| step.get("status").and_then(serde_json::Value::as_str) != Some("skipped"))
-        .map(|step| step.get("folder").map(ToString::to_string).unwrap_or_default())
-        .collect();
+    let ran = steps.iter().filter(|step| step.status != StepStatus::Skipped);
+    let ran: Vec<&str> = ran.map(|step| step.folder.as_str()).collect();
     if steps.is_empty() || !ran.is_empty() {
         bail!("the second run of the tiny pipeline should do nothing, and ran {}", ran.join(", "));
     }

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sharp_schema::manifest::Manifest;
 
 use crate::stages::Step;
 
 /// Says what became of a step, or would become of it in a run that is not dry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepStatus {
     /// Its outputs are up to date: nothing was done.
@@ -36,7 +36,7 @@ impl fmt::Display for StepStatus {
 }
 
 /// What happened, or would happen, to a step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Stage name.
     pub stage: String,
