@@ -1,6 +1,6 @@
 //! The forward pass: embeddings, one layer for some tokens, and the output head.
 
-use sharp_model::family::Activation;
+use sharp_model::Activation;
 use sharp_quant::gate_up_silu;
 
 use crate::elementwise::{add, for_each_row, gelu_mul, rms_norm, rms_norm_in_place, row};

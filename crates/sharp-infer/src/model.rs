@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sharp_model::{
-    ModelConfig, ModelSource, Plan, Stored, family::Activation, packed::PackedFile, shape::LayerKind,
-    tokenizer::Tokenizer,
+    Activation, LayerKind, ModelConfig, ModelSource, Plan, Stored, packed::PackedFile, tokenizer::Tokenizer,
 };
 use sharp_quant::{Activations, DType, Team};
 

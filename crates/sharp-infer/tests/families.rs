@@ -100,7 +100,7 @@ fn a_familys_gguf_file_is_the_same_model() {
 fn an_imported_family_is_the_same_model() {
     for case in CASES.map(Case::load) {
         let out = tempfile::tempdir().unwrap();
-        sharp_model::import::import(folder(case.name), out.path(), DType::F32, &Silent).unwrap();
+        sharp_model::import(folder(case.name), out.path(), DType::F32, &Silent).unwrap();
         case.close("imported", &open(out.path()).forward(&case.tokens, &mut ()).unwrap(), &case.logits);
     }
 }

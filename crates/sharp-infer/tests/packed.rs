@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use sharp_infer::{
     Batch, Error, Load, Model, Options, QuantReport, Recipe, Session, Synthetic, Team, quantize,
 };
-use sharp_model::export::{ExportOptions, export_dense};
+use sharp_model::{ExportOptions, export_dense};
 use sharp_model::{
     LayerChange, ModelConfig, ModelSource, Plan, Projection, Ranks, Repair, packed::PackedFile,
 };

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use sharp_model::DType;
-use sharp_model::import::import;
+use sharp_model::import;
 use sharp_progress::Terminal;
 
 #[allow(clippy::print_stderr)]

@@ -6,19 +6,20 @@ use std::sync::Arc;
 
 use sharp_quant::DType;
 
-use crate::config::{self, ModelConfig};
+use crate::checkpoint::compact;
+use crate::checkpoint::fused;
+use crate::checkpoint::hf::HfCheckpoint;
+use crate::checkpoint::source::{TensorInfo, TensorRef, TensorSource};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::fused;
 use crate::gguf::{Gguf, HfView};
-use crate::hf::HfCheckpoint;
 use crate::layout::{ModelLayout, TensorSlot};
 use crate::names;
 use crate::plan::{LayerChange, Plan, Treatment};
-use crate::projection::Projection;
+use crate::projection::{PerProjection, Projection};
 use crate::projection_source::ProjectionSource;
 use crate::pruned;
 use crate::recovery::Recovery;
-use crate::source::{TensorInfo, TensorRef, TensorSource};
 use crate::stored::Stored;
 use crate::tokenizer::Tokenizer;
 
@@ -57,14 +58,14 @@ impl ModelSource {
     /// shape.
     ///
     /// # Errors
-    /// As [`Stored::at`], and for a packed model [`Error::Unsupported`]; for a folder as [`config::parse_with_plan`] and
+    /// As [`Stored::at`], and for a packed model [`Error::Unsupported`]; for a folder as [`ModelConfig::load`] and
     /// [`HfCheckpoint::open`], for a GGUF file as [`Gguf::open`] and [`HfView::new`]; [`Error::NoTensor`] and
     /// [`Error::Shape`] for a checkpoint that is not what its configuration says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let none = BTreeMap::new();
         match Stored::at(path)? {
             Stored::Folder(path) => {
-                let (config, plan) = config::load_with_plan(&path)?;
+                let (config, plan) = compact::load_with_plan(&path)?;
                 let base = fused::split(&config, HfCheckpoint::open(&path)?)?;
                 Self::build(Inner { path, config, plan, base, over: none, overlaid: false, gguf: None })
             }
@@ -93,7 +94,7 @@ impl ModelSource {
     /// Lays a plan and recovery parameters over a dense model; nothing of the base is copied.
     ///
     /// Without recovery parameters the plan kept is [`Plan::untrained`]; pruned layers keep their largest neurons as
-    /// they are ([`crate::pruned::largest_neurons`]).
+    /// they are ([`crate::largest_neurons`]).
     ///
     /// # Errors
     /// [`Error::Plan`] if the base is itself compact, the plan does not fit the model or the recovery parameters do not
@@ -108,8 +109,10 @@ impl ModelSource {
             None => {
                 for change in &plan.changes {
                     if let Treatment::Prune { neurons } = change.treatment {
-                        let kept = pruned::largest_neurons(base, change.layer, neurons)?;
-                        over.extend(kept.map(|t| (t.name().to_owned(), t)));
+                        let whole = |p| base.projection(change.layer, p)?.effective_f32();
+                        let weights = PerProjection::try_from_fn(whole)?;
+                        let kept = pruned::keep_largest(change.layer, base.config(), &weights, neurons)?;
+                        over.extend(kept.into_iter().map(|(_, t)| (t.name().to_owned(), t)));
                     }
                 }
                 plan.untrained()

@@ -1,9 +1,9 @@
 //! What one projection of one layer is made of, and the weight that it comes to.
 
+use crate::checkpoint::source::TensorRef;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::projection::Projection;
-use crate::source::TensorRef;
 
 /// Low-rank factors of one projection.
 #[derive(Debug, Clone)]

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use sharp_quant::DType;
 
+use crate::checkpoint::hf::HfCheckpoint;
+use crate::checkpoint::source::{TensorInfo, TensorRef, TensorSource};
+use crate::checkpoint::writer::SafetensorsWriter;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::hf::HfCheckpoint;
 use crate::names;
 use crate::plan::{LayerChange, Plan};
 use crate::projection::Projection;
-use crate::source::{TensorInfo, TensorRef, TensorSource};
 use crate::tensors;
-use crate::writer::SafetensorsWriter;
 
 /// File with every layer's recovery parameters.
 pub const RECOVERY_FILE: &str = "recovery.safetensors";

@@ -6,10 +6,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::config::{self, ModelConfig};
+use crate::checkpoint::compact;
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, HfView};
 use crate::packed::{self, PackedFile};
+use crate::tokenizer::Tokenizer;
 
 /// A stored model, by its form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,17 +80,40 @@ impl Stored {
     /// Those of opening each form.
     pub fn config(&self) -> Result<ModelConfig> {
         Ok(match self {
-            Self::Folder(folder) => config::load_with_plan(folder)?.0,
+            Self::Folder(folder) => compact::load_with_plan(folder)?.0,
             Self::Gguf(file) => HfView::new(Arc::new(Gguf::open(file)?))?.config().clone(),
             Self::Packed(file) => PackedFile::open(file)?.config().clone(),
         })
     }
 }
 
+impl Tokenizer {
+    /// Reads the tokenizer of the model at `path`, in whatever form it is stored. In a folder it is `tokenizer.json`, with
+    /// `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json` and `config.json` where they are there
+    /// (they name the end-of-text ids and the chat template); GGUF and packed files hold theirs.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is none; [`Error::Json`] and [`Error::Tokenizer`] for files that are not what they should
+    /// be; those of [`Stored::at`] and of opening a file.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() && (path.join("tokenizer.json").is_file() || gguf_in(path).is_err()) {
+            return Self::from_folder(path);
+        }
+        match Stored::at(path)? {
+            Stored::Folder(folder) => Self::from_folder(&folder),
+            Stored::Packed(file) => PackedFile::open(file)?.tokenizer(),
+            Stored::Gguf(file) => HfView::new(Arc::new(Gguf::open(&file)?))?
+                .tokenizer()?
+                .ok_or_else(|| Error::missing(file, "the file holds no tokenizer")),
+        }
+    }
+}
+
 const FORMS: &str = "a model is a Hugging Face directory, a GGUF file or a packed model.sharp";
 
 /// The one GGUF file of a folder without `config.json`.
-pub(crate) fn gguf_in(folder: &Path) -> Result<PathBuf> {
+fn gguf_in(folder: &Path) -> Result<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let path = entry.map_err(Error::io(folder))?.path();

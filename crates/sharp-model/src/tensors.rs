@@ -2,11 +2,11 @@
 
 use sharp_quant::DType;
 
+use crate::checkpoint::source::TensorInfo;
 use crate::config::ModelConfig;
 use crate::family::Norms;
 use crate::names::Attention;
 use crate::projection::Projection;
-use crate::source::TensorInfo;
 
 /// What a tensor is to the computation. In the order of the computation, within a layer and in a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -261,4 +261,18 @@ pub fn tensors_of(
             .map(|r| info(r, None)),
     );
     all
+}
+
+impl ModelConfig {
+    /// Weights of the whole dense model; a tied head counts once.
+    pub fn total_parameters(&self) -> u64 {
+        TENSORS
+            .iter()
+            .filter(|r| r.when.holds(self))
+            .map(|r| {
+                let n: u64 = r.shape.iter().map(|d| d.of(self) as u64).product();
+                if r.per_layer() { n * self.num_hidden_layers as u64 } else { n }
+            })
+            .sum()
+    }
 }

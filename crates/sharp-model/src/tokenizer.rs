@@ -7,14 +7,10 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, HfView};
-use crate::packed::PackedFile;
-use crate::stored::{Stored, gguf_in};
 
 /// Tokens a stream may hold back waiting for the rest of a character before it gives up on it. A character has at
 /// most four bytes, so only text that is no UTF-8 at all gets here.
@@ -37,28 +33,8 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the model at `path`, in whatever form it is stored. In a folder it is `tokenizer.json`, with
-    /// `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json` and `config.json` where they are there
-    /// (they name the end-of-text ids and the chat template); GGUF and packed files hold theirs.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] if there is none; [`Error::Json`] and [`Error::Tokenizer`] for files that are not what they should
-    /// be; those of [`Stored::at`] and of opening a file.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        if path.is_dir() && (path.join("tokenizer.json").is_file() || gguf_in(path).is_err()) {
-            return Self::load_folder(path);
-        }
-        match Stored::at(path)? {
-            Stored::Folder(folder) => Self::load_folder(&folder),
-            Stored::Packed(file) => PackedFile::open(file)?.tokenizer(),
-            Stored::Gguf(file) => HfView::new(Arc::new(Gguf::open(&file)?))?
-                .tokenizer()?
-                .ok_or_else(|| Error::missing(file, "the file holds no tokenizer")),
-        }
-    }
-
-    fn load_folder(dir: &Path) -> Result<Self> {
+    /// Reads the tokenizer of a Hugging Face folder.
+    pub(crate) fn from_folder(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         if !path.is_file() {
             let hint = if dir.join("tokenizer.model").is_file() {

@@ -76,7 +76,7 @@ impl Options {
                 expected: "a fraction of one MLP between 0 and 1 (the paper: 0.134)".into(),
             });
         }
-        Ok(Ranks::uniform(sharp_model::plan::rank_for_rho(config, self.rho)))
+        Ok(Ranks::uniform(sharp_model::rank_for_rho(config, self.rho)))
     }
 }
 

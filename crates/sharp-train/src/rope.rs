@@ -24,12 +24,12 @@ impl Rope {
     /// Computes the rotations; refuses a model whose layers are not Llama's, since every forward pass begins
     /// here.
     pub(crate) fn new(config: &ModelConfig, positions: usize, device: Device) -> Result<Self> {
-        let departures = config.departures(positions);
-        if !departures.is_empty() {
+        let features = config.non_llama_features(positions);
+        if !features.is_empty() {
             return Err(Error::invalid(format!(
                 "training a {} is not supported: it has {}",
                 config.architecture,
-                departures.join(", ")
+                features.join(", ")
             )));
         }
         let freq = Tensor::f_from_slice(&config.inv_freq())?;

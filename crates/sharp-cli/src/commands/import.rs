@@ -34,7 +34,7 @@ struct Summary {
 }
 
 pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
-    sharp_model::import::import(&args.source, &args.out, args.dtype, &Terminal::stderr())?;
+    sharp_model::import(&args.source, &args.out, args.dtype, &Terminal::stderr())?;
     let model = sharp_model::ModelSource::open(&args.out)?;
     let summary = Summary {
         architecture: model.config().architecture.clone(),

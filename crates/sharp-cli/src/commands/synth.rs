@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde_json::json;
 use sharp_infer::{Recipe, Synthetic, Team};
-use sharp_model::{LayerChange, ModelConfig, Plan, Ranks, Repair, plan::rank_for_rho};
+use sharp_model::{LayerChange, ModelConfig, Plan, Ranks, Repair, rank_for_rho};
 use sharp_progress::Terminal;
 
 use crate::Global;

@@ -9,15 +9,16 @@ use serde_json::json;
 use sharp_progress::Progress;
 use sharp_quant::DType;
 
+use crate::checkpoint::source::TensorInfo;
+use crate::checkpoint::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 use crate::error::{Error, Result};
 use crate::model::ModelSource;
 use crate::names;
+use crate::origin::CARD_FILE;
 use crate::plan::Treatment;
-use crate::source::TensorInfo;
 use crate::tensors;
-use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
-pub use card::{CARD_FILE, CardNotes, Origin};
+pub use card::CardNotes;
 pub use peft::export_peft;
 
 /// The code that runs a compact checkpoint in transformers; it lies beside the weights, and `auto_map` names it.

@@ -6,14 +6,15 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use sharp_progress::Progress;
 
-use super::card::{self, CARD_FILE};
+use super::card;
 use super::{ExportOptions, ExportSummary, begin, write_dense};
+use crate::checkpoint::source::TensorInfo;
 use crate::error::{Error, Result};
 use crate::model::ModelSource;
 use crate::names;
+use crate::origin::CARD_FILE;
 use crate::projection::Projection;
 use crate::projection_source::LoraSource;
-use crate::source::TensorInfo;
 
 /// Folder of the dense base, in the adapter's.
 const BASE: &str = "base";

@@ -9,14 +9,14 @@ use serde_json::{Map, Value as Json, json};
 use sharp_quant::DType;
 
 use super::{Gguf, tokenizer_config_json, tokenizer_json};
+use crate::checkpoint::source::{TensorBytes, TensorInfo, TensorSource};
+use crate::checkpoint::writer::pretty;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::export::{CARD_FILE, Origin};
 use crate::family::{FAMILIES, Family, GGUF_FUSED, Presence, Scale};
-use crate::source::{TensorBytes, TensorInfo, TensorSource};
+use crate::origin::{CARD_FILE, Origin};
 use crate::tensors::{Heads, tensors_of};
 use crate::tokenizer::Tokenizer;
-use crate::writer::pretty;
 
 /// Rotary frequency factors: they become `rope_scaling`, not a tensor.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";

@@ -8,11 +8,11 @@ use sharp_quant::{DType, ScaleRule};
 use super::convert::ROPE_FREQS;
 use super::vocab::{describe_tokenizer, no_tokenizer};
 use super::write::GgufWriter;
+use crate::checkpoint::source::TensorInfo;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::model::ModelSource;
 use crate::names;
-use crate::source::TensorInfo;
 use crate::tensors::{self, Heads, TensorRule};
 use crate::tokenizer::Tokenizer;
 
@@ -50,9 +50,9 @@ pub fn export_gguf(
     progress: &dyn Progress,
 ) -> Result<u64> {
     let config = source.config();
-    let departures = config.departures(0);
-    if !departures.is_empty() {
-        let what = format!("a GGUF file of a model with {}", departures.join(", "));
+    let features = config.non_llama_features(0);
+    if !features.is_empty() {
+        let what = format!("a GGUF file of a model with {}", features.join(", "));
         return Err(Error::unsupported(path, what));
     }
     // GGUF files of families without a name of their own call themselves `llama`, whose shape they have.

@@ -7,8 +7,8 @@ use sharp_quant::DType;
 
 use super::Entry;
 use super::value::{Array, Value};
+use crate::checkpoint::source::TensorInfo;
 use crate::error::{Error, Result};
-use crate::source::TensorInfo;
 
 /// Far above any real file, far below what could exhaust memory: a hostile header can make us keep at most
 /// this many elements of 8 or 24 bytes in one array.

@@ -2,7 +2,7 @@
 //!
 //! [`Gguf`] is the file as it lies: its metadata and its tensors under their own names, in their own row order.
 //! [`HfView`] is the same file under Hugging Face names, with `config.json` and `tokenizer.json` made from the
-//! metadata; it is what [`crate::import`] writes out. [`export_gguf`] goes the other way.
+//! metadata; it is what [`crate::checkpoint::import`] writes out. [`export_gguf`] goes the other way.
 //!
 //! A GGUF file is untrusted input. Every count, length and offset is checked against the bytes that are really
 //! there before anything is allocated or read, and nothing is read from the tensor data until it is asked for.
@@ -20,9 +20,9 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
+use crate::checkpoint::mmap::map_file;
+use crate::checkpoint::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
-use crate::mmap::map_file;
-use crate::source::{TensorBytes, TensorInfo, TensorSource};
 
 pub use convert::HfView;
 pub use export::{GgufOptions, export_gguf};

@@ -7,9 +7,9 @@ use serde_json::{Map, Value as Json, json};
 
 use super::Gguf;
 use super::write::GgufWriter;
+use crate::checkpoint::source::TensorSource;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::source::TensorSource;
 use crate::tokenizer::Tokenizer;
 
 /// Kinds of token (`tokenizer.ggml.token_type`).

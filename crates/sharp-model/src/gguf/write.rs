@@ -4,9 +4,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::header::{DEFAULT_ALIGNMENT as ALIGNMENT, TYPES};
-use crate::atomic::write_atomic;
+use crate::checkpoint::atomic::write_atomic;
+use crate::checkpoint::source::TensorInfo;
 use crate::error::{Error, Result};
-use crate::source::TensorInfo;
 
 /// A GGUF file in the making: its metadata, then its tensors, in the order they are given.
 #[derive(Debug, Default)]

@@ -26,11 +26,11 @@ use memmap2::Mmap;
 use serde_json::{Map, Value as Json};
 use sharp_quant::{PackedFormat, PackedRef};
 
+use crate::checkpoint::mmap::{map_file, read_file};
+use crate::checkpoint::source::TensorBytes;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::mmap::{map_file, read_file};
 use crate::plan::Plan;
-use crate::source::TensorBytes;
 use crate::tokenizer::Tokenizer;
 
 pub use write::{BlobId, PackedWriter};
@@ -186,7 +186,7 @@ impl PackedFile {
     fn parse(path: &Path, map: Arc<Mmap>) -> Result<Self> {
         let (header, data_start) = header::parse(path, &map)?;
         let text = serde_json::to_string(&header.config).map_err(Error::json(path))?;
-        let (model, plan) = crate::config::parse_with_plan(path, &text)?;
+        let (model, plan) = crate::checkpoint::compact::parse_with_plan(path, &text)?;
         Ok(Self { path: path.to_path_buf(), map, data_start, header, model, plan })
     }
 

@@ -9,7 +9,7 @@ use sharp_progress::Progress;
 
 use super::header::{RawBlob, RawHeader, data_start};
 use super::{BLOB_ALIGN, BlobFormat, MAGIC, MAX_HEADER};
-use crate::atomic::write_atomic;
+use crate::checkpoint::atomic::write_atomic;
 use crate::error::{Error, Result};
 
 /// A blob declared to a [`PackedWriter`].

@@ -191,7 +191,7 @@ impl Plan {
     /// As [`Plan::from_toml`], and [`Error::Io`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::from_toml(path, &crate::hf::read_text(path, 16 << 20)?)
+        Self::from_toml(path, &crate::checkpoint::hf::read_text(path, 16 << 20)?)
     }
 
     /// Writes a plan file; an existing one is replaced at once or not at all.
@@ -200,7 +200,7 @@ impl Plan {
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let text = self.to_toml();
-        crate::atomic::write_atomic(path.as_ref(), |w| w.write_all(text.as_bytes()))
+        crate::checkpoint::atomic::write_atomic(path.as_ref(), |w| w.write_all(text.as_bytes()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sharp_model::ModelConfig;
-use sharp_model::shape::{LayerKind, Rotary};
+use sharp_model::{LayerKind, Rotary};
 
 use crate::{golden, json as read};
 
@@ -98,7 +98,7 @@ fn a_configuration_written_is_the_configuration_read() {
 
 #[test]
 fn what_differs_from_llama_is_told() {
-    let told = |case: &str, tokens| config(case, json!({})).unwrap().departures(tokens).join(", ");
+    let told = |case: &str, tokens| config(case, json!({})).unwrap().non_llama_features(tokens).join(", ");
     assert_eq!(told("qwen3", 1 << 20), "");
     assert_eq!(
         (told("mistral_window", 7), told("mistral_window", 8)),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sharp_model::gguf::{Gguf, GgufOptions, HfView, export_gguf};
-use sharp_model::import::import;
+use sharp_model::import;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{
     DType, HfCheckpoint, LayerChange, ModelConfig, ModelSource, Plan, Projection, Repair, TensorSource, names,

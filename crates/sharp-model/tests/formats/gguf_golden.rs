@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use sharp_model::Rotary;
 use sharp_model::gguf::{Gguf, HfView};
-use sharp_model::import::import;
-use sharp_model::shape::Rotary;
+use sharp_model::import;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{DType, HfCheckpoint, ModelConfig, RopeScaling, TensorSource};
 use sharp_progress::Silent;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use sharp_model::gguf::{Gguf, HfView, tokenizer_json};
-use sharp_model::import::{import, import_sharded};
 use sharp_model::{DType, Error, HfCheckpoint, ModelConfig, ModelSource, TensorSource, WriteSummary};
+use sharp_model::{import, import_sharded};
 use sharp_progress::Silent;
 
 use crate::raw::{Raw, array, complaint, key, place, string, tensor};

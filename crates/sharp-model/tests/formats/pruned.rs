@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use sharp_model::export::{ExportOptions, export_compact, export_dense};
-use sharp_model::recovery::StoredTensor;
+use sharp_model::StoredTensor;
 use sharp_model::{Error, LayerChange, ModelSource, Plan, Projection, Recovery, names};
+use sharp_model::{ExportOptions, export_compact, export_dense};
 use sharp_progress::Silent;
 use sharp_quant::DType;
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use sharp_model::gguf::{GgufOptions, export_gguf};
-use sharp_model::import::import;
+use sharp_model::import;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{
     DType, ExportOptions, HfCheckpoint, LayerChange, ModelConfig, ModelSource, Plan, Repair, Stored,

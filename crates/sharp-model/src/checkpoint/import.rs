@@ -14,18 +14,19 @@ use serde_json::{Map, Value as Json, json};
 use sharp_progress::Progress;
 use sharp_quant::DType;
 
-use crate::config;
+use crate::checkpoint::compact;
+use crate::checkpoint::fused;
+use crate::checkpoint::hf::HfCheckpoint;
+use crate::checkpoint::source::{TensorInfo, TensorSource};
+use crate::checkpoint::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::export::CARD_FILE;
-use crate::fused;
 use crate::gguf::{Gguf, HfView};
-use crate::hf::HfCheckpoint;
 use crate::model::ModelSource;
-use crate::source::{TensorInfo, TensorSource};
+use crate::origin::CARD_FILE;
 use crate::stored::Stored;
 use crate::tensors;
 use crate::tokenizer::Tokenizer;
-use crate::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
 
 /// Files of a Hugging Face folder that come along unchanged, where they exist.
 const COMPANIONS: &[&str] = &[
@@ -143,7 +144,7 @@ fn open_gguf(path: &Path) -> Result<Opened> {
 }
 
 fn open_folder(folder: &Path) -> Result<Opened> {
-    let (model_config, plan) = config::load_with_plan(folder)?;
+    let (model_config, plan) = compact::load_with_plan(folder)?;
     if plan.is_some() {
         let what = "importing a compact SHARP checkpoint; it can be used as it is, or exported dense first";
         return Err(Error::unsupported(folder, what));
@@ -162,7 +163,7 @@ fn open_folder(folder: &Path) -> Result<Opened> {
 }
 
 /// A tensor the architecture does not have means that the model computes something this project would leave out.
-fn refuse_strangers(config: &config::ModelConfig, checkpoint: &dyn TensorSource) -> Result<()> {
+fn refuse_strangers(config: &ModelConfig, checkpoint: &dyn TensorSource) -> Result<()> {
     let known: std::collections::HashSet<String> =
         tensors::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();
     for info in checkpoint.tensors() {

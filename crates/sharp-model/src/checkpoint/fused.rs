@@ -5,11 +5,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::checkpoint::hf::HfCheckpoint;
+use crate::checkpoint::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::family::FUSED;
-use crate::hf::HfCheckpoint;
-use crate::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::tensors;
 
 /// A checkpoint whose fused tensors are cut along their rows. Nothing is copied.

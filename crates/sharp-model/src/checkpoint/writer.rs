@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use sharp_quant::DType;
 use tempfile::NamedTempFile;
 
-use crate::atomic::{Staging, folder_of};
+use crate::checkpoint::atomic::{Staging, folder_of};
+use crate::checkpoint::hf::{INDEX, SINGLE};
+use crate::checkpoint::source::{TensorInfo, TensorRef};
 use crate::error::{Error, Result};
-use crate::hf::{INDEX, SINGLE};
-use crate::source::{TensorInfo, TensorRef};
 
 /// Bytes a shard holds at most unless said otherwise: 5 GB, as transformers does.
 pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;

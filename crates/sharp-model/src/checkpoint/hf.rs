@@ -12,9 +12,9 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use sharp_quant::DType;
 
+use crate::checkpoint::mmap::map_file;
+use crate::checkpoint::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
-use crate::mmap::map_file;
-use crate::source::{TensorBytes, TensorInfo, TensorSource};
 
 /// File names of a Hugging Face folder.
 pub(crate) const SINGLE: &str = "model.safetensors";

@@ -1,10 +1,10 @@
-//! What a model computes beyond plain Llama layers, read from `config.json` as its family's table says.
+//! Which layers have RoPE and windows, and a model's constant factors, read from `config.json` as its family says.
 
 use serde_json::Value;
 
-use crate::config::Keys;
+use super::keys::Keys;
 use crate::error::{Error, Result};
-use crate::family::{Family, Norms, Scale, Windows};
+use crate::family::{Family, Scale, Windows};
 
 /// How a layer's queries and keys are turned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl LayerKind {
 
 /// Constant factors and caps of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scales {
+pub struct Multipliers {
     /// What embeddings are multiplied by.
     pub embedding: f64,
     /// What attention's and the MLP's outputs are multiplied by before they are added to the residual stream.
@@ -48,7 +48,7 @@ pub struct Scales {
     pub logit_cap: Option<f64>,
 }
 
-impl Scales {
+impl Multipliers {
     /// Llama's: scores by `1 / sqrt(head_dim)`, the rest as it is.
     pub fn plain(head_dim: usize) -> Self {
         let attention = 1.0 / (head_dim as f64).sqrt();
@@ -56,8 +56,13 @@ impl Scales {
     }
 }
 
-pub(crate) fn scales(keys: &Keys<'_>, family: &Family, hidden: usize, head_dim: usize) -> Result<Scales> {
-    let plain = Scales::plain(head_dim);
+pub(crate) fn scales(
+    keys: &Keys<'_>,
+    family: &Family,
+    hidden: usize,
+    head_dim: usize,
+) -> Result<Multipliers> {
+    let plain = Multipliers::plain(head_dim);
     let read = |scale: Scale, plain: f64| match scale {
         Scale::Plain => Ok(plain),
         Scale::Key(key) => keys.positive(key, Some(1.0)),
@@ -70,7 +75,7 @@ pub(crate) fn scales(keys: &Keys<'_>, family: &Family, hidden: usize, head_dim: 
         (Some(_), Some(_)) => keys.positive(key, None).map(Some),
     };
     let defaults = family.caps.unwrap_or_default();
-    Ok(Scales {
+    Ok(Multipliers {
         embedding: read(family.embedding_scale, plain.embedding)?,
         residual: read(family.residual_scale, plain.residual)?,
         attention: read(family.attention_scale, plain.attention)?,
@@ -169,27 +174,4 @@ fn flag(value: &Value) -> Option<bool> {
         Value::Bool(flag) => Some(*flag),
         other => other.as_u64().filter(|n| *n < 2).map(|n| n == 1),
     }
-}
-
-/// What of a model is not as in Llama, in words; windows only where sequences of `tokens` outgrow them.
-pub(crate) fn departures(config: &crate::ModelConfig, tokens: usize) -> Vec<&'static str> {
-    let family = config.family();
-    let (scales, plain) = (&config.scales, Scales::plain(config.head_dim));
-    let kind = |test: &dyn Fn(&LayerKind) -> bool| config.layer_kinds.iter().any(test);
-    let all = [
-        (family.activation != crate::family::Activation::Silu, "an activation other than SiLU"),
-        (family.norms != Norms::Before, "norms after attention and MLP"),
-        (family.norm_offset != 0.0, "norms that multiply by 1 + weight"),
-        (config.qk_norm && family.qk_norm_whole, "norms over all query heads together"),
-        (kind(&|k| k.rotary == Rotary::None), "layers without RoPE"),
-        (kind(&|k| k.rotary == Rotary::Local), "layers with a RoPE of their own"),
-        (kind(&|k| k.window.is_some_and(|w| w < tokens)), "sliding-window attention"),
-        (scales.embedding != plain.embedding, "scaled embeddings"),
-        (scales.residual != plain.residual, "scaled residual branches"),
-        (scales.attention != plain.attention, "attention scores scaled by a constant of the model's own"),
-        (scales.logits != plain.logits, "scaled logits"),
-        (scales.attention_cap.is_some(), "capped attention scores"),
-        (scales.logit_cap.is_some(), "capped logits"),
-    ];
-    all.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect()
 }

@@ -1,39 +1,19 @@
 //! A model's shape: `config.json` of a Hugging Face checkpoint, read, checked and written back.
 
-use std::f64::consts::PI;
+mod attention;
+mod keys;
+mod rope;
+
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+pub use self::attention::{LayerKind, Multipliers, Rotary};
+use self::keys::{Keys, MAX_POSITIONS};
+use self::rope::Rope;
+pub use self::rope::RopeScaling;
 use crate::error::{Error, Result};
-use crate::family::{FAMILIES, Family};
-use crate::plan::Plan;
-use crate::projection::Projection;
-use crate::shape::{self, LayerKind, Scales};
-
-/// How RoPE's frequencies are stretched for contexts longer than those the model was first trained on.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum RopeScaling {
-    /// Not at all.
-    Default,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// At least 1.
-        factor: f64,
-    },
-    /// Llama 3.1's: high frequencies stay, low ones are divided by `factor`, between them a smooth passage.
-    Llama3 {
-        /// At least 1.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` stay.
-        high_freq_factor: f64,
-        /// Context length before stretching, in tokens.
-        original_max_position_embeddings: usize,
-    },
-}
+use crate::family::{FAMILIES, Family, LLAMA, Presence};
 
 /// The shape of a Llama-like model, checked: every size is at least 1 and small enough to multiply.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +53,7 @@ pub struct ModelConfig {
     /// Whether query and key heads are normed before RoPE.
     pub qk_norm: bool,
     /// Constant factors and caps.
-    pub scales: Scales,
+    pub scales: Multipliers,
     /// What each layer's attention does, `(num_hidden_layers)`.
     pub layer_kinds: Vec<LayerKind>,
     /// Base of RoPE's frequencies in layers with a RoPE of their own.
@@ -90,7 +70,6 @@ pub struct ModelConfig {
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 24;
-const MAX_POSITIONS: usize = 1 << 31;
 
 impl ModelConfig {
     /// Whether both are the same model: all that a computation depends on is equal. Other keys of the file may differ, as that of the
@@ -130,23 +109,6 @@ impl ModelConfig {
         Self::from_map(Path::new("(memory)"), object(raw))
     }
 
-    /// Reads the text of a `config.json`. A compact checkpoint's `sharp_config` is left out; see
-    /// [`parse_with_plan`].
-    ///
-    /// # Errors
-    /// [`Error::Json`], [`Error::Config`] with the key at fault, [`Error::Unsupported`] for another architecture.
-    pub fn from_json(text: &str) -> Result<Self> {
-        Ok(parse_with_plan(Path::new("config.json"), text)?.0)
-    }
-
-    /// Reads `config.json`, given the file or its folder.
-    ///
-    /// # Errors
-    /// As [`ModelConfig::from_json`], and [`Error::Io`].
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(load_with_plan(path.as_ref())?.0)
-    }
-
     /// Reads the keys of a `config.json`; `path` is for messages.
     ///
     /// # Errors
@@ -158,7 +120,7 @@ impl ModelConfig {
         let family = family_of(path, &raw)?;
         let keys = Keys { path, raw: &raw };
         let num_hidden_layers = keys.size("num_hidden_layers", MAX_LAYERS)?;
-        let layer_kinds = shape::layer_kinds(&keys, family, num_hidden_layers)?;
+        let layer_kinds = attention::layer_kinds(&keys, family, num_hidden_layers)?;
         // Said outright, since another reader's default may be another.
         if family.default_window.is_some() || family.read_as.is_some() {
             let window = raw.get("sliding_window").cloned().unwrap_or_else(|| json!(family.default_window));
@@ -196,9 +158,8 @@ impl ModelConfig {
         let max_position_embeddings =
             keys.optional_size("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(2048);
         let Rope { theta: rope_theta, scaling: rope_scaling, local: local_rope_theta } =
-            rope(&keys, family, max_position_embeddings)?;
-        let flag =
-            |presence: crate::family::Presence| presence.resolve(|k| raw.get(k).and_then(Value::as_bool));
+            rope::rope(&keys, family, max_position_embeddings)?;
+        let flag = |presence: Presence| presence.resolve(|k| raw.get(k).and_then(Value::as_bool));
 
         let config = Self {
             architecture: family.architecture.to_owned(),
@@ -218,7 +179,7 @@ impl ModelConfig {
             attention_output_bias: flag(family.output_bias),
             mlp_bias: flag(family.mlp_bias),
             qk_norm: flag(family.qk_norm),
-            scales: shape::scales(&keys, family, hidden_size, head_dim)?,
+            scales: attention::scales(&keys, family, hidden_size, head_dim)?,
             layer_kinds,
             local_rope_theta,
             bos_token_id: keys.tokens("bos_token_id")?.first().copied(),
@@ -232,7 +193,7 @@ impl ModelConfig {
     /// The family's table.
     pub fn family(&self) -> &'static Family {
         // `architecture` is public; a value no family has behaves as Llama's.
-        Family::by_architecture(&self.architecture).unwrap_or(&crate::family::LLAMA)
+        Family::by_architecture(&self.architecture).unwrap_or(&LLAMA)
     }
 
     /// Every key of `config.json`: those found when reading, with this configuration's own values over them.
@@ -258,10 +219,10 @@ impl ModelConfig {
         put("rms_norm_eps", json!(self.rms_norm_eps));
         put("rope_theta", json!(self.rope_theta));
         put("tie_word_embeddings", json!(self.tie_word_embeddings));
-        if let crate::family::Presence::Key(key) = family.qkv_bias {
+        if let Presence::Key(key) = family.qkv_bias {
             put(key, json!(self.attention_bias));
         }
-        if let crate::family::Presence::Key(key) = family.mlp_bias {
+        if let Presence::Key(key) = family.mlp_bias {
             put(key, json!(self.mlp_bias));
         }
         if let Some(theta) = self.local_rope_theta {
@@ -275,38 +236,9 @@ impl ModelConfig {
             [one] => put("eos_token_id", json!(one)),
             many => put("eos_token_id", json!(many)),
         }
-        let scaling = match self.rope_scaling {
-            RopeScaling::Default => Value::Null,
-            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings,
-            }),
-        };
-        all.insert("rope_scaling".into(), scaling);
+        all.insert("rope_scaling".into(), self.rope_scaling.to_json());
         // Written by transformers 5; the same facts as the two keys above, which every version reads.
         all.remove("rope_parameters");
-        all
-    }
-
-    /// `config.json` of a compact checkpoint: every key of [`ModelConfig::to_json`], a `model_type` of its own, and
-    /// the plan as `sharp_config`.
-    pub fn to_json_with_plan(&self, plan: &Plan) -> Map<String, Value> {
-        let family = self.family();
-        let mut all = self.to_json();
-        all.insert("architectures".into(), json!([family.compact_architecture]));
-        all.insert("model_type".into(), json!(family.compact_model_type));
-        let mut sharp = object(serde_json::to_value(plan).unwrap_or_default());
-        sharp.insert("base_model_type".into(), json!(family.model_type));
-        all.insert("sharp_config".into(), Value::Object(sharp));
         all
     }
 
@@ -323,76 +255,24 @@ impl ModelConfig {
     /// Weights of one layer's MLP, `3 * hidden_size * intermediate_size`. Biases, where there are any, stay with
     /// their layer when an MLP is shared and are not counted.
     pub fn mlp_parameters_per_layer(&self) -> u64 {
-        Projection::ALL
-            .iter()
-            .map(|p| {
-                let (rows, cols) = p.shape(self);
-                rows as u64 * cols as u64
-            })
-            .sum()
-    }
-
-    /// Weights of the whole dense model; a tied head counts once.
-    pub fn total_parameters(&self) -> u64 {
-        crate::tensors::TENSORS
-            .iter()
-            .filter(|r| r.when.holds(self))
-            .map(|r| {
-                let n: u64 = r.shape.iter().map(|d| d.of(self) as u64).product();
-                if r.per_layer() { n * self.num_hidden_layers as u64 } else { n }
-            })
-            .sum()
+        3 * self.hidden_size as u64 * self.intermediate_size as u64
     }
 
     /// RoPE's angles per position, `(head_dim / 2)`, in radians, with the scaling applied: pair `i` of a head at
     /// position `p` turns by `p * inv_freq[i]`. Pair `i` is the dimensions `(i, i + head_dim / 2)`.
     pub fn inv_freq(&self) -> Vec<f64> {
-        self.plain_freq(self.rope_theta)
-            .map(|freq| {
-                match self.rope_scaling {
-                    RopeScaling::Default => freq,
-                    RopeScaling::Linear { factor } => freq / factor,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_max_position_embeddings,
-                    } => {
-                        // How often the pair turns within the original context.
-                        let turns = original_max_position_embeddings as f64 * freq / (2.0 * PI);
-                        if turns > high_freq_factor {
-                            freq
-                        } else if turns < low_freq_factor {
-                            freq / factor
-                        } else {
-                            let keep = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                            keep * freq + (1.0 - keep) * freq / factor
-                        }
-                    }
-                }
-            })
-            .collect()
+        let stretch = |freq| self.rope_scaling.stretch(freq);
+        rope::plain_inv_freq(self.rope_theta, self.head_dim).map(stretch).collect()
     }
 
-    /// The same for layers with a RoPE of their own, which is not scaled; `None` where the model has no such layers.
+    /// The angles of layers with a RoPE of their own, which is not scaled; `None` where the model has no such layers.
     pub fn local_inv_freq(&self) -> Option<Vec<f64>> {
-        self.local_rope_theta.map(|theta| self.plain_freq(theta).collect())
-    }
-
-    fn plain_freq(&self, theta: f64) -> impl Iterator<Item = f64> {
-        let width = self.head_dim;
-        (0..width / 2).map(move |i| theta.powf(-2.0 * i as f64 / width as f64))
+        self.local_rope_theta.map(|theta| rope::plain_inv_freq(theta, self.head_dim).collect())
     }
 
     /// What a layer's attention does; Llama's for a layer the model has not.
     pub fn layer_kind(&self, layer: usize) -> LayerKind {
         self.layer_kinds.get(layer).copied().unwrap_or(LayerKind::PLAIN)
-    }
-
-    /// What of the model is not as in Llama, in words, for a program that knows Llama's layers only. Sliding windows count only where
-    /// sequences of `tokens` outgrow them.
-    pub fn departures(&self, tokens: usize) -> Vec<&'static str> {
-        shape::departures(self, tokens)
     }
 
     fn check_sizes(&self, path: &Path) -> Result<()> {
@@ -417,56 +297,11 @@ impl ModelConfig {
     }
 }
 
-/// Reads `config.json` (the file or its folder) and, from a compact checkpoint, its plan.
-///
-/// # Errors
-/// As [`parse_with_plan`], and [`Error::Io`].
-pub fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<Plan>)> {
-    let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let text = crate::hf::read_text(&file, 16 << 20)?;
-    parse_with_plan(&file, &text)
-}
-
-/// Reads the text of a `config.json` and, from a compact checkpoint, its plan, checked against the model.
-/// `path` is for messages.
-///
-/// # Errors
-/// [`Error::Json`], [`Error::Config`] with the key at fault, [`Error::Unsupported`] for another architecture,
-/// [`Error::Plan`] for a plan that does not fit.
-pub fn parse_with_plan(path: &Path, text: &str) -> Result<(ModelConfig, Option<Plan>)> {
-    let mut raw: Map<String, Value> = serde_json::from_str(text).map_err(Error::json(path))?;
-    let sharp = raw.remove("sharp_config");
-    let named_compact =
-        raw.get("model_type").and_then(Value::as_str).is_some_and(|t| t.starts_with("sharp_"));
-    let config = ModelConfig::from_map(path, raw)?;
-    let plan = match sharp {
-        None if named_compact => {
-            return Err(Error::config(
-                path,
-                "sharp_config",
-                "missing, though model_type says the MLPs are shared",
-            ));
-        }
-        None => None,
-        Some(mut value) => {
-            if let Some(base) = value.as_object_mut().and_then(|o| o.remove("base_model_type"))
-                && base.as_str() != Some(config.family().model_type)
-            {
-                let what = format!("{base}, but the model is {}", config.family().model_type);
-                return Err(Error::config(path, "sharp_config.base_model_type", what));
-            }
-            let plan = Plan::from_json_value(path, value)?;
-            plan.validate(&config)?;
-            Some(plan)
-        }
-    };
-    Ok((config, plan))
-}
-
-fn object(value: Value) -> Map<String, Value> {
+/// Returns the map of a JSON value that this crate has made as an object.
+pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
-        _ => Map::new(),
+        other => unreachable!("{other} is not an object"),
     }
 }
 
@@ -483,69 +318,6 @@ fn family_of(path: &Path, raw: &Map<String, Value>) -> Result<&'static Family> {
         let name = architecture.or(model_type).unwrap_or_default();
         Error::unsupported(path, format!("architecture `{name}`; known are {}", known.join(", ")))
     })
-}
-
-/// Keys of `config.json` with their checks.
-pub(crate) struct Keys<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) raw: &'a Map<String, Value>,
-}
-
-impl Keys<'_> {
-    pub(crate) fn fault(&self, field: &str, what: impl std::fmt::Display) -> Error {
-        Error::config(self.path, field, what)
-    }
-
-    /// A key's value; JSON's null counts as absent, as it does in transformers.
-    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
-        self.raw.get(field).filter(|v| !v.is_null())
-    }
-
-    pub(crate) fn optional_size(&self, field: &str, most: usize) -> Result<Option<usize>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        let n = value.as_u64().and_then(|n| usize::try_from(n).ok());
-        match n {
-            Some(n) if n >= 1 && n <= most => Ok(Some(n)),
-            _ => Err(self.fault(field, format!("{value} is not a whole number from 1 to {most}"))),
-        }
-    }
-
-    pub(crate) fn size(&self, field: &str, most: usize) -> Result<usize> {
-        self.optional_size(field, most)?.ok_or_else(|| self.fault(field, "missing"))
-    }
-
-    pub(crate) fn positive(&self, field: &str, default: Option<f64>) -> Result<f64> {
-        match self.get(field) {
-            None => default.ok_or_else(|| self.fault(field, "missing")),
-            Some(value) => match value.as_f64() {
-                Some(x) if x > 0.0 && x.is_finite() => Ok(x),
-                _ => Err(self.fault(field, format!("{value} is not a positive number"))),
-            },
-        }
-    }
-
-    pub(crate) fn bool(&self, field: &str) -> Result<Option<bool>> {
-        match self.get(field) {
-            None => Ok(None),
-            Some(Value::Bool(b)) => Ok(Some(*b)),
-            Some(value) => Err(self.fault(field, format!("{value} is not true or false"))),
-        }
-    }
-
-    /// One token id, a list of them, or none.
-    fn tokens(&self, field: &str) -> Result<Vec<u32>> {
-        let one = |value: &Value| {
-            let id = value.as_u64().and_then(|n| u32::try_from(n).ok());
-            id.ok_or_else(|| self.fault(field, format!("{value} is not a token id")))
-        };
-        match self.get(field) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(all)) => all.iter().map(one).collect(),
-            // Some files write -1 for "none".
-            Some(value) if value.as_i64() == Some(-1) => Ok(Vec::new()),
-            Some(value) => Ok(vec![one(value)?]),
-        }
-    }
 }
 
 /// What would run and give wrong numbers in silence.
@@ -575,73 +347,4 @@ fn refuse_unsupported(path: &Path, family: &Family, keys: &Keys<'_>) -> Result<(
         return Err(Error::unsupported(path, "use_bidirectional_attention"));
     }
     Ok(())
-}
-
-struct Rope {
-    theta: f64,
-    scaling: RopeScaling,
-    local: Option<f64>,
-}
-
-/// RoPE's base and scaling, from transformers 4's keys or transformers 5's `rope_parameters`.
-fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<Rope> {
-    let field = if keys.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-    let theta = keys.positive("rope_theta", Some(family.default_rope_theta))?;
-    let mut local = match family.default_local_rope_theta {
-        None => None,
-        default => Some(keys.positive("rope_local_base_freq", default)?),
-    };
-    let Some(value) = keys.get(field) else {
-        return Ok(Rope { theta, scaling: RopeScaling::Default, local });
-    };
-    let Some(mut map) = value.as_object() else {
-        return Err(keys.fault(field, format!("{value} is not an object")));
-    };
-    // One for layers of each type, in the families that have two.
-    if let (Some(_), Some(global)) = (local, map.get("full_attention").and_then(Value::as_object)) {
-        if let Some(sliding) = map.get("sliding_attention").and_then(Value::as_object) {
-            local = Some(Keys { path: keys.path, raw: sliding }.positive("rope_theta", local)?);
-        }
-        map = global;
-    }
-    let inner = Keys { path: keys.path, raw: map };
-    let theta = inner.positive("rope_theta", Some(theta))?;
-    let kind =
-        inner.get("rope_type").or_else(|| inner.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let stretch = |key: &str| match inner.positive(key, None) {
-        Ok(x) if x >= 1.0 => Ok(x),
-        Ok(x) => Err(keys.fault(field, format!("`{key}` is {x}, below 1"))),
-        Err(_) => Err(keys.fault(field, format!("`{key}` is missing or not a positive number"))),
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: stretch("factor")? },
-        "llama3" => {
-            let low_freq_factor = inner.positive("low_freq_factor", None)?;
-            let high_freq_factor = inner.positive("high_freq_factor", None)?;
-            if high_freq_factor <= low_freq_factor {
-                return Err(keys.fault(
-                    field,
-                    format!(
-                        "high_freq_factor {high_freq_factor} is not above low_freq_factor {low_freq_factor}"
-                    ),
-                ));
-            }
-            RopeScaling::Llama3 {
-                factor: stretch("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: inner
-                    .optional_size("original_max_position_embeddings", MAX_POSITIONS)?
-                    .unwrap_or(positions),
-            }
-        }
-        other => {
-            return Err(Error::unsupported(
-                keys.path,
-                format!("RoPE scaling `{other}`; known are default, linear, llama3"),
-            ));
-        }
-    };
-    Ok(Rope { theta, scaling, local })
 }
