@@ -185,6 +185,14 @@ impl Error {
         Self::Plan { layer, what: what.to_string() }
     }
 
+    /// The same fault of a tensor, found in this file.
+    pub(crate) fn in_file(self, file: &Path) -> Self {
+        match self {
+            Self::Tensor { tensor, what, .. } => Self::tensor(file, tensor, what),
+            other => other,
+        }
+    }
+
     /// The same fault of a plan, found in this layer.
     pub(crate) fn in_layer(self, layer: usize) -> Self {
         match self {

@@ -35,7 +35,7 @@ struct Inner {
     config: ModelConfig,
     plan: Option<Plan>,
     base: Arc<dyn TensorSource>,
-    /// Recovery parameters and replacements laid over the base, by name.
+    /// Recovery parameters and other trained tensors laid over the base, by name.
     over: BTreeMap<String, TensorRef>,
     /// Whether the base stores what the plan gives up (an overlay), or not (a compact checkpoint).
     overlaid: bool,

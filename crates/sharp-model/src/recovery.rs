@@ -13,8 +13,8 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::names;
 use crate::plan::{LayerChange, Plan};
-use crate::projection::Projection;
-use crate::tensors;
+use crate::projection::{PerProjection, Projection};
+use crate::tensors::{self, Role};
 
 /// File with every layer's recovery parameters.
 pub const RECOVERY_FILE: &str = "recovery.safetensors";
@@ -35,40 +35,12 @@ pub struct ProjectionRecovery {
 }
 
 /// Recovery of one layer's MLP.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct LayerRecovery {
-    /// Of the gate projection.
-    pub gate: Option<ProjectionRecovery>,
-    /// Of the up projection.
-    pub up: Option<ProjectionRecovery>,
-    /// Of the down projection.
-    pub down: Option<ProjectionRecovery>,
-}
+pub type LayerRecovery = PerProjection<Option<ProjectionRecovery>>;
 
-impl LayerRecovery {
-    /// A projection's recovery.
-    pub fn get(&self, projection: Projection) -> Option<&ProjectionRecovery> {
-        match projection {
-            Projection::Gate => self.gate.as_ref(),
-            Projection::Up => self.up.as_ref(),
-            Projection::Down => self.down.as_ref(),
-        }
-    }
-
-    /// A projection's recovery, to be set.
-    pub fn get_mut(&mut self, projection: Projection) -> &mut Option<ProjectionRecovery> {
-        match projection {
-            Projection::Gate => &mut self.gate,
-            Projection::Up => &mut self.up,
-            Projection::Down => &mut self.down,
-        }
-    }
-}
-
-/// A trained tensor that takes the place of the original's: a norm, a stored MLP weight, or what a pruned MLP keeps of one.
+/// A trained MLP weight: a whole one, or what a pruned MLP keeps of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredTensor {
-    /// Row-major shape, as the original's; of a pruned MLP's weight, as [`crate::Treatment::shape`] says.
+    /// Row-major shape `(out, in)`, as [`crate::Treatment::shape`] says.
     pub shape: Vec<usize>,
     /// The values.
     pub values: Vec<f32>,
@@ -79,8 +51,10 @@ pub struct StoredTensor {
 pub struct Recovery {
     /// Low-rank matrices and scales, by layer.
     pub layers: BTreeMap<usize, LayerRecovery>,
-    /// Trained replacements of base tensors, by name.
-    pub replacements: BTreeMap<String, StoredTensor>,
+    /// MLP weights that take the place of the original's, by layer: whole ones, and what pruned MLPs keep.
+    pub mlps: BTreeMap<usize, PerProjection<Option<StoredTensor>>>,
+    /// Norms that take the place of the original's, `(width)`, by tensor name.
+    pub norms: BTreeMap<String, Vec<f32>>,
 }
 
 impl Recovery {
@@ -104,7 +78,7 @@ impl Recovery {
         }
         for (layer, recovery) in &all.layers {
             for projection in Projection::ALL {
-                if let Some(p) = recovery.get(projection) {
+                if let Some(p) = &recovery[projection] {
                     check_factors(path, *layer, projection, p)?;
                 }
             }
@@ -122,23 +96,49 @@ impl Recovery {
         Ok(())
     }
 
+    /// Adds a trained tensor of the model, a norm or an MLP weight, under its name.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for the name of any other tensor, for a norm that is no vector and for one given twice.
+    pub fn insert_trained(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<()> {
+        let here = Path::new("recovery parameters");
+        let new_one = if let Some((layer, projection)) = names::parse_mlp_weight(name) {
+            let place = &mut self.mlps.entry(layer).or_default()[projection];
+            place.replace(StoredTensor { shape: shape.to_vec(), values }).is_none()
+        } else if !name.starts_with("model.") || !name.ends_with("norm.weight") {
+            let what = "neither a recovery parameter nor a norm or MLP weight of the model";
+            return Err(Error::tensor(here, name, what));
+        } else if shape.len() != 1 {
+            return Err(Error::tensor(here, name, format!("shape {shape:?}, but a norm is a vector")));
+        } else {
+            self.norms.insert(name.to_owned(), values).is_none()
+        };
+        if new_one { Ok(()) } else { Err(Error::tensor(here, name, "given twice")) }
+    }
+
+    /// Returns the norms and MLP weights as `(shape, values)`, by tensor name.
+    pub fn trained(&self) -> BTreeMap<String, (Vec<usize>, &[f32])> {
+        let mut all = BTreeMap::new();
+        for (&layer, weights) in &self.mlps {
+            for (projection, weight) in weights.iter() {
+                if let Some(StoredTensor { shape, values }) = weight {
+                    all.insert(names::mlp_weight(layer, projection), (shape.clone(), &values[..]));
+                }
+            }
+        }
+        all.extend(self.norms.iter().map(|(name, values)| (name.clone(), (vec![values.len()], &values[..]))));
+        all
+    }
+
     fn insert(&mut self, file: &Path, tensor: &TensorRef) -> Result<()> {
         let name = tensor.name();
         let twice = || Error::tensor(file, name, "given twice");
-        if !name.starts_with("model.") && name != names::LM_HEAD {
-            let what = "neither a recovery parameter nor a tensor of the model";
-            return Err(Error::tensor(file, name, what));
-        }
         let parsed = names::parse_mlp(name);
         let Some((layer, projection, part)) = parsed.filter(|(_, _, part)| is_recovery(part)) else {
-            let new = StoredTensor { shape: tensor.shape().to_vec(), values: tensor.f32()? };
-            return match self.replacements.insert(name.to_owned(), new) {
-                Some(_) => Err(twice()),
-                None => Ok(()),
-            };
+            return self.insert_trained(name, tensor.shape(), tensor.f32()?).map_err(|e| e.in_file(file));
         };
         let dims = tensor.shape();
-        let slot = self.layers.entry(layer).or_default().get_mut(projection).get_or_insert_default();
+        let slot = self.layers.entry(layer).or_default()[projection].get_or_insert_default();
         let wrong =
             || Error::tensor(file, name, format!("shape {dims:?} has the wrong number of dimensions"));
         match (part, dims) {
@@ -171,7 +171,6 @@ impl Recovery {
     /// # Errors
     /// [`Error::Plan`] naming the layer, [`Error::Shape`] naming the tensor.
     pub fn check(&self, config: &ModelConfig, plan: &Plan) -> Result<()> {
-        let here = Path::new("recovery parameters");
         for &layer in self.layers.keys() {
             if plan.is_unchanged(layer) {
                 let what = format!("recovery parameters for layer {layer}, which the plan leaves alone");
@@ -183,29 +182,30 @@ impl Recovery {
                 self.check_projection(config, change, projection)?;
             }
         }
-        let dense = tensors::tensors_of(config, sharp_quant::DType::F32);
-        for (name, new) in &self.replacements {
-            let Some((_, layer, info)) = dense.iter().find(|(_, _, info)| info.name == *name) else {
+        self.check_trained(config, plan)
+    }
+
+    fn check_trained(&self, config: &ModelConfig, plan: &Plan) -> Result<()> {
+        let here = Path::new("recovery parameters");
+        let dense = tensors::tensors_of(config, DType::F32);
+        for (name, (shape, _)) in self.trained() {
+            let Some((rule, layer, info)) = dense.iter().find(|(_, _, info)| info.name == name) else {
                 return Err(Error::tensor(here, name, "the model has no such tensor to replace"));
             };
             let treatment = layer.and_then(|l| plan.treatment(l));
-            let projection = names::parse_mlp_weight(name).map(|(_, projection)| projection);
-            let shape = match (treatment, projection) {
-                (Some(treatment), Some(projection)) => {
+            let expected = match (rule.role, treatment) {
+                (Role::Mlp(..), Some(treatment)) if !treatment.stores_weights() => {
+                    let what = "the plan gives this weight up; train its reference's instead";
+                    return Err(Error::tensor(here, name, what));
+                }
+                (Role::Mlp(projection, _), Some(treatment)) => {
                     let (out, input) = treatment.shape(projection, config);
                     vec![out, input]
                 }
                 _ => info.shape.clone(),
             };
-            if shape != new.shape {
-                return Err(Error::shape(here, name, &shape, &new.shape));
-            }
-            if projection.is_some() && treatment.is_some_and(|t| !t.stores_weights()) {
-                return Err(Error::tensor(
-                    here,
-                    name,
-                    "the plan gives this weight up; train its reference's instead",
-                ));
+            if shape != expected {
+                return Err(Error::shape(here, name, &expected, &shape));
             }
         }
         Ok(())
@@ -220,12 +220,11 @@ impl Recovery {
         let LayerChange { layer, treatment, .. } = change;
         let layer = *layer;
         let fault = |what: String| Error::plan(Some(layer), format!("{}: {what}", projection.name()));
-        let found = self.layers.get(&layer).and_then(|l| l.get(projection));
+        let found = self.layers.get(&layer).and_then(|l| l[projection].as_ref());
         let (rank, scales) = (treatment.ranks()[projection], treatment.scales());
         let (rows, cols) = (scales.rows(), scales.columns());
-        if treatment.stores_weights()
-            && !self.replacements.contains_key(&names::mlp_weight(layer, projection))
-        {
+        let kept = self.mlps.get(&layer).and_then(|weights| weights[projection].as_ref());
+        if treatment.stores_weights() && kept.is_none() {
             return Err(fault("nothing says which of its neurons stay".into()));
         }
         let Some(found) = found else {
@@ -267,9 +266,7 @@ impl Recovery {
         for (&layer, recovery) in &self.layers {
             all.extend(layer_parts(layer, recovery)?);
         }
-        for (name, new) in &self.replacements {
-            all.push((name.clone(), new.shape.clone(), &new.values[..]));
-        }
+        all.extend(self.trained().into_iter().map(|(name, (shape, values))| (name, shape, values)));
         Ok(all)
     }
 
@@ -319,7 +316,7 @@ type Part<'a> = (String, Vec<usize>, &'a [f32]);
 fn layer_parts(layer: usize, recovery: &LayerRecovery) -> Result<Vec<Part<'_>>> {
     let mut all: Vec<Part<'_>> = Vec::new();
     for projection in Projection::ALL {
-        let Some(p) = recovery.get(projection) else { continue };
+        let Some(p) = &recovery[projection] else { continue };
         check_factors(Path::new("(memory)"), layer, projection, p)?;
         if p.rank > 0 {
             let (a, b) = (names::lora_a(layer, projection), names::lora_b(layer, projection));

@@ -171,7 +171,7 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
         assert_eq!(losses(&whole).len(), 13);
         let saved = Recovery::load(whole.join("recovery.safetensors")).unwrap();
         saved.check(run.source.config(), &run.plan).unwrap();
-        assert_eq!(saved.replacements.is_empty(), !extras);
+        assert_eq!(saved.trained().is_empty(), !extras);
 
         // A checkpoint of other settings is refused, not continued.
         run.options.lr *= 2.0;

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use sharp_model::StoredTensor;
-use sharp_model::{Error, LayerChange, ModelSource, Plan, Projection, Recovery, names};
+use sharp_model::{Error, LayerChange, ModelSource, Plan, Projection, Recovery, Repair, names};
 use sharp_model::{ExportOptions, export_compact, export_dense};
 use sharp_progress::Silent;
 use sharp_quant::DType;
@@ -113,11 +112,9 @@ fn what_a_pruned_layer_keeps_must_be_there_and_fit() {
     let mut recovery = Recovery::default();
     for projection in Projection::ALL {
         let part = pruned.projection(1, projection).unwrap();
-        let new = StoredTensor {
-            shape: vec![part.out_features, part.in_features],
-            values: part.effective_f32().unwrap(),
-        };
-        recovery.replacements.insert(names::mlp_weight(1, projection), new);
+        let shape = [part.out_features, part.in_features];
+        let values = part.effective_f32().unwrap();
+        recovery.insert_trained(&names::mlp_weight(1, projection), &shape, values).unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(Recovery::layer_file(1));
@@ -129,7 +126,38 @@ fn what_a_pruned_layer_keeps_must_be_there_and_fit() {
     let error = ModelSource::overlay(&base, plan(6), Some(&read)).unwrap_err();
     assert!(matches!(error, Error::Shape { .. }), "{error}");
     let mut short = recovery.clone();
-    short.replacements.remove(&names::mlp_weight(1, Projection::Up));
+    short.mlps.get_mut(&1).unwrap().up = None;
     let error = short.check(base.config(), &plan(5)).unwrap_err().to_string();
     assert!(error.contains("up_proj") && error.contains("layer 1"), "{error}");
+}
+
+#[test]
+fn trained_tensors_are_norms_and_mlp_weights_and_survive_a_file() {
+    let base = golden("tied");
+    let (d, f) = (base.config().hidden_size, base.config().intermediate_size);
+    let mut recovery = Recovery::default();
+    recovery.insert_trained(names::FINAL_NORM, &[d], vec![1.0; d]).unwrap();
+    recovery.insert_trained(&names::input_norm(2), &[d], vec![2.0; d]).unwrap();
+    recovery.insert_trained(&names::mlp_weight(0, Projection::Down), &[d, f], vec![0.5; d * f]).unwrap();
+    assert_eq!((recovery.norms.len(), recovery.mlps.len(), recovery.trained().len()), (2, 1, 3));
+    recovery.check(base.config(), &Plan::new("x", vec![])).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("recovery.safetensors");
+    recovery.save(&file).unwrap();
+    assert_eq!(Recovery::load(&file).unwrap(), recovery);
+
+    let mut refuse = |name: &str, shape: &[usize], message: &str| {
+        let error = recovery.insert_trained(name, shape, vec![0.0; d]).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(message), "{error}");
+    };
+    refuse(names::EMBED, &[1, d], "neither a recovery parameter nor a norm or MLP weight");
+    refuse(&names::input_norm(1), &[1, d], "a norm is a vector");
+    refuse(names::FINAL_NORM, &[d], "given twice");
+    // A layer that runs with another's weights has none to train.
+    let sharing = Plan::new("x", vec![LayerChange::share(0, 1, Repair::None)]);
+    let error = recovery.check(base.config(), &sharing).unwrap_err().to_string();
+    assert!(error.contains("gives this weight up"), "{error}");
+    recovery.norms.insert("model.layers.9.input_layernorm.weight".into(), vec![0.0; d]);
+    let error = recovery.check(base.config(), &Plan::new("x", vec![])).unwrap_err().to_string();
+    assert!(error.contains("no such tensor"), "{error}");
 }
