@@ -12,12 +12,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to open, read, map or write a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
+        /// What the operating system said. It is in the message and therefore not the error's source.
+        cause: io::Error,
     },
     /// A file's content contradicts its format: cut short, offsets past the end, absurd sizes.
     #[error("{}: {what}", path.display())]
@@ -28,12 +28,12 @@ pub enum Error {
         what: String,
     },
     /// A file is not the JSON it should be.
-    #[error("{}: not the JSON expected here: {source}", path.display())]
+    #[error("{}: not the JSON expected here: {cause}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
+        /// Where and why. It is in the message and therefore not the error's source.
+        cause: serde_json::Error,
     },
     /// A file, folder or entry that has to be there is not.
     #[error("{}: {what}", path.display())]
@@ -127,12 +127,12 @@ pub enum Error {
 impl Error {
     /// For `map_err`: an I/O error at `path`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { path: path.as_ref().to_path_buf(), source }
+        move |cause| Self::Io { path: path.as_ref().to_path_buf(), cause }
     }
 
     /// For `map_err`: a JSON error in the file `path`.
     pub fn json(path: impl AsRef<Path>) -> impl FnOnce(serde_json::Error) -> Self {
-        move |source| Self::Json { path: path.as_ref().to_path_buf(), source }
+        move |cause| Self::Json { path: path.as_ref().to_path_buf(), cause }
     }
 
     /// A file whose content contradicts its format.

@@ -49,7 +49,7 @@ impl<'a> ModelLayout<'a> {
     /// `layer` is `None` for tensors there is one of. `None`: the model has no such tensor.
     pub fn tensor(&self, role: Role, layer: Option<usize>) -> Option<TensorSlot> {
         let rule = TENSORS.iter().find(|r| r.role == role && r.when.holds(self.config))?;
-        let name = layer.map_or_else(|| rule.name.to_owned(), |layer| rule.name_of(layer));
+        let name = rule.name_of(layer);
         let shape = rule.shape_of(self.config);
         Some(TensorSlot { role, layer, stored_as: name.clone(), name, shape })
     }

@@ -174,19 +174,26 @@ impl TensorRule {
         self.name.contains("{}")
     }
 
-    /// The Hugging Face name for a layer.
-    pub fn name_of(&self, layer: usize) -> String {
-        self.name.replace("{}", &layer.to_string())
+    /// The Hugging Face name in a layer, or of the one tensor there is.
+    pub fn name_of(&self, layer: Option<usize>) -> String {
+        in_layer(self.name, layer)
     }
 
-    /// The GGUF name for a layer.
-    pub fn gguf_of(&self, layer: usize) -> String {
-        self.gguf.replace("{}", &layer.to_string())
+    /// The GGUF name in a layer, or of the one tensor there is.
+    pub fn gguf_of(&self, layer: Option<usize>) -> String {
+        in_layer(self.gguf, layer)
     }
 
     /// The shape in a model.
     pub fn shape_of(&self, config: &ModelConfig) -> Vec<usize> {
         self.shape.iter().map(|d| d.of(config)).collect()
+    }
+}
+
+fn in_layer(name: &str, layer: Option<usize>) -> String {
+    match layer {
+        Some(layer) => name.replace("{}", &layer.to_string()),
+        None => name.to_owned(),
     }
 }
 
@@ -243,7 +250,7 @@ pub fn tensors_of(
     dtype: DType,
 ) -> Vec<(&'static TensorRule, Option<usize>, TensorInfo)> {
     let info = |rule: &'static TensorRule, layer: Option<usize>| {
-        let name = rule.name_of(layer.unwrap_or_default());
+        let name = rule.name_of(layer);
         (rule, layer, TensorInfo { name, dtype, shape: rule.shape_of(config) })
     };
     let present = || TENSORS.iter().filter(|r| r.when.holds(config));

@@ -130,7 +130,7 @@ impl Tokenizer {
     /// Starts decoding tokens one by one. `context` is what came before (the prompt); only its last tokens matter,
     /// for tokenizers whose text depends on whether it begins a document.
     pub fn stream(&self, context: &[u32], skip_special: bool) -> DecodeStream<'_> {
-        let ids = context.get(context.len().saturating_sub(8)..).unwrap_or_default().to_vec();
+        let ids = context[context.len().saturating_sub(8)..].to_vec();
         DecodeStream { tokenizer: self, emitted: ids.len(), ids, skip_special }
     }
 
@@ -228,16 +228,16 @@ impl DecodeStream<'_> {
         let decode = |ids: &[u32]| {
             if self.skip_special { self.tokenizer.decode_text(ids) } else { self.tokenizer.decode(ids) }
         };
-        Ok((decode(self.ids.get(..self.emitted).unwrap_or_default())?, decode(&self.ids)?))
+        Ok((decode(&self.ids[..self.emitted])?, decode(&self.ids)?))
     }
 
     fn advance(&mut self, before: &str, after: &str) -> String {
         self.ids.drain(..self.emitted);
         self.emitted = self.ids.len();
         // Where the last text changed in hindsight (bytes that turned out to be no character) keep what agrees.
-        let same =
+        let same: usize =
             before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
-        after.get(same..).unwrap_or_default().to_owned()
+        after[same..].to_owned()
     }
 }
 

@@ -80,12 +80,13 @@ fn missed_least(problem: &Problem<'_>, strategy: &str, treatment: Treatment) -> 
 fn finish(problem: &Problem<'_>, targets: &[usize], why: impl Fn(usize) -> String) -> Result<Vec<Choice>> {
     targets
         .iter()
-        .map(|&target| {
+        .enumerate()
+        .map(|(i, &target)| {
             let (reference, _) =
                 cheapest(problem.table(), target, |r| !targets.contains(&r)).ok_or_else(|| {
                     Error::InvalidDecision { layer: target, problem: "is left without a reference".into() }
                 })?;
-            let reason = format!("{}; {}", why(target), problem.table().describe(target, reference));
+            let reason = format!("{}; {}", why(i), problem.table().describe(target, reference));
             Ok(Choice { layer: target, treatment: problem.treatment(reference)?, reason })
         })
         .collect()
@@ -136,9 +137,8 @@ impl Strategy for Greedy {
             before = cost;
         }
         let metric = table.metric();
-        finish(problem, &targets, |target| {
-            let step = targets.iter().position(|&t| t == target).unwrap_or_default();
-            let added = steps.get(step).copied().unwrap_or_default();
+        finish(problem, &targets, |step| {
+            let added = steps[step];
             format!("step {} of {asked}, which added least ({metric} {added:+.4} in all)", step + 1)
         })
     }

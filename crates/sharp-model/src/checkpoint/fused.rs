@@ -45,17 +45,17 @@ pub(crate) fn split(config: &ModelConfig, base: HfCheckpoint) -> Result<Arc<dyn 
             let fused = named(fused);
             let Some(found) = base.info(&fused) else { continue };
             let names: Vec<String> = into.iter().map(|n| named(n)).collect();
-            let shape_of = |name: &String| shapes.get(name).cloned().unwrap_or_default();
-            let rows: usize = names.iter().map(|n| shape_of(n).first().copied().unwrap_or(0)).sum();
-            let columns = names.first().map(shape_of).and_then(|s| s.last().copied()).unwrap_or(0);
+            // The parts are matrices that every model has.
+            let rows: usize = names.iter().map(|name| shapes[name][0]).sum();
+            let columns = shapes[&names[0]][1];
             if found.shape != [rows, columns] {
                 return Err(Error::shape(base.path(), fused, &[rows, columns], &found.shape));
             }
             let row = columns * found.dtype.block_bytes();
             let mut begin = 0;
             for name in names {
-                let shape = shape_of(&name);
-                let end = begin + shape.first().copied().unwrap_or(0) * row;
+                let shape = shapes[&name].clone();
+                let end = begin + shape[0] * row;
                 let info = TensorInfo { name: name.clone(), dtype: found.dtype, shape };
                 parts.insert(name, Part { of: fused.clone(), info, bytes: begin..end });
                 begin = end;

@@ -204,16 +204,15 @@ impl SafetensorsWriter {
         let mut start = 0;
         while start < total {
             let len = (total - start).min(step);
-            let Some(part) = values.get_mut(..len) else { break };
+            let part = &mut values[..len];
             tensor.read_f32(start, part)?;
             if tensor.dtype() == dtype {
                 if let Some(i) = part.iter().position(|v| !v.is_finite()) {
-                    let value = part.get(i).copied().unwrap_or(f32::NAN);
                     let (path, tensor) = (self.folder().to_path_buf(), name.to_owned());
-                    return Err(Error::NotFinite { path, tensor, index: start + i, value });
+                    return Err(Error::NotFinite { path, tensor, index: start + i, value: part[i] });
                 }
                 let size = dtype.block_bytes();
-                let stored = tensor.bytes.get(start * size..(start + len) * size).unwrap_or_default();
+                let stored = &tensor.bytes[start * size..(start + len) * size];
                 self.write(name, len, stored)?;
             } else {
                 self.append_f32(name, part)?;

@@ -65,7 +65,7 @@ impl HfView {
         unused.remove(ROPE_FREQS);
         let mut tensors = BTreeMap::new();
         for (rule, layer, mut info) in tensors_of(&config, DType::F32) {
-            let name = rule.gguf_of(layer.unwrap_or_default());
+            let name = rule.gguf_of(layer);
             let (source, rows) = place(&gguf, &config, family, name, layer.unwrap_or_default());
             let found = gguf.info(&source).ok_or_else(|| Error::no_tensor(gguf.path(), source.as_str()))?;
             let mut shape = info.shape.clone();
@@ -188,9 +188,8 @@ impl TensorSource for HfView {
             bytes = TensorBytes::owned(halves_from_pairs(&bytes, count, heads));
         }
         if mapped.less != 0.0 {
-            let values = bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap_or_default()) - mapped.less);
+            let (values, _) = bytes.as_chunks::<4>();
+            let values = values.iter().map(|b| f32::from_le_bytes(*b) - mapped.less);
             bytes = TensorBytes::owned(values.flat_map(f32::to_le_bytes).collect());
         }
         Ok(bytes)

@@ -69,7 +69,7 @@ pub fn export_gguf(
         file.tensor(TensorInfo { name: ROPE_FREQS.into(), dtype: DType::F32, shape: vec![freqs.len()] });
     }
     for (rule, layer, info) in &rules {
-        let name = rule.gguf_of(layer.unwrap_or_default());
+        let name = rule.gguf_of(*layer);
         let dtype = dtype_of(&info.shape, if layer.is_some() { options.layers } else { options.embedding });
         file.tensor(TensorInfo { name, dtype, shape: info.shape.clone() });
     }
@@ -136,7 +136,7 @@ fn rows(
     let mut start = 0;
     while start < total {
         let len = (total - start).min(step);
-        let part = chunk.get_mut(..len).unwrap_or_default();
+        let part = &mut chunk[..len];
         tensor.read_f32(start, part)?;
         f(part)?;
         start += len;

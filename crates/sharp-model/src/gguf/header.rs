@@ -48,7 +48,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8]> {
-        let rest = self.data.get(self.at..).unwrap_or_default();
+        let rest = &self.data[self.at..];
         let taken = usize::try_from(n).ok().and_then(|n| rest.get(..n)).ok_or_else(|| {
             self.bad(format!("{what} needs {n} bytes at byte {}, the file has {} left", self.at, rest.len()))
         })?;

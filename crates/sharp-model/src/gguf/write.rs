@@ -129,7 +129,7 @@ impl GgufWriter {
                     return Err(io::Error::other("the tensor could not be made"));
                 }
                 let padding = size.next_multiple_of(ALIGNMENT) - size;
-                out.write_all([0; ALIGNMENT as usize].get(..padding as usize).unwrap_or_default())?;
+                out.write_all(&[0; ALIGNMENT as usize][..padding as usize])?;
             }
             Ok(())
         });
