@@ -92,7 +92,8 @@ impl Norms {
     }
 }
 
-/// Which layers see a window of `sliding_window` positions. `layer_types`, where the family has it, says it layer by layer.
+/// Which layers see a window of `sliding_window` positions. `layer_types`, where the family has it, says it
+/// layer by layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Windows {
     /// None, whatever `config.json` says.
@@ -138,17 +139,19 @@ pub struct Family {
     pub model_type: &'static str,
     /// `architectures[0]` of a compact checkpoint.
     pub compact_architecture: &'static str,
-    /// `model_type` of a compact checkpoint: unknown to other loaders, so that none fills missing weights with noise.
+    /// `model_type` of a compact checkpoint: unknown to other loaders, so that none fills missing weights
+    /// with noise.
     pub compact_model_type: &'static str,
     /// `general.architecture` of a GGUF file, where the family has such files.
     pub gguf_architecture: Option<&'static str>,
-    /// Whether GGUF files of the family store query and key rows in interleaved RoPE pairs `(2i, 2i + 1)` instead
-    /// of halves `(i, i + head_dim / 2)`.
+    /// Whether GGUF files of the family store query and key rows in interleaved RoPE pairs `(2i, 2i + 1)`
+    /// instead of halves `(i, i + head_dim / 2)`.
     pub gguf_interleaved_rope: bool,
-    /// Metadata of the family's GGUF files without the architecture before it, and what `config.json` calls it.
+    /// Metadata of the family's GGUF files without the architecture before it, and what `config.json` calls
+    /// it.
     pub gguf_keys: &'static [(&'static str, &'static str)],
-    /// Number of layers of the one model of the family whose scores llama.cpp scales by `sqrt(hidden_size / heads)` instead of
-    /// `sqrt(head_dim)`: its GGUF files do not say it.
+    /// Number of layers of the one model of the family whose scores llama.cpp scales by `sqrt(hidden_size /
+    /// heads)` instead of `sqrt(head_dim)`: its GGUF files do not say it.
     pub gguf_wide_scores: Option<u64>,
     /// Biases of the query, key and value projections.
     pub qkv_bias: Presence,
@@ -170,9 +173,11 @@ pub struct Family {
     pub default_rope_theta: f64,
     /// `tie_word_embeddings` where `config.json` has none.
     pub default_tied: bool,
-    /// RoPE base of the layers with windows (`rope_local_base_freq`), in the families where they have one of their own.
+    /// RoPE base of the layers with windows (`rope_local_base_freq`), in the families where they have one of
+    /// their own.
     pub default_local_rope_theta: Option<f64>,
-    /// Every how manieth layer has no RoPE (`no_rope_layer_interval`) where `no_rope_layers` does not list them; none: all have it.
+    /// Every `n`-th layer skips RoPE (`no_rope_layer_interval`) where `no_rope_layers` does not list them; `None`: no
+    /// layer does.
     pub unrotated_every: Option<usize>,
     /// Which layers see a window.
     pub windows: Windows,
@@ -188,7 +193,8 @@ pub struct Family {
     pub logits_scale: Scale,
     /// Soft caps, in the families that have them.
     pub caps: Option<Caps>,
-    /// The family whose layout and mathematics its models have once their fused tensors ([`FUSED`]) are cut apart.
+    /// The family whose layout and mathematics its models have once their fused tensors ([`FUSED`]) are cut
+    /// apart.
     pub read_as: Option<&'static str>,
 }
 
@@ -394,7 +400,8 @@ pub const GEMMA3: Family = Family {
     ..GEMMA2
 };
 
-/// Tensors that some checkpoints store one below the other as one, and what they are cut into. `{}` stands for the layer.
+/// Tensors that some checkpoints store one below the other as one, and what they are cut into. `{}` stands
+/// for the layer.
 pub static FUSED: &[(&str, &[&str])] = &[
     (
         "model.layers.{}.self_attn.qkv_proj.weight",
@@ -423,7 +430,8 @@ impl Family {
         FAMILIES.iter().find(|f| f.architecture == name || f.compact_architecture == name)
     }
 
-    /// `auto_map` of a compact checkpoint's `config.json`: the classes of `modeling_sharp.py` that transformers runs it with.
+    /// `auto_map` of a compact checkpoint's `config.json`: the classes of `modeling_sharp.py` that
+    /// transformers runs it with.
     pub(crate) fn auto_map(&self) -> serde_json::Value {
         let model = format!("modeling_sharp.{}", self.compact_architecture);
         let config = model.replace("ForCausalLM", "Config");

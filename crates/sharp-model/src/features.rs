@@ -4,8 +4,9 @@ use crate::config::{LayerKind, ModelConfig, Multipliers, Rotary};
 use crate::family::{Activation, Norms};
 
 impl ModelConfig {
-    /// Lists, in English, the features this model has and Llama lacks, for a program that knows Llama's layers only.
-    /// Sliding windows count only where sequences of `tokens` outgrow them. Empty: it computes as Llama does.
+    /// Lists, in English, the features this model has and Llama lacks, for a program that knows Llama's
+    /// layers only. Sliding windows count only where sequences of `tokens` outgrow them. Empty: it computes
+    /// as Llama does.
     pub fn non_llama_features(&self, tokens: usize) -> Vec<&'static str> {
         let family = self.family();
         let (scales, plain) = (&self.scales, Multipliers::plain(self.head_dim));

@@ -1,4 +1,5 @@
-//! Which tensors a model has under a plan: the one interpretation of a plan, for checkpoints and packed files alike.
+//! Which tensors a model has under a plan: the one interpretation of a plan, for checkpoints and packed files
+//! alike.
 
 use crate::config::ModelConfig;
 use crate::names;
@@ -14,7 +15,8 @@ pub struct TensorSlot {
     pub role: Role,
     /// The layer that computes with it; `None` for tensors there is one of.
     pub layer: Option<usize>,
-    /// The layer's own name for it. Packed files know a shared weight by the name of every layer that uses it.
+    /// The layer's own name for it. Packed files know a shared weight by the name of every layer that uses
+    /// it.
     pub name: String,
     /// The name it is stored under: another layer's where that layer's weight is shared.
     pub stored_as: String,
@@ -45,8 +47,9 @@ impl<'a> ModelLayout<'a> {
         Self { config, plan }
     }
 
-    /// Finds a tensor that no plan changes: anything but an MLP's maps, for which see [`ModelLayout::projection`].
-    /// `layer` is `None` for tensors there is one of. `None`: the model has no such tensor.
+    /// Finds a tensor that no plan changes: anything but an MLP's maps, for which see
+    /// [`ModelLayout::projection`]. `layer` is `None` for tensors there is one of. `None`: the model has no
+    /// such tensor.
     pub fn tensor(&self, role: Role, layer: Option<usize>) -> Option<TensorSlot> {
         let rule = TENSORS.iter().find(|r| r.role == role && r.when.holds(self.config))?;
         let name = rule.name_of(layer);
@@ -54,7 +57,8 @@ impl<'a> ModelLayout<'a> {
         Some(TensorSlot { role, layer, stored_as: name.clone(), name, shape })
     }
 
-    /// Finds the output head `(vocab_size, hidden_size)`: its own tensor, or the embedding where they are tied.
+    /// Finds the output head `(vocab_size, hidden_size)`: its own tensor, or the embedding where they are
+    /// tied.
     pub fn head(&self) -> Option<TensorSlot> {
         self.tensor(Role::Head, None).or_else(|| self.tensor(Role::Embedding, None))
     }
@@ -109,8 +113,8 @@ impl<'a> ModelLayout<'a> {
         source
     }
 
-    /// Lists every tensor that the layers compute with, in the order of the computation. A shared weight is listed
-    /// for each layer that uses it.
+    /// Lists every tensor that the layers compute with, in the order of the computation. A shared weight is
+    /// listed for each layer that uses it.
     pub fn in_order_of_use(&self) -> Vec<TensorSlot> {
         let mut all = Vec::new();
         for rule in TENSORS.iter().filter(|r| r.when.holds(self.config)) {
@@ -132,8 +136,8 @@ impl<'a> ModelLayout<'a> {
         all
     }
 
-    /// Lists every tensor that a checkpoint stores, each once, in the checkpoint's order: the model's own, then what
-    /// changed layers have besides.
+    /// Lists every tensor that a checkpoint stores, each once, in the checkpoint's order: the model's own,
+    /// then what changed layers have besides.
     pub fn stored(&self) -> Vec<TensorSlot> {
         let mut all = Vec::new();
         for (rule, layer, info) in tensors::tensors_of(self.config, sharp_quant::DType::F32) {

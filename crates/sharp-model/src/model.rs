@@ -23,8 +23,8 @@ use crate::recovery::Recovery;
 use crate::stored::Stored;
 use crate::tokenizer::Tokenizer;
 
-/// A model to run, export or measure: a dense checkpoint, a compact one, or a dense one with a plan and recovery
-/// parameters laid over it. Cheap to clone; opening touches no weights.
+/// A model to run, export or measure: a dense checkpoint, a compact one, or a dense one with a plan and
+/// recovery parameters laid over it. Cheap to clone; opening touches no weights.
 #[derive(Clone)]
 pub struct ModelSource {
     inner: Arc<Inner>,
@@ -54,13 +54,14 @@ impl std::fmt::Debug for ModelSource {
 }
 
 impl ModelSource {
-    /// Opens a checkpoint, a folder (dense or compact) or a GGUF file, and checks that every tensor of the model is there in its
-    /// shape.
+    /// Opens a checkpoint, a folder (dense or compact) or a GGUF file, and checks that every tensor of the
+    /// model is there in its shape.
     ///
     /// # Errors
-    /// As [`Stored::at`], and for a packed model [`Error::Unsupported`]; for a folder as [`ModelConfig::load`] and
-    /// [`HfCheckpoint::open`], for a GGUF file as [`Gguf::open`] and [`HfView::new`]; [`Error::NoTensor`] and
-    /// [`Error::Shape`] for a checkpoint that is not what its configuration says.
+    /// As [`Stored::at`], and for a packed model [`Error::Unsupported`]; for a folder as
+    /// [`ModelConfig::load`] and [`HfCheckpoint::open`], for a GGUF file as [`Gguf::open`] and
+    /// [`HfView::new`]; [`Error::NoTensor`] and [`Error::Shape`] for a checkpoint that is not what its
+    /// configuration says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let none = BTreeMap::new();
         match Stored::at(path)? {
@@ -81,8 +82,8 @@ impl ModelSource {
         }
     }
 
-    /// A model whose tensors come from anywhere, under Hugging Face names. With a plan the source is taken to be
-    /// compact: it must not hold the weights that the plan gives up.
+    /// A model whose tensors come from anywhere, under Hugging Face names. With a plan the source is taken to
+    /// be compact: it must not hold the weights that the plan gives up.
     ///
     /// # Errors
     /// As [`ModelSource::open`].
@@ -93,12 +94,12 @@ impl ModelSource {
 
     /// Lays a plan and recovery parameters over a dense model; nothing of the base is copied.
     ///
-    /// Without recovery parameters the plan kept is [`Plan::untrained`]; pruned layers keep their largest neurons as
-    /// they are ([`crate::largest_neurons`]).
+    /// Without recovery parameters the plan kept is [`Plan::untrained`]; pruned layers keep their largest
+    /// neurons as they are ([`crate::largest_neurons`]).
     ///
     /// # Errors
-    /// [`Error::Plan`] if the base is itself compact, the plan does not fit the model or the recovery parameters do not
-    /// fit the plan.
+    /// [`Error::Plan`] if the base is itself compact, the plan does not fit the model or the recovery
+    /// parameters do not fit the plan.
     pub fn overlay(base: &Self, plan: Plan, recovery: Option<&Recovery>) -> Result<Self> {
         if base.plan().is_some() {
             return Err(Error::plan(None, format!("{} is already compressed", base.path().display())));
@@ -169,8 +170,8 @@ impl ModelSource {
         Ok(())
     }
 
-    /// The tensors this model is made of, each once, with the shapes they must have, in the order of the computation.
-    /// Types are those stored (F32 where a tensor is missing).
+    /// The tensors this model is made of, each once, with the shapes they must have, in the order of the
+    /// computation. Types are those stored (F32 where a tensor is missing).
     ///
     /// # Errors
     /// None at present; reserved for sources that must be read to know.

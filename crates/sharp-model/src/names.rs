@@ -105,13 +105,14 @@ pub fn input_norm(layer: usize) -> String {
     format!("model.layers.{layer}.input_layernorm.weight")
 }
 
-/// `model.layers.5.post_attention_layernorm.weight`, shape `(hidden_size)`: before the MLP. In the families with norms on
-/// outputs ([`crate::family::Norms`]) the same name is the norm on attention's.
+/// `model.layers.5.post_attention_layernorm.weight`, shape `(hidden_size)`: before the MLP. In the families
+/// with norms on outputs ([`crate::family::Norms`]) the same name is the norm on attention's.
 pub fn mlp_norm(layer: usize) -> String {
     format!("model.layers.{layer}.post_attention_layernorm.weight")
 }
 
-/// `model.layers.5.pre_feedforward_layernorm.weight`, shape `(hidden_size)`: before the MLP, in the families with norms on both sides.
+/// `model.layers.5.pre_feedforward_layernorm.weight`, shape `(hidden_size)`: before the MLP, in the families
+/// with norms on both sides.
 pub fn pre_feedforward_norm(layer: usize) -> String {
     format!("model.layers.{layer}.pre_feedforward_layernorm.weight")
 }

@@ -16,8 +16,8 @@ pub struct LoraSource<T = TensorRef> {
     pub b: T,
 }
 
-/// What one MLP projection of one layer is made of:
-/// `diag(row_scale) base diag(col_scale) + B A`, then the bias. What is absent counts as nothing (scales: as ones).
+/// What one MLP projection of one layer is made of: `diag(row_scale) base diag(col_scale) + B A`, then the
+/// bias. What is absent counts as nothing (scales: as ones).
 ///
 /// Of tensors, or of their descriptions alone ([`crate::ModelLayout::projection`]).
 #[derive(Debug, Clone)]
@@ -30,8 +30,8 @@ pub struct ProjectionSource<T = TensorRef> {
     pub out_features: usize,
     /// Columns of the effective weight.
     pub in_features: usize,
-    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank alone and for
-    /// dropped layers.
+    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank alone
+    /// and for dropped layers.
     pub base: Option<T>,
     /// Low-rank factors.
     pub lora: Option<LoraSource<T>>,
@@ -50,7 +50,8 @@ impl<T> ProjectionSource<T> {
         [self.base, a, b, self.row_scale, self.col_scale, self.bias].into_iter().flatten()
     }
 
-    /// Turns each tensor into something else with `f`, in the order base, `A`, `B`, row scale, column scale, bias.
+    /// Turns each tensor into something else with `f`, in the order base, `A`, `B`, row scale, column scale,
+    /// bias.
     ///
     /// # Errors
     /// The first error of `f`.
@@ -85,7 +86,8 @@ impl ProjectionSource {
         self.base.is_some() && self.lora.is_none() && self.row_scale.is_none() && self.col_scale.is_none()
     }
 
-    /// The effective weight `(out, in)`, row-major, computed in float32 (sums over the rank in ascending order).
+    /// The effective weight `(out, in)`, row-major, computed in float32 (sums over the rank in ascending
+    /// order).
     ///
     /// # Errors
     /// [`Error::Quant`](crate::Error::Quant) if stored bytes cannot be converted.
@@ -120,7 +122,8 @@ impl ProjectionSource {
         Ok(weight)
     }
 
-    /// The effective weight in the shape that the model's other layers have: neurons that a pruned MLP lost are zeros at the end.
+    /// The effective weight in the shape that the model's other layers have: neurons that a pruned MLP lost
+    /// are zeros at the end.
     ///
     /// # Errors
     /// As [`ProjectionSource::effective_f32`].

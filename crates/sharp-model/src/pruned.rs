@@ -1,4 +1,5 @@
-//! Which neurons of a pruned MLP stay, by the weights alone. Where activations are known, training decides better.
+//! Which neurons of a pruned MLP stay, by the weights alone. Where activations are known, training decides
+//! better.
 
 use crate::checkpoint::source::TensorRef;
 use crate::config::ModelConfig;
@@ -6,9 +7,9 @@ use crate::error::Result;
 use crate::names;
 use crate::projection::PerProjection;
 
-/// Finds the `keep` largest of an MLP's `neurons` from its weights `[gate (f, d), up (f, d), down (d, f)]`; returns their
-/// numbers, ascending. A neuron's size is the product of the norms of its gate row, its up row and its down column; at
-/// equal size the earlier stays.
+/// Finds the `keep` largest of an MLP's `neurons` from its weights `[gate (f, d), up (f, d), down (d, f)]`;
+/// returns their numbers, ascending. A neuron's size is the product of the norms of its gate row, its up row
+/// and its down column; at equal size the earlier stays.
 pub fn largest_neurons([gate, up, down]: [&[f32]; 3], neurons: usize, keep: usize) -> Vec<usize> {
     let square = |row: &[f32]| row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
     let width = (gate.len() / neurons.max(1)).max(1);
@@ -30,9 +31,9 @@ pub fn largest_neurons([gate, up, down]: [&[f32]; 3], neurons: usize, keep: usiz
     kept
 }
 
-/// Keeps the `neurons` neurons of a layer's MLP with the largest weights, as they are: gate `(k, d)`, up `(k, d)`,
-/// down `(d, k)`, named as in a checkpoint ([`largest_neurons`]). It is what pruning without any data gives, the plan
-/// without training ([`crate::Plan::untrained`]). `weights` are the whole ones, row-major.
+/// Keeps the `neurons` neurons of a layer's MLP with the largest weights, as they are: gate `(k, d)`, up `(k,
+/// d)`, down `(d, k)`, named as in a checkpoint ([`largest_neurons`]). It is what pruning without any data
+/// gives, the plan without training ([`crate::Plan::untrained`]). `weights` are the whole ones, row-major.
 ///
 /// # Errors
 /// None but those of [`TensorRef::from_f32`].

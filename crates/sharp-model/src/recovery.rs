@@ -63,12 +63,13 @@ impl Recovery {
         format!("layer-{layer:02}.safetensors")
     }
 
-    /// Loads a safetensors file, or a folder with `recovery.safetensors` or with `layer-NN.safetensors` files.
+    /// Loads a safetensors file, or a folder with `recovery.safetensors` or with `layer-NN.safetensors`
+    /// files.
     ///
     /// # Errors
-    /// [`Error::Missing`] for a folder without either, [`Error::Malformed`] for one with both or for a damaged file,
-    /// [`Error::Tensor`] for names that mean nothing here, factors that do not fit each other or a layer in two
-    /// files, [`Error::NotFinite`].
+    /// [`Error::Missing`] for a folder without either, [`Error::Malformed`] for one with both or for a
+    /// damaged file, [`Error::Tensor`] for names that mean nothing here, factors that do not fit each other
+    /// or a layer in two files, [`Error::NotFinite`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let files = if path.is_dir() { files_in(path)? } else { vec![path.to_path_buf()] };
@@ -99,7 +100,8 @@ impl Recovery {
     /// Adds a trained tensor of the model, a norm or an MLP weight, under its name.
     ///
     /// # Errors
-    /// [`Error::Tensor`] for the name of any other tensor, for a norm that is no vector and for one given twice.
+    /// [`Error::Tensor`] for the name of any other tensor, for a norm that is no vector and for one given
+    /// twice.
     pub fn insert_trained(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> Result<()> {
         let here = Path::new("recovery parameters");
         let new_one = if let Some((layer, projection)) = names::parse_mlp_weight(name) {
@@ -165,8 +167,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// Checks against model and plan: every changed layer that has recovery parameters has all of them, in the ranks and
-    /// shapes the plan says, and no other layer has any.
+    /// Checks against model and plan: every changed layer that has recovery parameters has all of them, in
+    /// the ranks and shapes the plan says, and no other layer has any.
     ///
     /// # Errors
     /// [`Error::Plan`] naming the layer, [`Error::Shape`] naming the tensor.
@@ -273,7 +275,8 @@ impl Recovery {
     /// Writes everything to one file, which appears whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if factors do not fit each other, [`Error::NotFinite`] for a value that is no number, [`Error::Io`].
+    /// [`Error::Tensor`] if factors do not fit each other, [`Error::NotFinite`] for a value that is no
+    /// number, [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let parts = self.parts()?;
         let info = |(name, shape, _): &Part<'_>| TensorInfo {

@@ -25,12 +25,12 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// What is at `path`: a directory with a `config.json`, a directory with one GGUF file and no `config.json`, a GGUF file or a
-    /// packed file. Files are told by how they begin, not by their names.
+    /// What is at `path`: a directory with a `config.json`, a directory with one GGUF file and no
+    /// `config.json`, a GGUF file or a packed file. Files are told by how they begin, not by their names.
     ///
     /// # Errors
-    /// [`Error::Missing`] where there is nothing, or a directory with neither or with several GGUF files; [`Error::Unsupported`]
-    /// for a file of another kind; [`Error::Io`].
+    /// [`Error::Missing`] where there is nothing, or a directory with neither or with several GGUF files;
+    /// [`Error::Unsupported`] for a file of another kind; [`Error::Io`].
     pub fn at(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let meta = fs::metadata(path).map_err(|e| match e.kind() {
@@ -88,13 +88,14 @@ impl Stored {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of the model at `path`, in whatever form it is stored. In a folder it is `tokenizer.json`, with
-    /// `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json` and `config.json` where they are there
-    /// (they name the end-of-text ids and the chat template); GGUF and packed files hold theirs.
+    /// Reads the tokenizer of the model at `path`, in whatever form it is stored. In a folder it is
+    /// `tokenizer.json`, with `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json` and
+    /// `config.json` where they are there (they name the end-of-text ids and the chat template); GGUF and
+    /// packed files hold theirs.
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is none; [`Error::Json`] and [`Error::Tokenizer`] for files that are not what they should
-    /// be; those of [`Stored::at`] and of opening a file.
+    /// [`Error::Missing`] if there is none; [`Error::Json`] and [`Error::Tokenizer`] for files that are not
+    /// what they should be; those of [`Stored::at`] and of opening a file.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() && (path.join("tokenizer.json").is_file() || gguf_in(path).is_err()) {

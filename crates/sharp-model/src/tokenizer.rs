@@ -1,8 +1,8 @@
 //! Text to token ids and back.
 //!
-//! A thin layer over Hugging Face's `tokenizers`: it adds what belongs to the checkpoint around `tokenizer.json`
-//! (special tokens, end-of-text ids, chat template), typed errors, and decoding of a stream that never cuts a
-//! character in two.
+//! A thin layer over Hugging Face's `tokenizers`: it adds what belongs to the checkpoint around
+//! `tokenizer.json` (special tokens, end-of-text ids, chat template), typed errors, and decoding of a stream
+//! that never cuts a character in two.
 
 use std::fmt;
 use std::fs;
@@ -12,8 +12,8 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
 
-/// Tokens a stream may hold back waiting for the rest of a character before it gives up on it. A character has at
-/// most four bytes, so only text that is no UTF-8 at all gets here.
+/// Tokens a stream may hold back waiting for the rest of a character before it gives up on it. A character
+/// has at most four bytes, so only text that is no UTF-8 at all gets here.
 const MAX_PENDING: usize = 32;
 
 /// A checkpoint's tokenizer.
@@ -61,11 +61,12 @@ impl Tokenizer {
         Self::from_parts(&path, &text, config, &eos)
     }
 
-    /// Builds a tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json`. `eos` are end-of-text
-    /// ids the model's own configuration adds; `path` is only for messages.
+    /// Builds a tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json`. `eos` are
+    /// end-of-text ids the model's own configuration adds; `path` is only for messages.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if `json` is no tokenizer, or if the configuration's special tokens are not in it.
+    /// [`Error::Tokenizer`] if `json` is no tokenizer, or if the configuration's special tokens are not in
+    /// it.
     pub fn from_parts(path: &Path, json: &[u8], config: Map<String, Json>, eos: &[u32]) -> Result<Self> {
         let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(path, e))?;
         let id = |key: &str| -> Result<Option<u32>> {
@@ -92,7 +93,8 @@ impl Tokenizer {
     }
 
     /// Token ids of `text`. Special tokens written out in the text (`<|im_end|>`) become their ids. With
-    /// `add_special` the tokenizer also puts its begin- or end-of-text tokens around it, if it has that habit.
+    /// `add_special` the tokenizer also puts its begin- or end-of-text tokens around it, if it has that
+    /// habit.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer cannot represent the text.
@@ -127,8 +129,8 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|e| failed(&self.path, e))
     }
 
-    /// Starts decoding tokens one by one. `context` is what came before (the prompt); only its last tokens matter,
-    /// for tokenizers whose text depends on whether it begins a document.
+    /// Starts decoding tokens one by one. `context` is what came before (the prompt); only its last tokens
+    /// matter, for tokenizers whose text depends on whether it begins a document.
     pub fn stream(&self, context: &[u32], skip_special: bool) -> DecodeStream<'_> {
         let ids = context[context.len().saturating_sub(8)..].to_vec();
         DecodeStream { tokenizer: self, emitted: ids.len(), ids, skip_special }
@@ -234,7 +236,8 @@ impl DecodeStream<'_> {
     fn advance(&mut self, before: &str, after: &str) -> String {
         self.ids.drain(..self.emitted);
         self.emitted = self.ids.len();
-        // Where the last text changed in hindsight (bytes that turned out to be no character) keep what agrees.
+        // Where the last text changed in hindsight (bytes that turned out to be no character) keep what
+        // agrees.
         let same: usize =
             before.chars().zip(after.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
         after[same..].to_owned()

@@ -1,7 +1,8 @@
 //! A strategy of your own: `cargo run --release -p sharp-strategy --example own_strategy`.
 //!
-//! This one lets no two neighbours give up their MLPs, so that every shared MLP has untouched layers around it. A
-//! strategy chooses layers, says what each has instead, and why; budget, ranks, order and checks are `make_plan`'s.
+//! This one lets no two neighbours give up their MLPs, so that every shared MLP has untouched layers around
+//! it. A strategy chooses layers, says what each has instead, and why; budget, ranks, order and checks are
+//! `make_plan`'s.
 
 use std::io::Write;
 

@@ -23,7 +23,8 @@ pub struct Cost {
 ///
 /// Any metric will do as long as smaller is better and sums over layers mean something: the strategies treat
 /// costs of different layers as additive. The model's own change of loss (delta NLL, in nats per token) comes
-/// nearest to that; the relative L2 error of the bare replacement says little about what remains after recovery.
+/// nearest to that; the relative L2 error of the bare replacement says little about what remains after
+/// recovery.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerCosts {
@@ -34,8 +35,8 @@ pub struct LayerCosts {
     /// The measured directed pairs, each at most once, in any order. Pairs that were not measured are not
     /// available to `greedy` and `optimal`.
     pub costs: Vec<Cost>,
-    /// Per layer, the cost of doing without its own MLP *and* without a reference, `(num_layers)`, or empty where
-    /// that was not measured. Decides which layers the baselines without sharing replace.
+    /// Per layer, the cost of doing without its own MLP *and* without a reference, `(num_layers)`, or empty
+    /// where that was not measured. Decides which layers the baselines without sharing replace.
     pub importance: Vec<f64>,
 }
 
@@ -101,7 +102,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// The references measured for a target as `(reference, cost)`, cheapest first; empty for layers out of range.
+    /// The references measured for a target as `(reference, cost)`, cheapest first; empty for layers out of
+    /// range.
     pub fn references(&self, target: usize) -> &[(usize, f64)] {
         self.rows.get(target).map(Vec::as_slice).unwrap_or_default()
     }
@@ -126,7 +128,8 @@ impl Table {
         if self.metric.is_empty() { "cost" } else { &self.metric }
     }
 
-    /// The measurement of one pair in words, for a reason: the cost and how it stands among the target's others.
+    /// The measurement of one pair in words, for a reason: the cost and how it stands among the target's
+    /// others.
     pub fn describe(&self, target: usize, reference: usize) -> String {
         let row = self.references(target);
         let Some(place) = row.iter().position(|&(r, _)| r == reference) else {

@@ -9,8 +9,8 @@ use crate::{Error, Result};
 /// Neurons are kept in multiples of this, the block of the packed formats, where the MLP's width is one.
 const BLOCK: usize = 32;
 
-/// Every layer of the range that need not keep its MLP gives up the same part of it; nothing is shared. A budget
-/// decides how large that part is, not how many layers there are.
+/// Every layer of the range that need not keep its MLP gives up the same part of it; nothing is shared. A
+/// budget decides how large that part is, not how many layers there are.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Even;
 
@@ -93,8 +93,8 @@ impl Strategy for Even {
     }
 }
 
-/// The `count` layers that get one step more than the others: those that are missed most, or, where that was not
-/// measured, the first.
+/// The `count` layers that get one step more than the others: those that are missed most, or, where that was
+/// not measured, the first.
 fn favoured(problem: &Problem<'_>, layers: &[usize], count: usize) -> Vec<usize> {
     let importance: Option<Vec<(f64, usize)>> =
         layers.iter().map(|&l| Some((problem.table().importance(l)?, l))).collect();

@@ -20,12 +20,12 @@ pub use sharp_schema::{Form, StrategyName};
 
 use sharp_model::{LayerChange, ModelConfig, Plan, Treatment};
 
-/// Returns the strategy of this name. `group` is the group size of `groups` (default 3), `back` and `front` (default:
-/// the smallest that meets the budget).
+/// Returns the strategy of this name. `group` is the group size of `groups` (default 3), `back` and `front`
+/// (default: the smallest that meets the budget).
 ///
 /// # Errors
-/// [`Error::InvalidOption`] where a group size is given to a strategy that has none, and for `explicit`, which needs
-/// its list ([`Explicit::parse`]).
+/// [`Error::InvalidOption`] where a group size is given to a strategy that has none, and for `explicit`,
+/// which needs its list ([`Explicit::parse`]).
 pub fn by_name(name: StrategyName, group: Option<usize>) -> Result<Box<dyn Strategy>> {
     let strategy: Box<dyn Strategy> = match name {
         StrategyName::Back => return Ok(Box::new(Back { size: group })),
@@ -53,11 +53,12 @@ pub fn by_name(name: StrategyName, group: Option<usize>) -> Result<Box<dyn Strat
     }
 }
 
-/// Makes a plan: the strategy's decisions, each with its reason, sorted by layer and validated against the model.
+/// Makes a plan: the strategy's decisions, each with its reason, sorted by layer and validated against the
+/// model.
 ///
 /// # Errors
-/// Costs that do not fit the model, a budget out of the strategy's reach, ranks too large for the model, and whatever
-/// else [`Error`] lists.
+/// Costs that do not fit the model, a budget out of the strategy's reach, ranks too large for the model, and
+/// whatever else [`Error`] lists.
 pub fn make_plan(
     config: &ModelConfig,
     strategy: &dyn Strategy,
@@ -74,7 +75,8 @@ pub fn make_plan(
     Ok(plan)
 }
 
-/// Makes the baseline twin of a plan that shares: the same layers with the same ranks, low-rank matrices alone.
+/// Makes the baseline twin of a plan that shares: the same layers with the same ranks, low-rank matrices
+/// alone.
 ///
 /// Its stored size equals the plan's for the plain low-rank form (scales, where a form has them, fall away).
 pub fn low_rank_twin(plan: &Plan) -> Plan {

@@ -8,9 +8,9 @@ use crate::{Error, Result};
 
 /// How much is to be removed.
 ///
-/// All MLPs of a model have the same shape. Most strategies give every layer they change the same treatment, so a
-/// budget comes down to a number of layers: the smallest that meets it. [`crate::Even`] changes all layers, and a
-/// budget comes down to what each of them keeps.
+/// All MLPs of a model have the same shape. Most strategies give every layer they change the same treatment,
+/// so a budget comes down to a number of layers: the smallest that meets it. [`crate::Even`] changes all
+/// layers, and a budget comes down to what each of them keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -34,8 +34,8 @@ pub struct Options {
     pub first: usize,
     /// One past the last layer of the range, default the number of layers.
     pub end: Option<usize>,
-    /// The greatest distance between a layer and its reference that `greedy` and `optimal` consider; default all
-    /// measured ones.
+    /// The greatest distance between a layer and its reference that `greedy` and `optimal` consider; default
+    /// all measured ones.
     pub window: Option<usize>,
     /// What takes the place of a layer's own MLP.
     pub form: Form,

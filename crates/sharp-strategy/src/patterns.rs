@@ -8,12 +8,13 @@ use crate::{Error, Result};
 
 /// Every second layer of the range uses the MLP of the layer before it: 1<-0, 3<-2, 5<-4 and so on.
 ///
-/// Under a budget the cheapest of these pairs are taken where costs were measured, otherwise the last ones: late
-/// layers bear sharing better than early ones.
+/// Under a budget the cheapest of these pairs are taken where costs were measured, otherwise the last ones:
+/// late layers bear sharing better than early ones.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pairs;
 
-/// The range is cut into groups of `size` consecutive layers; the first of each is the reference of the others.
+/// The range is cut into groups of `size` consecutive layers; the first of each is the reference of the
+/// others.
 ///
 /// Under a budget: as [`Pairs`].
 #[derive(Debug, Clone, Copy)]
@@ -74,8 +75,8 @@ enum From {
     End,
 }
 
-/// The pattern's `(target, reference)` pairs in layer order: blocks of `size` from one end of the range. A kept
-/// layer inside a block becomes the reference of what follows it there.
+/// The pattern's `(target, reference)` pairs in layer order: blocks of `size` from one end of the range. A
+/// kept layer inside a block becomes the reference of what follows it there.
 fn blocks(problem: &Problem<'_>, size: usize, from: From) -> Vec<(usize, usize)> {
     let range = problem.range();
     let size = size.max(1);

@@ -122,8 +122,8 @@ impl<'a> Problem<'a> {
         self.budget.parameters(self.config)
     }
 
-    /// How many layers the budget asks to change, where all get the same treatment; `None`: as many as the pattern
-    /// gives.
+    /// How many layers the budget asks to change, where all get the same treatment; `None`: as many as the
+    /// pattern gives.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for a budget or a form that does not say, [`Error::NothingSaved`].
@@ -133,8 +133,8 @@ impl<'a> Problem<'a> {
         self.budget.targets(self.config, stored)
     }
 
-    /// What takes the place of a layer's MLP where all layers get the same: `reference`'s MLP with the options'
-    /// repair, or, where nothing is shared, what needs no reference.
+    /// What takes the place of a layer's MLP where all layers get the same: `reference`'s MLP with the
+    /// options' repair, or, where nothing is shared, what needs no reference.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for the form `pruned`, whose size the strategy has to choose.
@@ -152,7 +152,8 @@ impl<'a> Problem<'a> {
         }
     }
 
-    /// What takes the place of a layer's MLP where nothing is shared; `None` where layers use each other's MLPs.
+    /// What takes the place of a layer's MLP where nothing is shared; `None` where layers use each other's
+    /// MLPs.
     ///
     /// # Errors
     /// As [`Problem::treatment`].

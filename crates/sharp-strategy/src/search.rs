@@ -1,6 +1,7 @@
 //! Strategies that search over measured costs: `greedy` and `optimal`.
 //!
-//! Both minimise the sum of the targets' costs, every target using its cheapest reference that keeps its own MLP.
+//! Both minimise the sum of the targets' costs, every target using its cheapest reference that keeps its own
+//! MLP.
 
 use sharp_model::Treatment;
 use sharp_schema::StrategyName;
@@ -16,17 +17,17 @@ pub const MAX_OPTIMAL_WINDOW: usize = 6;
 /// The largest table [`Optimal`] builds, in bytes.
 const MAX_ENTRIES: usize = 1 << 28;
 
-/// Step by step, the layer whose loss of its own MLP adds least to the total cost. Layers that used that MLP move
-/// to their next best reference, and the step pays for it.
+/// Step by step, the layer whose loss of its own MLP adds least to the total cost. Layers that used that MLP
+/// move to their next best reference, and the step pays for it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Greedy;
 
 /// The set of targets of least total cost, exactly, by a dynamic programme over the layers.
 ///
-/// A layer's cost is settled once it is known which layers within the window of it keep their MLP. So the layers are
-/// taken in order, the state is which of the last `2 window` layers keep theirs, and deciding on layer `i + window`
-/// settles layer `i`. Because all targets save the same number of parameters, a budget of stored parameters is a
-/// number of targets, and no knapsack is needed.
+/// A layer's cost is settled once it is known which layers within the window of it keep their MLP. So the
+/// layers are taken in order, the state is which of the last `2 window` layers keep theirs, and deciding on
+/// layer `i + window` settles layer `i`. Because all targets save the same number of parameters, a budget of
+/// stored parameters is a number of targets, and no knapsack is needed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Optimal;
 
@@ -42,8 +43,8 @@ fn check_measured(problem: &Problem<'_>, strategy: &str) -> Result<()> {
     Ok(())
 }
 
-/// Chooses the layers that are missed least: the best set where the layers do not depend on each other, for both
-/// strategies.
+/// Chooses the layers that are missed least: the best set where the layers do not depend on each other, for
+/// both strategies.
 fn missed_least(problem: &Problem<'_>, strategy: &str, treatment: Treatment) -> Result<Vec<Choice>> {
     let asked = problem.require_targets(strategy)?;
     let mut order = Vec::new();
@@ -193,8 +194,8 @@ impl Strategy for Optimal {
     }
 }
 
-/// The table of the dynamic programme. A state is a bit set: bit `k` says that the layer `k + 1` before the one now
-/// being decided keeps its MLP; layers before the first and after the last are never stored.
+/// The table of the dynamic programme. A state is a bit set: bit `k` says that the layer `k + 1` before the
+/// one now being decided keeps its MLP; layers before the first and after the last are never stored.
 struct Programme<'a> {
     problem: &'a Problem<'a>,
     window: usize,
@@ -211,8 +212,8 @@ impl<'a> Programme<'a> {
         (self.problem.layers() + self.window).saturating_mul(self.asked + 1).saturating_mul(self.states)
     }
 
-    /// The cost of the layer that deciding on layer `at` settles, given the statuses of the `2 window + 1` layers
-    /// around it as bits (bit 0 = layer `at`): nothing if it is stored, `None` if it has no reference.
+    /// The cost of the layer that deciding on layer `at` settles, given the statuses of the `2 window + 1`
+    /// layers around it as bits (bit 0 = layer `at`): nothing if it is stored, `None` if it has no reference.
     fn settled(&self, at: usize, bits: usize) -> Option<f64> {
         let Some(layer) = at.checked_sub(self.window) else { return Some(0.0) };
         if bits >> self.window & 1 == 1 {
@@ -225,8 +226,8 @@ impl<'a> Programme<'a> {
         .map(|(_, cost)| cost)
     }
 
-    /// The greatest number of targets that can be reached (at most the number asked for), and the best set of the
-    /// size asked for with its total cost.
+    /// The greatest number of targets that can be reached (at most the number asked for), and the best set of
+    /// the size asked for with its total cost.
     fn solve(&self) -> (usize, Option<(Vec<usize>, f64)>) {
         let layers = self.problem.layers();
         let steps = layers + self.window;
@@ -271,7 +272,8 @@ impl<'a> Programme<'a> {
         let mut targets = Vec::with_capacity(self.asked);
         for at in (0..steps).rev() {
             let out = fallen[at][count * self.states + state];
-            // With no window the state has no bits, but then there are no costs either and nothing was reached.
+            // With no window the state has no bits, but then there are no costs either and nothing was
+            // reached.
             let stored = state & 1 == 1;
             state = state >> 1 | usize::from(out) << (2 * self.window).saturating_sub(1);
             if at < layers && !stored {

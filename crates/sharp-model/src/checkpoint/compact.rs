@@ -14,7 +14,8 @@ impl ModelConfig {
     /// [`crate::ModelSource::plan`].
     ///
     /// # Errors
-    /// [`Error::Json`], [`Error::Config`] with the key at fault, [`Error::Unsupported`] for another architecture.
+    /// [`Error::Json`], [`Error::Config`] with the key at fault, [`Error::Unsupported`] for another
+    /// architecture.
     pub fn from_json(text: &str) -> Result<Self> {
         Ok(parse_with_plan(Path::new("config.json"), text)?.0)
     }
@@ -27,8 +28,8 @@ impl ModelConfig {
         Ok(load_with_plan(path.as_ref())?.0)
     }
 
-    /// `config.json` of a compact checkpoint: every key of [`ModelConfig::to_json`], a `model_type` of its own, and
-    /// the plan as `sharp_config`.
+    /// `config.json` of a compact checkpoint: every key of [`ModelConfig::to_json`], a `model_type` of its
+    /// own, and the plan as `sharp_config`.
     pub fn to_json_with_plan(&self, plan: &Plan) -> Map<String, Value> {
         let family = self.family();
         let mut all = self.to_json();

@@ -20,9 +20,11 @@ use crate::error::{Error, Result};
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// A folder with `model.safetensors`, or with shards and `model.safetensors.index.json`; or one safetensors file.
+/// A folder with `model.safetensors`, or with shards and `model.safetensors.index.json`; or one safetensors
+/// file.
 ///
-/// Opening checks every header (sizes, offsets, overlaps); the weights themselves are read page by page when touched.
+/// Opening checks every header (sizes, offsets, overlaps); the weights themselves are read page by page when
+/// touched.
 #[derive(Debug)]
 pub struct HfCheckpoint {
     path: PathBuf,
@@ -35,9 +37,9 @@ impl HfCheckpoint {
     /// Opens a folder or a file.
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is no checkpoint, [`Error::Malformed`] for a damaged header or index (cut short,
-    /// lengths past the end, overlapping offsets, shard names that leave the folder), [`Error::NoTensor`] if the index
-    /// promises what a shard does not hold, [`Error::Io`].
+    /// [`Error::Missing`] if there is no checkpoint, [`Error::Malformed`] for a damaged header or index (cut
+    /// short, lengths past the end, overlapping offsets, shard names that leave the folder),
+    /// [`Error::NoTensor`] if the index promises what a shard does not hold, [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         if !path.exists() {
@@ -171,8 +173,8 @@ struct Entry {
 impl SafetensorsFile {
     fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
-        // Checks the header's length, that offsets neither overlap nor leave gaps, that every size is its shape's, and
-        // that the data ends where the file does.
+        // Checks the header's length, that offsets neither overlap nor leave gaps, that every size is its
+        // shape's, and that the data ends where the file does.
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::malformed(path, format!("not a sound safetensors file: {e}")))?;
         let data = header + 8;

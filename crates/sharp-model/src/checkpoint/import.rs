@@ -1,8 +1,9 @@
 //! Bringing a checkpoint in: from a Hugging Face folder or a GGUF file to one folder in one form.
 //!
 //! Whatever the source, the result is `model.safetensors` (or shards), `config.json`, `tokenizer.json` and
-//! `tokenizer_config.json`, with Hugging Face names, rotary halves and one floating-point type. Later stages read only
-//! that. Quantised GGUF tensors are dequantised: the result *is* the original for everything that follows.
+//! `tokenizer_config.json`, with Hugging Face names, rotary halves and one floating-point type. Later stages
+//! read only that. Quantised GGUF tensors are dequantised: the result *is* the original for everything that
+//! follows.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -43,13 +44,15 @@ const COMPANIONS: &[&str] = &[
     CARD_FILE,
 ];
 
-/// Writes the checkpoint `source` (a Hugging Face folder, a GGUF file, or a folder with one GGUF file in it) to the
-/// folder `out`, all weights in `dtype` (F32, F16 or BF16). `out` changes only when everything has been written.
+/// Writes the checkpoint `source` (a Hugging Face folder, a GGUF file, or a folder with one GGUF file in it)
+/// to the folder `out`, all weights in `dtype` (F32, F16 or BF16). `out` changes only when everything has
+/// been written.
 ///
 /// # Errors
-/// Those of opening the source; [`Error::Unsupported`] for another `dtype`, or a source that is already a SHARP model
-/// or has tensors its architecture does not know; [`Error::NotFinite`] naming the first tensor with a NaN, an infinity
-/// or a value `dtype` cannot hold; [`Error::Io`] for a disk too full, which is checked before anything is written.
+/// Those of opening the source; [`Error::Unsupported`] for another `dtype`, or a source that is already a
+/// SHARP model or has tensors its architecture does not know; [`Error::NotFinite`] naming the first tensor
+/// with a NaN, an infinity or a value `dtype` cannot hold; [`Error::Io`] for a disk too full, which is
+/// checked before anything is written.
 pub fn import(
     source: impl AsRef<Path>,
     out: impl AsRef<Path>,
@@ -162,7 +165,8 @@ fn open_folder(folder: &Path) -> Result<Opened> {
     Ok(Opened { path: folder.to_path_buf(), model, config, files: Vec::new(), copies })
 }
 
-/// A tensor the architecture does not have means that the model computes something this project would leave out.
+/// A tensor the architecture does not have means that the model computes something this project would leave
+/// out.
 fn refuse_strangers(config: &ModelConfig, checkpoint: &dyn TensorSource) -> Result<()> {
     let known: std::collections::HashSet<String> =
         tensors::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();

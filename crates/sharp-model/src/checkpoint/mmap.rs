@@ -14,15 +14,16 @@ use crate::error::{Error, Result};
 #[allow(unsafe_code)]
 pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>> {
     let (file, _) = open(path)?;
-    // SAFETY: the map is private to this process and read-only. What remains unsafe about mapping is that another
-    // process may change or cut the file while it is mapped. This crate never writes a checkpoint in place: every
-    // file it makes is renamed into place, which leaves the mapped inode untouched.
+    // SAFETY: the map is private to this process and read-only. What remains unsafe about mapping is that
+    // another process may change or cut the file while it is mapped. This crate never writes a checkpoint in
+    // place: every file it makes is renamed into place, which leaves the mapped inode untouched.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
     Ok(Arc::new(map))
 }
 
-/// Reads a whole file into memory of the same kind, on large pages where the system has them for the asking: a mapped file lies
-/// on pages of 4 KiB, and looking those up costs a reader at the memory's full speed about a tenth of it.
+/// Reads a whole file into memory of the same kind, on large pages where the system has them for the asking:
+/// a mapped file lies on pages of 4 KiB, and looking those up costs a reader at the memory's full speed about
+/// a tenth of it.
 pub(crate) fn read_file(path: &Path) -> Result<Arc<Mmap>> {
     let (mut file, len) = open(path)?;
     let len = usize::try_from(len).map_err(|_| Error::malformed(path, "larger than the address space"))?;

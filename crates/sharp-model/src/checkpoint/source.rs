@@ -108,7 +108,8 @@ impl fmt::Debug for TensorBytes {
 /// A tensor with its bytes. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TensorRef {
-    /// Name, type and shape. For a shared MLP weight the name is the reference layer's, under which it is stored.
+    /// Name, type and shape. For a shared MLP weight the name is the reference layer's, under which it is
+    /// stored.
     pub info: TensorInfo,
     /// The values, [`DType::nbytes`] of [`TensorInfo::elements`] long.
     pub bytes: TensorBytes,
@@ -177,11 +178,12 @@ impl TensorRef {
         Ok(out)
     }
 
-    /// Values `start .. start + out.len()` (flat, row-major) as float32; for walking a large tensor in pieces.
+    /// Values `start .. start + out.len()` (flat, row-major) as float32; for walking a large tensor in
+    /// pieces.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if the range does not lie inside the tensor or does not start and end on block boundaries
-    /// of its type (1 value for the float types).
+    /// [`Error::Tensor`] if the range does not lie inside the tensor or does not start and end on block
+    /// boundaries of its type (1 value for the float types).
     pub fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()> {
         let dtype = self.info.dtype;
         let (block, bytes) = (dtype.block_len(), dtype.block_bytes());
@@ -239,7 +241,8 @@ impl TensorRef {
 
 /// A checkpoint: tensors by their Hugging Face names.
 ///
-/// Implementations validate their file's structure when they are opened, and touch a tensor's bytes only when asked.
+/// Implementations validate their file's structure when they are opened, and touch a tensor's bytes only when
+/// asked.
 pub trait TensorSource: Send + Sync {
     /// The file or folder, for messages.
     fn path(&self) -> &Path;

@@ -36,9 +36,9 @@ pub struct WriteSummary {
 
 /// Writes a checkpoint folder without ever holding more than a piece of a tensor.
 ///
-/// All tensors are named first, then filled in any order, each from its first value to its last. Everything goes to
-/// temporary files in the folder; [`SafetensorsWriter::finish`] puts them in place together. Dropped before that, or
-/// killed, the folder keeps what it had.
+/// All tensors are named first, then filled in any order, each from its first value to its last. Everything
+/// goes to temporary files in the folder; [`SafetensorsWriter::finish`] puts them in place together. Dropped
+/// before that, or killed, the folder keeps what it had.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     staging: Staging,
@@ -62,8 +62,8 @@ struct Slot {
 }
 
 impl SafetensorsWriter {
-    /// Begins a checkpoint of these tensors (F32, F16 or BF16) in `folder`, which is made if missing. A shard takes
-    /// tensors in the order given until the next would bring it over `max_shard_bytes`.
+    /// Begins a checkpoint of these tensors (F32, F16 or BF16) in `folder`, which is made if missing. A shard
+    /// takes tensors in the order given until the next would bring it over `max_shard_bytes`.
     ///
     /// # Errors
     /// [`Error::Tensor`] for a name given twice or a type safetensors has not, [`Error::Io`].
@@ -100,11 +100,12 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// Writes a single file of these tensors, without the rest of a checkpoint, whose values `fill` appends. The file appears
-    /// whole or not at all.
+    /// Writes a single file of these tensors, without the rest of a checkpoint, whose values `fill` appends.
+    /// The file appears whole or not at all.
     ///
     /// # Errors
-    /// As [`SafetensorsWriter::create`]; what `fill` returns; [`Error::Tensor`] for a tensor with values missing.
+    /// As [`SafetensorsWriter::create`]; what `fill` returns; [`Error::Tensor`] for a tensor with values
+    /// missing.
     pub fn write_file<E: From<Error>>(
         path: &Path,
         tensors: &[TensorInfo],
@@ -164,11 +165,12 @@ impl SafetensorsWriter {
         self.staging.folder()
     }
 
-    /// Writes the next values of a tensor, converting them to the type it was declared with (round to nearest even).
+    /// Writes the next values of a tensor, converting them to the type it was declared with (round to nearest
+    /// even).
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for NaN, an infinity, or a value too large for the type; [`Error::Tensor`] for a tensor not
-    /// declared or more values than it has; [`Error::Io`].
+    /// [`Error::NotFinite`] for NaN, an infinity, or a value too large for the type; [`Error::Tensor`] for a
+    /// tensor not declared or more values than it has; [`Error::Io`].
     pub fn append_f32(&mut self, name: &str, values: &[f32]) -> Result<()> {
         for chunk in values.chunks(CHUNK) {
             let slot = self.slot(name, chunk.len())?;
@@ -191,8 +193,8 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Writes the whole of a tensor from another checkpoint: byte for byte where the types agree, converted piece by
-    /// piece where not. It is declared under `name`, which need not be its name there.
+    /// Writes the whole of a tensor from another checkpoint: byte for byte where the types agree, converted
+    /// piece by piece where not. It is declared under `name`, which need not be its name there.
     ///
     /// # Errors
     /// As [`SafetensorsWriter::append_f32`]; NaN and infinities are refused in either case.
@@ -261,9 +263,9 @@ impl SafetensorsWriter {
         self.staging.add_copy(name, from)
     }
 
-    /// Checks that every tensor is complete and puts all files in place, `config.json` last: a folder without it is
-    /// no checkpoint, so one that was interrupted here does not open. Weights of an earlier checkpoint in the folder
-    /// are removed.
+    /// Checks that every tensor is complete and puts all files in place, `config.json` last: a folder without
+    /// it is no checkpoint, so one that was interrupted here does not open. Weights of an earlier checkpoint
+    /// in the folder are removed.
     ///
     /// # Errors
     /// [`Error::Tensor`] for a tensor with values missing, [`Error::Io`].

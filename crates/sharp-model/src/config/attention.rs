@@ -1,4 +1,5 @@
-//! Which layers have RoPE and windows, and a model's constant factors, read from `config.json` as its family says.
+//! Which layers have RoPE and windows, and a model's constant factors, read from `config.json` as its family
+//! says.
 
 use serde_json::Value;
 

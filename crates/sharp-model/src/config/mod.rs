@@ -72,8 +72,8 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_VOCAB: usize = 1 << 24;
 
 impl ModelConfig {
-    /// Whether both are the same model: all that a computation depends on is equal. Other keys of the file may differ, as that of the
-    /// stored weights' type does between a checkpoint and what is exported of it.
+    /// Whether both are the same model: all that a computation depends on is equal. Other keys of the file
+    /// may differ, as that of the stored weights' type does between a checkpoint and what is exported of it.
     pub fn same_model(&self, other: &Self) -> bool {
         Self { raw: Map::new(), ..self.clone() } == Self { raw: Map::new(), ..other.clone() }
     }
@@ -252,20 +252,21 @@ impl ModelConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// Weights of one layer's MLP, `3 * hidden_size * intermediate_size`. Biases, where there are any, stay with
-    /// their layer when an MLP is shared and are not counted.
+    /// Weights of one layer's MLP, `3 * hidden_size * intermediate_size`. Biases, where there are any, stay
+    /// with their layer when an MLP is shared and are not counted.
     pub fn mlp_parameters_per_layer(&self) -> u64 {
         3 * self.hidden_size as u64 * self.intermediate_size as u64
     }
 
-    /// RoPE's angles per position, `(head_dim / 2)`, in radians, with the scaling applied: pair `i` of a head at
-    /// position `p` turns by `p * inv_freq[i]`. Pair `i` is the dimensions `(i, i + head_dim / 2)`.
+    /// RoPE's angles per position, `(head_dim / 2)`, in radians, with the scaling applied: pair `i` of a head
+    /// at position `p` turns by `p * inv_freq[i]`. Pair `i` is the dimensions `(i, i + head_dim / 2)`.
     pub fn inv_freq(&self) -> Vec<f64> {
         let stretch = |freq| self.rope_scaling.stretch(freq);
         rope::plain_inv_freq(self.rope_theta, self.head_dim).map(stretch).collect()
     }
 
-    /// The angles of layers with a RoPE of their own, which is not scaled; `None` where the model has no such layers.
+    /// The angles of layers with a RoPE of their own, which is not scaled; `None` where the model has no such
+    /// layers.
     pub fn local_inv_freq(&self) -> Option<Vec<f64>> {
         self.local_rope_theta.map(|theta| rope::plain_inv_freq(theta, self.head_dim).collect())
     }

@@ -91,8 +91,8 @@ pub(super) struct Rope {
     pub(super) local: Option<f64>,
 }
 
-/// Reads RoPE's base and scaling, from transformers 4's keys or transformers 5's `rope_parameters`. `positions` is the
-/// context length where the scaling names none.
+/// Reads RoPE's base and scaling, from transformers 4's keys or transformers 5's `rope_parameters`.
+/// `positions` is the context length where the scaling names none.
 pub(super) fn rope(keys: &Keys<'_>, family: &Family, positions: usize) -> Result<Rope> {
     let field = if keys.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
     let theta = keys.positive("rope_theta", Some(family.default_rope_theta))?;

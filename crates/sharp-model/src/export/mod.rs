@@ -1,4 +1,5 @@
-//! Writing a resolved model: compact (shared weights once), dense (a plain checkpoint for any other tool), or a PEFT adapter.
+//! Writing a resolved model: compact (shared weights once), dense (a plain checkpoint for any other tool), or
+//! a PEFT adapter.
 
 mod card;
 mod peft;
@@ -21,7 +22,8 @@ use crate::tensors;
 pub use card::CardNotes;
 pub use peft::export_peft;
 
-/// The code that runs a compact checkpoint in transformers; it lies beside the weights, and `auto_map` names it.
+/// The code that runs a compact checkpoint in transformers; it lies beside the weights, and `auto_map` names
+/// it.
 const MODELING: &str = include_str!("../python/modeling_sharp.py");
 
 /// Files of a checkpoint folder that are copied as they are, where they exist.
@@ -65,9 +67,10 @@ pub struct ExportSummary {
     pub mlp_parameters: u64,
 }
 
-/// Writes a compact checkpoint: each shared MLP once, under its reference layer's names; target layers have only their
-/// recovery parameters; `config.json` carries the plan as `sharp_config`. Beside it lie the code with which transformers runs it
-/// (`trust_remote_code=True`), tokenizer files and a model card. A model without a plan is written as the plain checkpoint it is.
+/// Writes a compact checkpoint: each shared MLP once, under its reference layer's names; target layers have
+/// only their recovery parameters; `config.json` carries the plan as `sharp_config`. Beside it lie the code
+/// with which transformers runs it (`trust_remote_code=True`), tokenizer files and a model card. A model
+/// without a plan is written as the plain checkpoint it is.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another type than F32, F16, BF16; [`Error::NotFinite`]; [`Error::Io`].
@@ -101,9 +104,9 @@ pub fn export_compact(
     Ok(ExportSummary { written: writer.finish(&config)?, mlp_parameters: source.mlp_parameters() })
 }
 
-/// Writes a dense checkpoint: every layer with its effective MLP weights, a plain model of its family that any tool
-/// loads. It is as large as the original. An MLP that the plan drops becomes one whose down projection is zero, and a pruned one gets
-/// neurons of zeros in the place of those it lost.
+/// Writes a dense checkpoint: every layer with its effective MLP weights, a plain model of its family that
+/// any tool loads. It is as large as the original. An MLP that the plan drops becomes one whose down
+/// projection is zero, and a pruned one gets neurons of zeros in the place of those it lost.
 ///
 /// # Errors
 /// As [`export_compact`].

@@ -19,9 +19,10 @@ use crate::projection_source::LoraSource;
 /// Folder of the dense base, in the adapter's.
 const BASE: &str = "base";
 
-/// Writes a PEFT adapter to `out` (`adapter_config.json`, `adapter_model.safetensors`) and the base it belongs on to
-/// `out/base`: a plain checkpoint in which a target layer holds its reference's MLP weights, scaled where the form has scales
-/// (zeros where nothing is shared). PEFT adds the factors to them. The base is as large as the original.
+/// Writes a PEFT adapter to `out` (`adapter_config.json`, `adapter_model.safetensors`) and the base it
+/// belongs on to `out/base`: a plain checkpoint in which a target layer holds its reference's MLP weights,
+/// scaled where the form has scales (zeros where nothing is shared). PEFT adds the factors to them. The base
+/// is as large as the original.
 ///
 /// # Errors
 /// As [`super::export_compact`]; [`Error::Unsupported`] for a model without low-rank factors.

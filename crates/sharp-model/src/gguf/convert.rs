@@ -45,12 +45,14 @@ struct Mapped {
 }
 
 impl HfView {
-    /// Maps the file's tensors and metadata; every tensor of the model must be there in its shape, and no other.
+    /// Maps the file's tensors and metadata; every tensor of the model must be there in its shape, and no
+    /// other.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an architecture, RoPE form or tensor this crate has no Hugging Face name for;
-    /// [`Error::NoTensor`] and [`Error::Shape`] for a tensor that is absent or of another shape;
-    /// [`Error::Missing`], [`Error::Config`] or [`Error::Malformed`] for metadata that is absent or contradicts itself.
+    /// [`Error::Unsupported`] for an architecture, RoPE form or tensor this crate has no Hugging Face name
+    /// for; [`Error::NoTensor`] and [`Error::Shape`] for a tensor that is absent or of another shape;
+    /// [`Error::Missing`], [`Error::Config`] or [`Error::Malformed`] for metadata that is absent or
+    /// contradicts itself.
     pub fn new(gguf: Arc<Gguf>) -> Result<Self> {
         let architecture = gguf.architecture()?;
         let family = Family::by_gguf(architecture).ok_or_else(|| {
@@ -126,10 +128,12 @@ impl HfView {
             .map(Some)
     }
 
-    /// What goes beside the tensors in a Hugging Face directory, by name: `tokenizer.json`, `tokenizer_config.json` and a model card.
+    /// What goes beside the tensors in a Hugging Face directory, by name: `tokenizer.json`,
+    /// `tokenizer_config.json` and a model card.
     ///
     /// # Errors
-    /// Those of [`tokenizer_json`] and [`Tokenizer::from_parts`]: what was built must load, or the fault would show only later.
+    /// Those of [`tokenizer_json`] and [`Tokenizer::from_parts`]: what was built must load, or the fault
+    /// would show only later.
     pub fn companions(&self) -> Result<Vec<(&'static str, String)>> {
         let card = (CARD_FILE, self.origin()?.to_card("Imported from a GGUF file."));
         let tokenizer = tokenizer_json(&self.gguf)?.to_string();
@@ -196,7 +200,8 @@ impl TensorSource for HfView {
     }
 }
 
-/// Where the tensor `name` lies: by itself, or as some rows of a fused one, then with these and the number of all rows.
+/// Where the tensor `name` lies: by itself, or as some rows of a fused one, then with these and the number of
+/// all rows.
 fn place(
     gguf: &Gguf,
     config: &ModelConfig,
@@ -223,8 +228,8 @@ fn place(
     (name, None)
 }
 
-/// Moves rows from interleaved rotary pairs to halves: within a head of `2n` rows, row `2j + s` goes to `s * n + j`.
-/// `rows` is a multiple of `2 * heads`, and `bytes` has `rows` rows of equal length.
+/// Moves rows from interleaved rotary pairs to halves: within a head of `2n` rows, row `2j + s` goes to `s *
+/// n + j`. `rows` is a multiple of `2 * heads`, and `bytes` has `rows` rows of equal length.
 fn halves_from_pairs(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let row_bytes = bytes.len() / rows;
     let half = rows / heads / 2;
@@ -390,9 +395,9 @@ fn rope_scaling(gguf: &Gguf, arch: &str, head_dim: u64, theta: f64) -> Result<Js
     }
 }
 
-/// Recovers Llama 3's scaling from the per-frequency factors it was turned into. Every published Llama 3.x uses
-/// low 1, high 4 and 8192 original positions; the factor is the largest entry. Anything these four numbers do not
-/// reproduce is refused rather than approximated.
+/// Recovers Llama 3's scaling from the per-frequency factors it was turned into. Every published Llama 3.x
+/// uses low 1, high 4 and 8192 original positions; the factor is the largest entry. Anything these four
+/// numbers do not reproduce is refused rather than approximated.
 fn llama3_scaling(gguf: &Gguf, head_dim: u64, theta: f64, factors: &[f32]) -> Result<Json> {
     const LOW: f64 = 1.0;
     const HIGH: f64 = 4.0;

@@ -19,7 +19,8 @@ use crate::tokenizer::Tokenizer;
 /// Values converted at a time, rounded up to whole rows.
 const CHUNK: usize = 1 << 20;
 
-/// Types of the tensors of a GGUF file. Vectors are always F32, and matrices whose rows are no whole blocks F16.
+/// Types of the tensors of a GGUF file. Vectors are always F32, and matrices whose rows are no whole blocks
+/// F16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GgufOptions {
     /// Attention and MLP matrices.
@@ -35,13 +36,13 @@ impl GgufOptions {
     }
 }
 
-/// Writes `source` as one dense GGUF file and returns its size: effective weights, query and key rows in the order of the
-/// format, blocks quantised by ggml's plain rule, tokenizer and chat template in the metadata. Without a tokenizer the
-/// file says that it has none.
+/// Writes `source` as one dense GGUF file and returns its size: effective weights, query and key rows in the
+/// order of the format, blocks quantised by ggml's plain rule, tokenizer and chat template in the metadata.
+/// Without a tokenizer the file says that it has none.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a tokenizer the format cannot express and for a family that computes what Llama does not (windows aside);
-/// [`Error::Quant`] for weights that are not finite; [`Error::Io`].
+/// [`Error::Unsupported`] for a tokenizer the format cannot express and for a family that computes what Llama
+/// does not (windows aside); [`Error::Quant`] for weights that are not finite; [`Error::Io`].
 pub fn export_gguf(
     source: &ModelSource,
     tokenizer: Option<&Tokenizer>,
@@ -144,7 +145,8 @@ fn rows(
     Ok(())
 }
 
-/// Moves rows from rotary halves to interleaved pairs: within a head of `2n` rows, row `s * n + j` goes to `2j + s`.
+/// Moves rows from rotary halves to interleaved pairs: within a head of `2n` rows, row `s * n + j` goes to
+/// `2j + s`.
 fn pairs_from_halves(values: &[f32], cols: usize, heads: usize) -> Vec<f32> {
     let head_len = values.len() / heads.max(1);
     let mut out = Vec::with_capacity(values.len());

@@ -1,11 +1,13 @@
 //! GGUF files: reading them, and seeing them as a Hugging Face checkpoint.
 //!
-//! [`Gguf`] is the file as it lies: its metadata and its tensors under their own names, in their own row order.
-//! [`HfView`] is the same file under Hugging Face names, with `config.json` and `tokenizer.json` made from the
-//! metadata; it is what [`crate::checkpoint::import`] writes out. [`export_gguf`] goes the other way.
+//! [`Gguf`] is the file as it lies: its metadata and its tensors under their own names, in their own row
+//! order. [`HfView`] is the same file under Hugging Face names, with `config.json` and `tokenizer.json` made
+//! from the metadata; it is what [`crate::checkpoint::import`] writes out. [`export_gguf`] goes the other
+//! way.
 //!
-//! A GGUF file is untrusted input. Every count, length and offset is checked against the bytes that are really
-//! there before anything is allocated or read, and nothing is read from the tensor data until it is asked for.
+//! A GGUF file is untrusted input. Every count, length and offset is checked against the bytes that are
+//! really there before anything is allocated or read, and nothing is read from the tensor data until it is
+//! asked for.
 
 mod convert;
 mod export;
@@ -54,9 +56,10 @@ impl Gguf {
     /// Opens and checks `path`. Only the header is read.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be mapped; [`Error::Malformed`] for a wrong magic, a count or length larger
-    /// than the file, a duplicate key or tensor, a tensor that is misaligned, overlaps another or ends after the
-    /// file; [`Error::Unsupported`] for a version, byte order or tensor type this crate does not read.
+    /// [`Error::Io`] if the file cannot be mapped; [`Error::Malformed`] for a wrong magic, a count or length
+    /// larger than the file, a duplicate key or tensor, a tensor that is misaligned, overlaps another or ends
+    /// after the file; [`Error::Unsupported`] for a version, byte order or tensor type this crate does not
+    /// read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let map = map_file(path)?;
@@ -113,8 +116,8 @@ impl Gguf {
         self.typed(key, "a whole number, not negative", Value::as_u64)
     }
 
-    /// A number; `None` if the key is absent. A 32-bit float comes back as the shortest decimal that names it, so
-    /// that 1e-5 stored in 32 bits reads 1e-5.
+    /// A number; `None` if the key is absent. A 32-bit float comes back as the shortest decimal that names
+    /// it, so that 1e-5 stored in 32 bits reads 1e-5.
     ///
     /// # Errors
     /// [`Error::Malformed`] if the value is of another type.

@@ -84,12 +84,12 @@ impl GgufWriter {
         self.tensors.push(info);
     }
 
-    /// Writes the file, whole or not at all, and returns its size. `fill` is called for every tensor in the order of their
-    /// declaration and writes exactly its bytes, in as many pieces as it likes.
+    /// Writes the file, whole or not at all, and returns its size. `fill` is called for every tensor in the
+    /// order of their declaration and writes exactly its bytes, in as many pieces as it likes.
     ///
     /// # Errors
-    /// Those of `fill`; [`Error::Unsupported`] for a type that GGUF files do not hold; [`Error::Tensor`] if it wrote another number of bytes; [`Error::Io`] from the system. The old file, if any,
-    /// then stays.
+    /// Those of `fill`; [`Error::Unsupported`] for a type that GGUF files do not hold; [`Error::Tensor`] if
+    /// it wrote another number of bytes; [`Error::Io`] from the system. The old file, if any, then stays.
     pub fn write(
         self,
         path: &Path,

@@ -8,11 +8,13 @@
 //! data      blobs, each beginning at a multiple of 64
 //! ```
 //!
-//! A *blob* is a run of bytes with a format and a shape. A *tensor* is a name for a blob, and several names may mean
-//! the same one: a layer that uses another layer's MLP names the other's blobs, so a shared matrix is on disk once,
-//! in memory once and in the cache once. Loading maps the file and checks the header; no weight is copied.
+//! A *blob* is a run of bytes with a format and a shape. A *tensor* is a name for a blob, and several names
+//! may mean the same one: a layer that uses another layer's MLP names the other's blobs, so a shared matrix
+//! is on disk once, in memory once and in the cache once. Loading maps the file and checks the header; no
+//! weight is copied.
 //!
-//! Blob offsets in the header count from the beginning of the data, so that they do not depend on the header's length.
+//! Blob offsets in the header count from the beginning of the data, so that they do not depend on the
+//! header's length.
 
 mod header;
 mod write;
@@ -128,7 +130,8 @@ impl PackedTensor {
     /// The matrix for the kernels; `None` for an `f32` blob.
     ///
     /// # Errors
-    /// [`Error::Quant`] if the bytes are not as long as the shape says (impossible for one from an opened file).
+    /// [`Error::Quant`] if the bytes are not as long as the shape says (impossible for one from an opened
+    /// file).
     pub fn matrix(&self) -> Result<Option<PackedRef<'_>>> {
         match self.format {
             BlobFormat::F32 => Ok(None),
@@ -162,19 +165,20 @@ pub struct PackedFile {
 }
 
 impl PackedFile {
-    /// Opens and checks `path`: header, configuration, plan, and that every blob lies inside the file, aligned, as long
-    /// as its shape says and apart from the others.
+    /// Opens and checks `path`: header, configuration, plan, and that every blob lies inside the file,
+    /// aligned, as long as its shape says and apart from the others.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be mapped; [`Error::Malformed`], [`Error::Unsupported`] and [`Error::Json`] for a file
-    /// that is not what it should be; the configuration's and the plan's own errors.
+    /// [`Error::Io`] if it cannot be mapped; [`Error::Malformed`], [`Error::Unsupported`] and [`Error::Json`]
+    /// for a file that is not what it should be; the configuration's and the plan's own errors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(path, map_file(path)?)
     }
 
-    /// As [`PackedFile::open`], but with the file read into memory on large pages, where the system has them. It
-    /// takes a copy and is not shared with other processes; reading it at the memory's full speed is then faster.
+    /// As [`PackedFile::open`], but with the file read into memory on large pages, where the system has them.
+    /// It takes a copy and is not shared with other processes; reading it at the memory's full speed is then
+    /// faster.
     ///
     /// # Errors
     /// As [`PackedFile::open`].

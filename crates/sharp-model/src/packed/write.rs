@@ -24,7 +24,8 @@ impl BlobId {
 }
 
 /// Writes a packed model in two steps: first every blob's shape and every tensor's name are declared, then
-/// [`PackedWriter::write`] asks for the blobs' bytes one after another, so that only one is in memory at a time.
+/// [`PackedWriter::write`] asks for the blobs' bytes one after another, so that only one is in memory at a
+/// time.
 #[derive(Debug, Default)]
 pub struct PackedWriter {
     config: Map<String, Json>,
@@ -85,8 +86,8 @@ impl PackedWriter {
         self.blobs.iter().map(|b| b.3 as u64).sum()
     }
 
-    /// Writes the file, whole or not at all. `fill` gets each blob once, in the order of declaration, with an empty
-    /// buffer to fill with exactly the blob's bytes.
+    /// Writes the file, whole or not at all. `fill` gets each blob once, in the order of declaration, with an
+    /// empty buffer to fill with exactly the blob's bytes.
     ///
     /// # Errors
     /// Those of `fill`; [`Error::Malformed`] if it gave a wrong number of bytes or the header grew too large;

@@ -135,9 +135,9 @@ impl Plan {
     /// Reads a plan from TOML; `path` is for messages.
     ///
     /// # Errors
-    /// [`Error::Malformed`] with line and column for bad TOML and wrong types; misspelt keys and forms are named with
-    /// the nearest known one. [`Error::Plan`] for another version, and naming the layer for a combination of values
-    /// that means nothing.
+    /// [`Error::Malformed`] with line and column for bad TOML and wrong types; misspelt keys and forms are
+    /// named with the nearest known one. [`Error::Plan`] for another version, and naming the layer for a
+    /// combination of values that means nothing.
     pub fn from_toml(path: &Path, text: &str) -> Result<Self> {
         let table: toml::Table = toml::from_str(text).map_err(|e| Error::malformed(path, e))?;
         let value = serde_json::to_value(&table).map_err(Error::json(path))?;

@@ -1,7 +1,7 @@
 //! The plan: what each changed layer has in place of its MLP, and why.
 //!
-//! A plan is a TOML file that a person may read and edit; inside a compact checkpoint it is the `sharp_config` of
-//! `config.json`. It holds no tensors.
+//! A plan is a TOML file that a person may read and edit; inside a compact checkpoint it is the
+//! `sharp_config` of `config.json`. It holds no tensors.
 
 mod estimate;
 mod file;
@@ -115,8 +115,9 @@ impl Plan {
     /// Checks that the plan can be carried out on a model.
     ///
     /// # Errors
-    /// [`Error::Plan`] for the first fault: an unknown version, a layer out of range or named twice, a reference that
-    /// does not keep its own MLP, ranks above `min(d, f)` or of nothing, or neurons that the MLP has not.
+    /// [`Error::Plan`] for the first fault: an unknown version, a layer out of range or named twice, a
+    /// reference that does not keep its own MLP, ranks above `min(d, f)` or of nothing, or neurons that the
+    /// MLP has not.
     pub fn validate(&self, config: &ModelConfig) -> Result<()> {
         check_version(self.version)?;
         let mut changed = BTreeSet::new();

@@ -39,8 +39,8 @@ pub enum Repair {
     /// Nothing: `W_ref`, direct sharing.
     #[default]
     None,
-    /// `diag(row_scale) W_ref diag(col_scale) + B A`, with the scales that `scales` says. Without scales it is the
-    /// paper's form (Wang et al., arXiv 2502.07832).
+    /// `diag(row_scale) W_ref diag(col_scale) + B A`, with the scales that `scales` says. Without scales it
+    /// is the paper's form (Wang et al., arXiv 2502.07832).
     LowRank {
         /// Which scales it has.
         scales: Scales,
@@ -100,8 +100,8 @@ impl Repair {
 }
 
 impl Treatment {
-    /// Builds a treatment from the words and numbers that plan files and configurations have for it. What a form has
-    /// no use for is `None` or 0.
+    /// Builds a treatment from the words and numbers that plan files and configurations have for it. What a
+    /// form has no use for is `None` or 0.
     ///
     /// # Errors
     /// [`Error::Plan`] for a combination that means nothing.
@@ -179,8 +179,8 @@ impl Treatment {
         }
     }
 
-    /// The layer under whose name the weights are stored that `layer` runs with under this treatment. `None`: it runs
-    /// with no stored weights.
+    /// The layer under whose name the weights are stored that `layer` runs with under this treatment. `None`:
+    /// it runs with no stored weights.
     pub fn owner_of_weights(&self, layer: usize) -> Option<usize> {
         match self {
             Self::Share { reference, .. } => Some(*reference),
@@ -224,7 +224,8 @@ impl Treatment {
         }
     }
 
-    /// How many parameters the layer stores of its own: low-rank matrices and scales, or the neurons it keeps.
+    /// How many parameters the layer stores of its own: low-rank matrices and scales, or the neurons it
+    /// keeps.
     pub fn stored_parameters(&self, config: &ModelConfig) -> u64 {
         self.matrix_parameters(config) + self.scale_parameters(config)
     }
@@ -250,8 +251,8 @@ impl Treatment {
         Projection::ALL.into_iter().map(of).sum()
     }
 
-    /// What is left of it without training: another layer's MLP as it is, and nothing of low-rank matrices. Pruning
-    /// stays what it is.
+    /// What is left of it without training: another layer's MLP as it is, and nothing of low-rank matrices.
+    /// Pruning stays what it is.
     #[must_use]
     pub fn untrained(self) -> Self {
         match self {

@@ -199,7 +199,8 @@ fn a_folder_is_no_packed_model() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Whatever bytes of the header are changed, the file is refused or read; nothing panics or reads outside.
+    /// Whatever bytes of the header are changed, the file is refused or read; nothing panics or reads
+    /// outside.
     #[test]
     fn changed_bytes_never_panic(changes in prop::collection::vec((0usize..900, any::<u8>()), 1..4)) {
         let mut bytes = file(&header().to_string(), 288);

@@ -68,7 +68,8 @@ fn what_is_written_from_a_gguf_file_is_what_is_written_from_its_import() {
         let tokenizer = source.tokenizer().unwrap();
         let kept = GgufOptions { layers: DType::F32, embedding: DType::F32 };
         export_gguf(source, tokenizer.as_ref(), &gguf, kept, &Silent).unwrap();
-        // The card and the general.name of a GGUF file are the only places that may tell where a model was read from.
+        // The card and the general.name of a GGUF file are the only places that may tell where a model was
+        // read from.
         written.push((files(&dense), files(&compact), Tokenizer::load(&gguf).unwrap().to_json().unwrap()));
     }
     let all = |i: usize| [&written[i].0[..], &written[i].1[..]].concat();

@@ -1,4 +1,5 @@
-//! Tokenizers: SmolLM2's against independent ids, streams against whole decodings, folders that are not right.
+//! Tokenizers: SmolLM2's against independent ids, streams against whole decodings, folders that are not
+//! right.
 
 use std::fs;
 use std::path::Path;
