@@ -1,6 +1,6 @@
 //! Tensor names, as Hugging Face spells them.
 //!
-//! All families of [`crate::family`] use these; which of them a family has, and of what shape, is its table.
+//! All families of [`crate::Family`] use these; which of them a family has, and of what shape, is its table.
 
 use crate::config::ModelConfig;
 use crate::projection::Projection;
@@ -106,7 +106,7 @@ pub fn input_norm(layer: usize) -> String {
 }
 
 /// `model.layers.5.post_attention_layernorm.weight`, shape `(hidden_size)`: before the MLP. In the families
-/// with norms on outputs ([`crate::family::Norms`]) the same name is the norm on attention's.
+/// with norms on outputs ([`crate::Norms`]) the same name is the norm on attention's.
 pub fn mlp_norm(layer: usize) -> String {
     format!("model.layers.{layer}.post_attention_layernorm.weight")
 }

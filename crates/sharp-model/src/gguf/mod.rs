@@ -2,7 +2,7 @@
 //!
 //! [`Gguf`] is the file as it lies: its metadata and its tensors under their own names, in their own row
 //! order. [`HfView`] is the same file under Hugging Face names, with `config.json` and `tokenizer.json` made
-//! from the metadata; it is what [`crate::checkpoint::import`] writes out. [`export_gguf`] goes the other
+//! from the metadata; it is what [`crate::import`] writes out. [`export_gguf`] goes the other
 //! way.
 //!
 //! A GGUF file is untrusted input. Every count, length and offset is checked against the bytes that are
