@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, allocated once.
 
-use sharp_model::{ModelConfig, shape::Rotary};
+use sharp_model::{ModelConfig, Rotary};
 use sharp_quant::{Activations, Scratch};
 
 use crate::error::Result;

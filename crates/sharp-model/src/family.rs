@@ -193,7 +193,7 @@ pub struct Family {
     pub logits_scale: Scale,
     /// Soft caps, in the families that have them.
     pub caps: Option<Caps>,
-    /// The family whose layout and mathematics its models have once their fused tensors ([`FUSED`]) are cut
+    /// The family whose layout and mathematics its models have once their fused tensors are cut
     /// apart.
     pub read_as: Option<&'static str>,
 }
@@ -203,7 +203,7 @@ pub static FAMILIES: &[Family] =
     &[LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, OLMO2, PHI3, GEMMA, GEMMA2, GEMMA3];
 
 /// Llama 1 to 3, SmolLM2, TinyLlama and everything else saved as `LlamaForCausalLM`.
-pub const LLAMA: Family = Family {
+pub(crate) const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
     model_type: "llama",
     compact_architecture: "SharpLlamaForCausalLM",
@@ -235,7 +235,7 @@ pub const LLAMA: Family = Family {
 };
 
 /// Mistral 7B: a window in every layer where the configuration has one.
-pub const MISTRAL: Family = Family {
+pub(crate) const MISTRAL: Family = Family {
     architecture: "MistralForCausalLM",
     model_type: "mistral",
     compact_architecture: "SharpMistralForCausalLM",
@@ -251,7 +251,7 @@ pub const MISTRAL: Family = Family {
 };
 
 /// Qwen2 and Qwen2.5: biases on query, key and value.
-pub const QWEN2: Family = Family {
+pub(crate) const QWEN2: Family = Family {
     architecture: "Qwen2ForCausalLM",
     model_type: "qwen2",
     compact_architecture: "SharpQwen2ForCausalLM",
@@ -267,7 +267,7 @@ pub const QWEN2: Family = Family {
 };
 
 /// Qwen3 (dense): a norm on every query and key head.
-pub const QWEN3: Family = Family {
+pub(crate) const QWEN3: Family = Family {
     architecture: "Qwen3ForCausalLM",
     model_type: "qwen3",
     compact_architecture: "SharpQwen3ForCausalLM",
@@ -280,7 +280,7 @@ pub const QWEN3: Family = Family {
 };
 
 /// SmolLM3: every fourth layer without RoPE.
-pub const SMOLLM3: Family = Family {
+pub(crate) const SMOLLM3: Family = Family {
     architecture: "SmolLM3ForCausalLM",
     model_type: "smollm3",
     compact_architecture: "SharpSmolLM3ForCausalLM",
@@ -294,7 +294,7 @@ pub const SMOLLM3: Family = Family {
 };
 
 /// Granite 3 (dense): Llama with four constant factors.
-pub const GRANITE: Family = Family {
+pub(crate) const GRANITE: Family = Family {
     architecture: "GraniteForCausalLM",
     model_type: "granite",
     compact_architecture: "SharpGraniteForCausalLM",
@@ -314,7 +314,7 @@ pub const GRANITE: Family = Family {
 };
 
 /// OLMo 2: norms on the outputs of attention and MLP, and on all query and all key heads together.
-pub const OLMO2: Family = Family {
+pub(crate) const OLMO2: Family = Family {
     architecture: "Olmo2ForCausalLM",
     model_type: "olmo2",
     compact_architecture: "SharpOlmo2ForCausalLM",
@@ -329,7 +329,7 @@ pub const OLMO2: Family = Family {
 };
 
 /// Phi-3 mini and medium with short contexts: Mistral with fused projections.
-pub const PHI3: Family = Family {
+pub(crate) const PHI3: Family = Family {
     architecture: "Phi3ForCausalLM",
     model_type: "phi3",
     compact_architecture: "SharpPhi3ForCausalLM",
@@ -343,7 +343,7 @@ pub const PHI3: Family = Family {
 };
 
 /// Gemma: GELU, norms that multiply by `1 + weight`, scaled embeddings.
-pub const GEMMA: Family = Family {
+pub(crate) const GEMMA: Family = Family {
     architecture: "GemmaForCausalLM",
     model_type: "gemma",
     compact_architecture: "SharpGemmaForCausalLM",
@@ -359,7 +359,7 @@ pub const GEMMA: Family = Family {
 };
 
 /// Gemma 2: norms on both sides, a window in every second layer, capped scores and logits.
-pub const GEMMA2: Family = Family {
+pub(crate) const GEMMA2: Family = Family {
     architecture: "Gemma2ForCausalLM",
     model_type: "gemma2",
     compact_architecture: "SharpGemma2ForCausalLM",
@@ -380,7 +380,7 @@ pub const GEMMA2: Family = Family {
 };
 
 /// Gemma 3 (text): query and key norms, windows in five of six layers, which have a RoPE of their own.
-pub const GEMMA3: Family = Family {
+pub(crate) const GEMMA3: Family = Family {
     architecture: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
     compact_architecture: "SharpGemma3TextForCausalLM",
@@ -402,7 +402,7 @@ pub const GEMMA3: Family = Family {
 
 /// Tensors that some checkpoints store one below the other as one, and what they are cut into. `{}` stands
 /// for the layer.
-pub static FUSED: &[(&str, &[&str])] = &[
+pub(crate) static FUSED: &[(&str, &[&str])] = &[
     (
         "model.layers.{}.self_attn.qkv_proj.weight",
         &[
@@ -418,7 +418,7 @@ pub static FUSED: &[(&str, &[&str])] = &[
 ];
 
 /// Fused tensors of GGUF files and what they are cut into.
-pub static GGUF_FUSED: &[(&str, &[&str])] = &[
+pub(crate) static GGUF_FUSED: &[(&str, &[&str])] = &[
     ("blk.{}.attn_qkv.weight", &["blk.{}.attn_q.weight", "blk.{}.attn_k.weight", "blk.{}.attn_v.weight"]),
     // Phi-3's gate lies above what is called `up`.
     ("blk.{}.ffn_up.weight", &["blk.{}.ffn_gate.weight", "blk.{}.ffn_up.weight"]),

@@ -65,7 +65,7 @@ pub enum Part {
 
 /// A size that shapes are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dim {
+pub(crate) enum Dim {
     /// `vocab_size`
     Vocab,
     /// `hidden_size`
@@ -82,7 +82,7 @@ pub enum Dim {
 
 impl Dim {
     /// The size in a model.
-    pub fn of(self, config: &ModelConfig) -> usize {
+    pub(crate) fn of(self, config: &ModelConfig) -> usize {
         match self {
             Self::Vocab => config.vocab_size,
             Self::Hidden => config.hidden_size,
@@ -96,7 +96,7 @@ impl Dim {
 
 /// When a tensor of the table exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
+pub(crate) enum When {
     /// In every model.
     Always,
     /// Where the output head is not the embedding.
@@ -123,7 +123,7 @@ pub enum When {
 
 impl When {
     /// Whether it holds for a model.
-    pub fn holds(self, config: &ModelConfig) -> bool {
+    pub(crate) fn holds(self, config: &ModelConfig) -> bool {
         match self {
             Self::Always => true,
             Self::Untied => !config.tie_word_embeddings,
@@ -142,7 +142,7 @@ impl When {
 
 /// Whose head order a GGUF file may have interleaved (see [`Family::gguf_interleaved_rope`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heads {
+pub(crate) enum Heads {
     /// Rows are not heads.
     None,
     /// Rows are `num_attention_heads` heads of `head_dim`.
@@ -153,39 +153,39 @@ pub enum Heads {
 
 /// One line of the tensor table. `{}` in a name stands for the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TensorRule {
+pub(crate) struct TensorRule {
     /// What the tensor is to the computation.
-    pub role: Role,
+    pub(crate) role: Role,
     /// Hugging Face name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Name in GGUF files.
-    pub gguf: &'static str,
+    pub(crate) gguf: &'static str,
     /// Row-major shape.
-    pub shape: &'static [Dim],
+    pub(crate) shape: &'static [Dim],
     /// When the tensor exists.
-    pub when: When,
+    pub(crate) when: When,
     /// Whether its rows are RoPE heads.
-    pub heads: Heads,
+    pub(crate) heads: Heads,
 }
 
 impl TensorRule {
     /// Whether there is one for every layer.
-    pub fn per_layer(&self) -> bool {
+    pub(crate) fn per_layer(&self) -> bool {
         self.name.contains("{}")
     }
 
     /// The Hugging Face name in a layer, or of the one tensor there is.
-    pub fn name_of(&self, layer: Option<usize>) -> String {
+    pub(crate) fn name_of(&self, layer: Option<usize>) -> String {
         in_layer(self.name, layer)
     }
 
     /// The GGUF name in a layer, or of the one tensor there is.
-    pub fn gguf_of(&self, layer: Option<usize>) -> String {
+    pub(crate) fn gguf_of(&self, layer: Option<usize>) -> String {
         in_layer(self.gguf, layer)
     }
 
     /// The shape in a model.
-    pub fn shape_of(&self, config: &ModelConfig) -> Vec<usize> {
+    pub(crate) fn shape_of(&self, config: &ModelConfig) -> Vec<usize> {
         self.shape.iter().map(|d| d.of(config)).collect()
     }
 }
@@ -210,7 +210,7 @@ const fn rule(
 
 /// Every tensor a model of any family may have, in the order of the computation.
 #[rustfmt::skip]
-pub static TENSORS: &[TensorRule] = {
+pub(crate) static TENSORS: &[TensorRule] = {
     use Dim::*;
     use When::*;
     &[
@@ -245,7 +245,7 @@ pub static TENSORS: &[TensorRule] = {
 
 /// Every tensor a dense model of this configuration has: `(rule, layer, description)` in the order of the
 /// computation; the layer is `None` for tensors there is one of. The type is `dtype`.
-pub fn tensors_of(
+pub(crate) fn tensors_of(
     config: &ModelConfig,
     dtype: DType,
 ) -> Vec<(&'static TensorRule, Option<usize>, TensorInfo)> {

@@ -2,7 +2,7 @@
 //! engine's that runs.
 
 use sharp_infer::{Model, Options};
-use sharp_model::{DType, ModelSource, import::import};
+use sharp_model::{DType, ModelSource, import};
 use sharp_progress::Silent;
 use sharp_train::{Compute, Llama};
 
