@@ -234,7 +234,7 @@ pub struct Model {
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model")
-            .field("architecture", &self.config().architecture)
+            .field("architecture", &self.config().architecture())
             .field("layers", &self.layers().len())
             .field("head", &self.inner.head.format_name())
             .field("team", &self.inner.team)

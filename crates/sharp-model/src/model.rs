@@ -47,7 +47,7 @@ impl std::fmt::Debug for ModelSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ModelSource")
             .field("path", &self.inner.path)
-            .field("architecture", &self.inner.config.architecture)
+            .field("architecture", &self.inner.config.architecture())
             .field("changes", &self.inner.plan.as_ref().map_or(0, |p| p.changes.len()))
             .finish_non_exhaustive()
     }

@@ -28,7 +28,7 @@ impl Rope {
         if !features.is_empty() {
             return Err(Error::invalid(format!(
                 "training a {} is not supported: it has {}",
-                config.architecture,
+                config.architecture(),
                 features.join(", ")
             )));
         }

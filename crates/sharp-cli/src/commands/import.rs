@@ -37,7 +37,7 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
     sharp_model::import(&args.source, &args.out, args.dtype, &Terminal::stderr())?;
     let model = sharp_model::ModelSource::open(&args.out)?;
     let summary = Summary {
-        architecture: model.config().architecture.clone(),
+        architecture: model.config().architecture().to_owned(),
         num_hidden_layers: model.config().num_hidden_layers,
         parameters: model.config().total_parameters(),
         mlp_parameters: model.mlp_parameters(),

@@ -61,7 +61,7 @@ struct TensorLine {
 impl From<&ModelConfig> for ModelSummary {
     fn from(config: &ModelConfig) -> Self {
         ModelSummary {
-            architecture: config.architecture.clone(),
+            architecture: config.architecture().to_owned(),
             num_hidden_layers: config.num_hidden_layers,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,

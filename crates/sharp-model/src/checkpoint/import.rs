@@ -175,7 +175,7 @@ fn refuse_strangers(config: &ModelConfig, checkpoint: &dyn TensorSource) -> Resu
         let harmless = (config.tie_word_embeddings && info.name == crate::names::LM_HEAD)
             || info.name.ends_with(".rotary_emb.inv_freq");
         if !harmless && !known.contains(&info.name) {
-            let what = format!("tensor `{}`, which a {} has not", info.name, config.architecture);
+            let what = format!("tensor `{}`, which a {} has not", info.name, config.architecture());
             return Err(Error::unsupported(checkpoint.path(), what));
         }
     }

@@ -13,13 +13,13 @@ use self::keys::{Keys, MAX_POSITIONS};
 use self::rope::Rope;
 pub use self::rope::RopeScaling;
 use crate::error::{Error, Result};
-use crate::family::{FAMILIES, Family, LLAMA, Presence};
+use crate::family::{FAMILIES, Family, Presence};
 
 /// The shape of a Llama-like model, checked: every size is at least 1 and small enough to multiply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// `LlamaForCausalLM`: the key into [`FAMILIES`].
-    pub architecture: String,
+    /// The family's table.
+    pub(crate) family: &'static Family,
     /// Width of the residual stream, `d`.
     pub hidden_size: usize,
     /// Width of the MLP's hidden layer, `f`.
@@ -63,7 +63,7 @@ pub struct ModelConfig {
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
     /// All keys of `config.json` as found (without `sharp_config`); written back by [`ModelConfig::to_json`].
-    pub raw: Map<String, Value>,
+    pub(crate) raw: Map<String, Value>,
 }
 
 /// Largest sizes believed; past them a file is damaged or hostile.
@@ -162,7 +162,7 @@ impl ModelConfig {
         let flag = |presence: Presence| presence.resolve(|k| raw.get(k).and_then(Value::as_bool));
 
         let config = Self {
-            architecture: family.architecture.to_owned(),
+            family,
             hidden_size,
             intermediate_size: keys.size("intermediate_size", MAX_WIDTH)?,
             num_hidden_layers,
@@ -192,8 +192,12 @@ impl ModelConfig {
 
     /// The family's table.
     pub fn family(&self) -> &'static Family {
-        // `architecture` is public; a value no family has behaves as Llama's.
-        Family::by_architecture(&self.architecture).unwrap_or(&LLAMA)
+        self.family
+    }
+
+    /// `architectures[0]` of `config.json`: `LlamaForCausalLM`.
+    pub fn architecture(&self) -> &'static str {
+        self.family.architecture
     }
 
     /// Every key of `config.json`: those found when reading, with this configuration's own values over them.

@@ -92,7 +92,7 @@ fn a_configuration_written_is_the_configuration_read() {
         let read = config(case, json!({})).unwrap();
         let text = Value::Object(read.to_json()).to_string();
         let again = ModelConfig::from_json(&text).unwrap();
-        assert_eq!(ModelConfig { raw: read.raw.clone(), ..again }, read, "{case}");
+        assert!(again.same_model(&read), "{case}: {again:?} {read:?}");
     }
 }
 
