@@ -1,6 +1,5 @@
 //! A changed layer in training: where its parameters are, and its effective weights made from them.
 
-use sharp_model::recovery::StoredTensor;
 use sharp_model::{
     LayerChange, LayerRecovery, ModelConfig, PerProjection, Projection, ProjectionRecovery, Recovery,
 };
@@ -69,7 +68,7 @@ impl TrainedLayer {
     /// Sets the parameters to those of a file, which [`Recovery::check`] has found to fit.
     pub(crate) fn set_from_recovery(&self, params: &mut Params, recovery: &LayerRecovery) -> Result<()> {
         for (projection, ids) in self.ids.iter() {
-            let Some(found) = recovery.get(projection) else { continue };
+            let Some(found) = &recovery[projection] else { continue };
             for (piece, &id) in ids.iter() {
                 let values = match piece {
                     Piece::A => Some(&found.a),
@@ -101,7 +100,7 @@ impl TrainedLayer {
                 col_scale: get(ids.col)?,
             };
             if rank > 0 || found.row_scale.is_some() || found.col_scale.is_some() {
-                *all.get_mut(projection) = Some(found);
+                all[projection] = Some(found);
             }
         }
         Ok((all != LayerRecovery::default()).then_some(all))
@@ -113,8 +112,7 @@ impl TrainedLayer {
         all.layers.extend(self.layer_recovery(params)?.map(|found| (self.layer, found)));
         for id in self.ids.values().filter_map(|ids| ids.weight) {
             let spec = params.layout.spec(id);
-            let new = StoredTensor { shape: spec.shape.clone(), values: params.get(id)? };
-            all.replacements.insert(spec.name.clone(), new);
+            all.insert_trained(&spec.name, &spec.shape, params.get(id)?)?;
         }
         Ok(all)
     }

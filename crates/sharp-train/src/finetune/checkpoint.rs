@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sharp_model::recovery::RECOVERY_FILE;
+use sharp_model::RECOVERY_FILE;
 use sharp_model::{DType, HfCheckpoint, Recovery, SafetensorsWriter, TensorInfo, TensorSource, write_atomic};
 use tch::Tensor;
 

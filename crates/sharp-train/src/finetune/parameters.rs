@@ -125,11 +125,11 @@ impl TrainedParameters {
                 layer.set_from_recovery(&mut params, saved)?;
             }
         }
-        for (name, new) in &recovery.replacements {
-            let id = self.layout.find(name).ok_or_else(|| {
+        for (name, (_, values)) in recovery.trained() {
+            let id = self.layout.find(&name).ok_or_else(|| {
                 Error::invalid(format!("`{name}` was trained before; train norms and stored MLPs again"))
             })?;
-            params.set(id, &new.values)?;
+            params.set(id, values)?;
         }
         Ok(params)
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use sharp_model::recovery::RECOVERY_FILE;
+use sharp_model::RECOVERY_FILE;
 use sharp_schema::metrics::{FinetuneLine, HeldOut};
 
 use super::checkpoint;

@@ -20,7 +20,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sharp_model::recovery::StoredTensor;
 use sharp_model::{PerProjection, Projection, Recovery};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use tch::{Kind, Tensor};
@@ -154,8 +153,7 @@ impl Student {
         }
         for &id in &self.replaced {
             let spec = self.params.layout.spec(id);
-            let new = StoredTensor { shape: spec.shape.clone(), values: self.effective.get(id)? };
-            all.replacements.insert(spec.name.clone(), new);
+            all.insert_trained(&spec.name, &spec.shape, self.effective.get(id)?)?;
         }
         Ok(all)
     }
