@@ -1,5 +1,6 @@
-//! What the tests of several packages need. The tests of this one (`end_to_end/`) drive the built programs. Beside them, `golden/` holds
-//! files that other implementations computed, each with the script that made it; the crates' own tests read those.
+//! What the tests of several packages need. The tests of this one (`end_to_end/`) drive the built programs.
+//! Beside them, `golden/` holds files that other implementations computed, each with the script that made it;
+//! the crates' own tests read those.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;

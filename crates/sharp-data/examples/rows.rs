@@ -1,5 +1,5 @@
-//! Prints the rows of tokens that `sharp-train --model MODEL --data DATA --seed SEED --held-out 0.05` trains on, as a JSON list of lists,
-//! so that a program in another language can train on the very same.
+//! Prints the rows of tokens that `sharp-train --model MODEL --data DATA --seed SEED --held-out 0.05` trains
+//! on, as a JSON list of lists, so that a program in another language can train on the very same.
 //!
 //! ```text
 //! cargo run --release -p sharp-data --example rows -- MODEL DATA SEED TOKENS > rows.json

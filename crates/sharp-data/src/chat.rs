@@ -1,8 +1,8 @@
 //! Conversations to text, with the template the model came with.
 //!
-//! The templates are Jinja as Hugging Face transformers runs it: blocks trimmed, Python's string methods, `tojson` that
-//! writes as Python's `json.dumps` does, `raise_exception`, `strftime_now`, loop controls, and `{% generation %}` marks
-//! (which are read over).
+//! The templates are Jinja as Hugging Face transformers runs it: blocks trimmed, Python's string methods,
+//! `tojson` that writes as Python's `json.dumps` does, `raise_exception`, `strftime_now`, loop controls, and
+//! `{% generation %}` marks (which are read over).
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ use crate::json::kind;
 use crate::python_json::{self, Style};
 use crate::strftime;
 
-/// Work a template may do before it is stopped: far more than any real one needs, little enough that a hostile one
-/// ends within seconds.
+/// Work a template may do before it is stopped: far more than any real one needs, little enough that a
+/// hostile one ends within seconds.
 const FUEL: u64 = 10_000_000;
 
 /// One message of a conversation.
@@ -95,8 +95,8 @@ impl Chat {
         Ok(Chat { env, tokens }.with_now(None))
     }
 
-    /// The same template with the clock of `strftime_now` set to `now` (seconds since 1970, UTC); `None` is the
-    /// real time. Training data should set it, so that the same input gives the same bytes.
+    /// The same template with the clock of `strftime_now` set to `now` (seconds since 1970, UTC); `None` is
+    /// the real time. Training data should set it, so that the same input gives the same bytes.
     #[must_use]
     pub fn with_now(mut self, now: Option<i64>) -> Self {
         self.env.add_function(
@@ -109,8 +109,8 @@ impl Chat {
         self
     }
 
-    /// The template in the text of a `tokenizer_config.json`, or `None` if it has none. Of several named templates the
-    /// one named `default` is taken.
+    /// The template in the text of a `tokenizer_config.json`, or `None` if it has none. Of several named
+    /// templates the one named `default` is taken.
     ///
     /// # Errors
     /// If the text is not such a file, or the template does not compile.
@@ -145,8 +145,8 @@ impl Chat {
         tokenizer.chat_template().map(|template| Chat::new(template, tokens)).transpose()
     }
 
-    /// The template of a model's folder: `chat_template.jinja`, else the one in `tokenizer_config.json`; `None` if
-    /// there is neither.
+    /// The template of a model's folder: `chat_template.jinja`, else the one in `tokenizer_config.json`;
+    /// `None` if there is neither.
     ///
     /// # Errors
     /// If a file cannot be read or the template does not compile.
@@ -179,8 +179,8 @@ impl Chat {
         self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, &Map::new())
     }
 
-    /// As [`Chat::render`], for messages as JSON (content in parts, tool calls and so on), with further variables
-    /// for the template (`tools`, `enable_thinking`, ...).
+    /// As [`Chat::render`], for messages as JSON (content in parts, tool calls and so on), with further
+    /// variables for the template (`tools`, `enable_thinking`, ...).
     ///
     /// # Errors
     /// [`Error::Template`] if the template refuses the messages.
@@ -198,8 +198,8 @@ impl Chat {
         self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, more)
     }
 
-    /// The conversation's first `n` messages up to where the next answer begins. Before the first message there
-    /// is nothing: many templates fail on an empty conversation, or open it with a default message.
+    /// The conversation's first `n` messages up to where the next answer begins. Before the first message
+    /// there is nothing: many templates fail on an empty conversation, or open it with a default message.
     fn before(&self, list: &[Value], n: usize) -> Result<String> {
         match list.get(..n) {
             None | Some([]) => Ok(String::new()),
@@ -218,12 +218,12 @@ impl Chat {
         self.env.get_template("chat template").and_then(|t| t.render(context)).map_err(|e| template_error(&e))
     }
 
-    /// A conversation (a JSON list of messages) as a document: what the assistant says is its completions, all else its
-    /// prompts.
+    /// A conversation (a JSON list of messages) as a document: what the assistant says is its completions,
+    /// all else its prompts.
     ///
-    /// Where one message ends and the next begins follows from writing ever longer beginnings of the conversation.
-    /// Some templates write an earlier answer differently once another follows it; with those only the last
-    /// answer is a completion.
+    /// Where one message ends and the next begins follows from writing ever longer beginnings of the
+    /// conversation. Some templates write an earlier answer differently once another follows it; with
+    /// those only the last answer is a completion.
     ///
     /// # Errors
     /// [`Error::Template`] if it is not a list of messages with roles, none is the assistant's, the template
@@ -315,7 +315,8 @@ fn role(message: &Value) -> Option<&str> {
     message.get("role")?.as_str()
 }
 
-/// The tokens a template may name: every `*_token` of the configuration, a string or an object with `content`.
+/// The tokens a template may name: every `*_token` of the configuration, a string or an object with
+/// `content`.
 fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
     config
         .iter()

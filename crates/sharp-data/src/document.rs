@@ -6,8 +6,9 @@ use crate::hash::StableHash;
 
 /// One document: a plain text, a prompt with its completion, or a conversation.
 ///
-/// Of a plain text, `prompt` is empty and `completion` holds it all. Of a conversation, `prompt` is everything before
-/// the assistant's first words, rendered with the chat template, `completion` those words, and `turns` the rest.
+/// Of a plain text, `prompt` is empty and `completion` holds it all. Of a conversation, `prompt` is
+/// everything before the assistant's first words, rendered with the chat template, `completion` those words,
+/// and `turns` the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// What comes first and is not counted in the loss.
@@ -57,8 +58,9 @@ impl Document {
         self.pieces().map(|(text, _)| text).collect()
     }
 
-    /// What two documents must share to be kept on one side of a split: the group where there is one, otherwise
-    /// the text with its white space evened out. Stable across versions of this crate and machines.
+    /// What two documents must share to be kept on one side of a split: the group where there is one,
+    /// otherwise the text with its white space evened out. Stable across versions of this crate and
+    /// machines.
     pub fn split_key(&self) -> u64 {
         if let Some(group) = self.group {
             return group;

@@ -1,5 +1,5 @@
-//! Hashes texts to numbers that never change: the train/held-out split depends on them. The standard library's hasher
-//! does not promise that.
+//! Hashes texts to numbers that never change: the train/held-out split depends on them. The standard
+//! library's hasher does not promise that.
 
 use std::hash::Hasher;
 

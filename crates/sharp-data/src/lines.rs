@@ -8,8 +8,8 @@ use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
 
-/// The longest line that is read, in bytes. A longer one is an error: it is no sensible document, and reading it
-/// would let a small compressed file take all memory.
+/// The longest line that is read, in bytes. A longer one is an error: it is no sensible document, and reading
+/// it would let a small compressed file take all memory.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 
 const BUFFER: usize = 1 << 16;

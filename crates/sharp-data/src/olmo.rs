@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::document::{Document, text_key};
 
-/// Rows from this document number on repeat the choices without their question (for a normalisation that is not
-/// used here).
+/// Rows from this document number on repeat the choices without their question (for a normalisation that is
+/// not used here).
 pub(crate) const FIRST_UNCONDITIONAL: u64 = 1_000_000;
 
 /// One row.
@@ -69,8 +69,8 @@ impl Row {
         Some((before, after, [self.doc_str("option1")?, self.doc_str("option2")?]))
     }
 
-    /// The context without examples before it. The stored context is examples and then the query, except where
-    /// the query is stored without its frame; there it is taken as it stands.
+    /// The context without examples before it. The stored context is examples and then the query, except
+    /// where the query is stored without its frame; there it is taken as it stands.
     pub(crate) fn zero_shot_context(&self) -> Cow<'_, str> {
         if let Some((before, _, options)) = self.cloze()
             && let Some(option) = options.get(self.idx)
@@ -83,8 +83,8 @@ impl Row {
         }
     }
 
-    /// The question with its right answer, zero-shot; questions about one subject, or with one and the same prompt,
-    /// are one group.
+    /// The question with its right answer, zero-shot; questions about one subject, or with one and the same
+    /// prompt, are one group.
     pub(crate) fn completion(&self) -> Result<Document, String> {
         if let Some((before, after, options)) = self.cloze() {
             let option = options
@@ -125,8 +125,8 @@ fn passage_of(query: &str) -> Option<&str> {
     (!passage.is_empty()).then_some(passage)
 }
 
-/// What passages share that a split keeps together: the title where one begins `Title -- `, as BoolQ's do, since passages of one article
-/// overlap; else the passage itself.
+/// What passages share that a split keeps together: the title where one begins `Title -- `, as BoolQ's do,
+/// since passages of one article overlap; else the passage itself.
 pub(crate) fn subject(passage: &str) -> &str {
     let first = passage.lines().next().unwrap_or_default();
     match first.split_once(" -- ") {

@@ -9,8 +9,8 @@ use crate::document::Document;
 use crate::hash::StableHash;
 use crate::task::Question;
 
-/// Words in a row that two texts must share to count as overlapping, as in the GPT-3 paper (Brown et al., 2020,
-/// appendix C).
+/// Words in a row that two texts must share to count as overlapping, as in the GPT-3 paper (Brown et al.,
+/// 2020, appendix C).
 pub const NGRAM_WORDS: usize = 13;
 
 /// Questions with fewer words than this are not looked for: so short a text can occur anywhere.

@@ -31,9 +31,9 @@ impl<F: Fn(&str) -> Vec<u32>> Encode for F {
 
 /// The tokens of a context and of what continues it, so that together they are the tokens of the whole text.
 ///
-/// As lm-evaluation-harness does: spaces at the context's end go to the continuation, the whole is tokenised, and the
-/// continuation is what lies beyond as many tokens as the context has alone. Where a token reaches across the seam,
-/// it belongs to the continuation's side.
+/// As lm-evaluation-harness does: spaces at the context's end go to the continuation, the whole is tokenised,
+/// and the continuation is what lies beyond as many tokens as the context has alone. Where a token reaches
+/// across the seam, it belongs to the continuation's side.
 ///
 /// # Errors
 /// [`Error::Tokenizer`] if the tokenizer refuses the text.
@@ -65,7 +65,8 @@ pub struct PackOptions {
     pub seq_len: usize,
     /// Put before each document, unless it is there already.
     pub bos: Option<u32>,
-    /// Put after each document (except conversations, which end as their template says), unless it is there already.
+    /// Put after each document (except conversations, which end as their template says), unless it is there
+    /// already.
     pub eos: Option<u32>,
     /// Stop when the rows hold this many tokens; `None` takes everything.
     pub budget: Option<usize>,
@@ -117,8 +118,8 @@ pub struct TokenBlocks {
     pub seq_len: usize,
     /// The tokens, (rows, seq_len), row after row.
     pub tokens: Vec<u32>,
-    /// For each token whether it is counted when it is what should be predicted, (rows, seq_len). The first token of
-    /// a row is predicted by nothing in that row, whatever the mask says.
+    /// For each token whether it is counted when it is what should be predicted, (rows, seq_len). The first
+    /// token of a row is predicted by nothing in that row, whatever the mask says.
     pub mask: Vec<bool>,
 }
 
@@ -160,8 +161,8 @@ impl TokenBlocks {
 
 /// The tokens of one document with their mask, begin and end tokens included.
 ///
-/// Texts are tokenised piece by piece at the seams that [`encode_pair`] finds. Counted are the completions and the end
-/// token after one, so that the model learns to stop; the begin token is not.
+/// Texts are tokenised piece by piece at the seams that [`encode_pair`] finds. Counted are the completions
+/// and the end token after one, so that the model learns to stop; the begin token is not.
 ///
 /// # Errors
 /// [`Error::Tokenizer`] if the tokenizer refuses the text.
@@ -202,12 +203,12 @@ pub fn encode_document(
     Ok((tokens, mask))
 }
 
-/// Documents end to end, cut into rows of `seq_len` tokens. A document may begin in one row and end in the next;
-/// rows are not separated from each other within by attention masks, as is usual in pretraining.
+/// Documents end to end, cut into rows of `seq_len` tokens. A document may begin in one row and end in the
+/// next; rows are not separated from each other within by attention masks, as is usual in pretraining.
 ///
 /// # Errors
-/// [`Error::Argument`] if a row would be shorter than 2 tokens, or the documents do not fill one row (and the last is not to
-/// be padded); [`Error::Tokenizer`] if the tokenizer refuses a text.
+/// [`Error::Argument`] if a row would be shorter than 2 tokens, or the documents do not fill one row (and the
+/// last is not to be padded); [`Error::Tokenizer`] if the tokenizer refuses a text.
 pub fn pack(docs: &[Document], tokenizer: &dyn Encode, options: &PackOptions) -> Result<TokenBlocks> {
     let n = options.seq_len;
     if n < 2 {

@@ -1,10 +1,11 @@
 //! Files to documents.
 //!
-//! - `.txt`, `.md` and anything that is not named otherwise: a document is a paragraph, that is the lines between
-//!   blank lines.
-//! - `.tokens` (WikiText's way): a document is an article, which begins at a line ` = Title = ` with one `=` each side.
-//! - `.jsonl`, `.json`, `.ndjson`: one JSON object a line, with `messages`, `prompt` and `completion`, or `text`; or
-//!   evaluation requests (`request`, `doc`, `doc_id`).
+//! - `.txt`, `.md` and anything that is not named otherwise: a document is a paragraph, that is the lines
+//!   between blank lines.
+//! - `.tokens` (WikiText's way): a document is an article, which begins at a line ` = Title = ` with one `=`
+//!   each side.
+//! - `.jsonl`, `.json`, `.ndjson`: one JSON object a line, with `messages`, `prompt` and `completion`, or
+//!   `text`; or evaluation requests (`request`, `doc`, `doc_id`).
 //! - `.parquet` and whatever begins as such a file does: its columns are what the fields of a JSON line are.
 //!
 //! Any but the last may be gzipped, with `.gz` after its name. Text is taken as it is, line ends become `\n`.
@@ -245,8 +246,8 @@ impl<'a> Documents<'a> {
             }
             View::Passage => {
                 let passage = row.passage().ok_or("the query has no passage before a \"\\nQuestion:\"")?;
-                // Passages and document numbers share the set: a clash of a hash with a small number is as good as
-                // impossible, and would only lose one document.
+                // Passages and document numbers share the set: a clash of a hash with a small number is as
+                // good as impossible, and would only lose one document.
                 Ok(self.seen.insert(text_key([passage].into_iter())).then(|| passage_document(passage)))
             }
             View::Messages => Err("an evaluation request holds no messages".into()),
@@ -349,16 +350,16 @@ impl Iterator for Documents<'_> {
 /// All documents of a file, in its order. Conversations need the model's chat template.
 ///
 /// # Errors
-/// If the file cannot be read, holds no documents, or one of its lines is malformed (with its number and what was
-/// wrong).
+/// If the file cannot be read, holds no documents, or one of its lines is malformed (with its number and what
+/// was wrong).
 pub fn read(spec: &DataSpec, chat: Option<&Chat>) -> Result<Vec<Document>> {
     let docs: Vec<Document> = Documents::open(spec, chat)?.collect::<Result<_>>()?;
     tracing::debug!(data = %spec, documents = docs.len(), "read");
     Ok(docs)
 }
 
-/// One long text to measure perplexity on: a text file as it stands (line ends become `\n`), of other files the
-/// documents with a blank line between them.
+/// One long text to measure perplexity on: a text file as it stands (line ends become `\n`), of other files
+/// the documents with a blank line between them.
 ///
 /// # Errors
 /// As [`read`].

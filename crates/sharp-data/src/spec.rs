@@ -62,9 +62,9 @@ impl fmt::Display for View {
 
 /// A file of data and how to look at it.
 ///
-/// As a string: `path`, `path#view` or `path#view:limit` (`train.jsonl.gz#passage:5000`). The part after the last
-/// `#` is a view unless it holds a `.` or a path separator. In TOML or JSON it may also be a table with the keys
-/// `path`, `view` and `limit`.
+/// As a string: `path`, `path#view` or `path#view:limit` (`train.jsonl.gz#passage:5000`). The part after the
+/// last `#` is a view unless it holds a `.` or a path separator. In TOML or JSON it may also be a table with
+/// the keys `path`, `view` and `limit`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DataSpec {
     /// The file.

@@ -18,10 +18,11 @@ pub struct Split {
 /// Divides documents into training and held-out ones, without overlap: duplicates (up to white space) and
 /// documents of one group always land on one side.
 ///
-/// `held_out` is the fraction of distinct documents (or groups) to hold out, from 0 to 1, each drawn by itself: a document's side follows from
-/// its text (or group) and the seed alone, not from what else there is, so what is held out of one corpus is held out of a mixture with it too.
-/// Only where nothing, or everything, would be held out with a fraction strictly between and two or more documents, one changes sides. With
-/// fewer than two distinct documents nothing can be held out, and all are for training.
+/// `held_out` is the fraction of distinct documents (or groups) to hold out, from 0 to 1, each drawn by
+/// itself: a document's side follows from its text (or group) and the seed alone, not from what else there
+/// is, so what is held out of one corpus is held out of a mixture with it too. Only where nothing, or
+/// everything, would be held out with a fraction strictly between and two or more documents, one changes
+/// sides. With fewer than two distinct documents nothing can be held out, and all are for training.
 ///
 /// # Errors
 /// [`Error::Argument`] if the fraction is not within 0 and 1.

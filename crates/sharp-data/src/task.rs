@@ -22,7 +22,8 @@ pub struct Task {
 pub struct Question {
     /// Its number in the file.
     pub id: u64,
-    /// Its answers; at least one. In most tasks they share the context; in WinoGrande they share the continuation.
+    /// Its answers; at least one. In most tasks they share the context; in WinoGrande they share the
+    /// continuation.
     pub choices: Vec<Choice>,
     /// Which of them is right.
     pub gold: usize,
@@ -38,8 +39,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The answer's length for `acc_norm`, as lm-evaluation-harness has it: characters, without the space that separates it
-    /// from the context. At least 1.
+    /// The answer's length for `acc_norm`, as lm-evaluation-harness has it: characters, without the space
+    /// that separates it from the context. At least 1.
     pub fn chars(&self) -> usize {
         self.answer().chars().count().max(1)
     }
@@ -70,8 +71,8 @@ impl Task {
     /// Reads the questions of a `requests.jsonl` or `requests.jsonl.gz`, the first `limit` of them.
     ///
     /// # Errors
-    /// If the file cannot be read, a line is malformed or lacks a field, a question's rows disagree about the right
-    /// answer or are not numbered 0, 1, 2, ..., or there are no questions.
+    /// If the file cannot be read, a line is malformed or lacks a field, a question's rows disagree about the
+    /// right answer or are not numbered 0, 1, 2, ..., or there are no questions.
     pub fn load(path: &Path, name: &str, limit: Option<usize>) -> Result<Task> {
         Task::load_with(path, name, limit, Shots::AsStored)
     }

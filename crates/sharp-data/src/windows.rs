@@ -9,15 +9,15 @@ use crate::error::{Error, Result};
 pub struct Window {
     /// The tokens of the window, as positions in the text.
     pub tokens: Range<usize>,
-    /// The tokens that are scored as predictions in this window, as positions in the text. Token `t` is predicted
-    /// from the output at `t - 1`, which lies in the window too.
+    /// The tokens that are scored as predictions in this window, as positions in the text. Token `t` is
+    /// predicted from the output at `t - 1`, which lies in the window too.
     pub scored: Range<usize>,
 }
 
-/// Windows of at most `len` tokens over a text of `total`, each `stride` further on, as in Hugging Face's guide to
-/// perplexity: a token is scored once, in the first window that can predict it, with at least `len - stride` tokens
-/// of context after the first window. With `stride == len` the windows do not overlap, and the first token of each is not
-/// scored.
+/// Windows of at most `len` tokens over a text of `total`, each `stride` further on, as in Hugging Face's
+/// guide to perplexity: a token is scored once, in the first window that can predict it, with at least `len -
+/// stride` tokens of context after the first window. With `stride == len` the windows do not overlap, and the
+/// first token of each is not scored.
 ///
 /// # Errors
 /// [`Error::Argument`] unless `2 <= len` and `1 <= stride <= len`.

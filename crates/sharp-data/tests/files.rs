@@ -88,7 +88,8 @@ fn rows_of_json() {
     assert_eq!(texts(&path, View::Passage), ["p", "q"]);
 }
 
-/// Passages of one article overlap, so that a split may not part them; nor a question from its passage's article.
+/// Passages of one article overlap, so that a split may not part them; nor a question from its passage's
+/// article.
 #[test]
 fn passages_of_one_article_are_one_group() {
     let dir = Dir::new();

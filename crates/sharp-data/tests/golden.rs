@@ -1,4 +1,5 @@
-//! Against transformers' chat templates, Hugging Face's tokenizers and plain Python: `tests/golden/data/gen.py`.
+//! Against transformers' chat templates, Hugging Face's tokenizers and plain Python:
+//! `tests/golden/data/gen.py`.
 
 use std::path::{Path, PathBuf};
 

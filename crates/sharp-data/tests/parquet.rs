@@ -126,7 +126,8 @@ fn a_giant_page_is_refused_before_it_fills_the_memory() {
 
 #[test]
 fn columns_nested_deeper_than_a_stack_are_refused() {
-    // The footer by hand, in Thrift's compact protocol: a root, groups that hold one group each, a column of bytes.
+    // The footer by hand, in Thrift's compact protocol: a root, groups that hold one group each, a column of
+    // bytes.
     let number = |mut n: u64| {
         let mut bytes = Vec::new();
         while n >= 0x80 {

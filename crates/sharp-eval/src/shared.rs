@@ -6,11 +6,12 @@ use sharp_infer::{LayerView, Model, Observer, Segment};
 
 use crate::error::{Error, Result};
 
-/// Models that are run over the same tokens. Layers that a later model shares with the first one, from the embedding on, are
-/// run once for both.
+/// Models that are run over the same tokens. Layers that a later model shares with the first one, from the
+/// embedding on, are run once for both.
 pub(crate) struct Group<'a> {
     models: &'a [&'a Model],
-    /// For each model the layer at which it takes over from the first; `None`: it starts from its own embedding.
+    /// For each model the layer at which it takes over from the first; `None`: it starts from its own
+    /// embedding.
     from: Vec<Option<usize>>,
 }
 

@@ -1,8 +1,9 @@
 //! Multiple-choice questions.
 //!
-//! An answer's score is the log likelihood of its continuation after its context. All the answers to a question, and as many
-//! questions as fit a batch, go through the model in one pass: what the answers begin with in common is a segment of its own,
-//! run once, and each answer continues it. Models that share their first layers with the first one share that work too.
+//! An answer's score is the log likelihood of its continuation after its context. All the answers to a
+//! question, and as many questions as fit a batch, go through the model in one pass: what the answers begin
+//! with in common is a segment of its own, run once, and each answer continues it. Models that share their
+//! first layers with the first one share that work too.
 
 use sharp_data::{Question, Task, encode_pair};
 use sharp_infer::{Model, Segment};
@@ -43,7 +44,8 @@ fn answers(question: &Question, tokenizer: &Tokenizer, begin: &[u32], longest: u
         let mut whole = begin.to_vec();
         whole.extend(&context);
         if whole.is_empty() {
-            // Nothing to predict the first token from: as lm-evaluation-harness, an end token stands before it.
+            // Nothing to predict the first token from: as lm-evaluation-harness, an end token stands before
+            // it.
             let token = tokenizer.bos_id().or_else(|| tokenizer.eos_ids().first().copied());
             whole.push(token.ok_or_else(|| {
                 Error::argument(format!(
@@ -95,8 +97,8 @@ fn lay(answers: &[Answer]) -> Laid {
 /// Every model's accuracy on a task. The models must share the tokenizer.
 ///
 /// # Errors
-/// [`Error::Argument`] if there are no models; [`Error::Vocabulary`] if they do not share one; [`Error::NotFinite`];
-/// [`Error::Data`], [`Error::Infer`].
+/// [`Error::Argument`] if there are no models; [`Error::Vocabulary`] if they do not share one;
+/// [`Error::NotFinite`]; [`Error::Data`], [`Error::Infer`].
 pub fn score_task(
     models: &[&Model],
     tokenizer: &Tokenizer,

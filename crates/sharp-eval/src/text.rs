@@ -42,9 +42,11 @@ pub struct TextScore {
     pub perplexity: f64,
     /// Mean of the model's loss less the first model's, in nats; 0 for the first.
     pub delta_loss: f64,
-    /// Standard error of that mean. The difference is taken token by token, so it is far smaller than that of the losses.
+    /// Standard error of that mean. The difference is taken token by token, so it is far smaller than that
+    /// of the losses.
     pub delta_stderr: f64,
-    /// Mean Kullback-Leibler divergence from the first model's next-token distribution to this one's, in nats; 0 for the first.
+    /// Mean Kullback-Leibler divergence from the first model's next-token distribution to this one's, in
+    /// nats; 0 for the first.
     pub kl: f64,
     /// Standard error of that mean.
     pub kl_stderr: f64,
@@ -94,12 +96,12 @@ pub fn perplexity(model: &Model, tokens: &[u32], cut: Windows, progress: &dyn Pr
         .ok_or_else(|| Error::argument("there is no model to evaluate"))
 }
 
-/// Every model's perplexity on a text, and its distance from the first one, in one pass over the text: layers shared with
-/// the first model are run once a window, and its distribution is worked out once a token.
+/// Every model's perplexity on a text, and its distance from the first one, in one pass over the text: layers
+/// shared with the first model are run once a window, and its distribution is worked out once a token.
 ///
 /// # Errors
-/// [`Error::Argument`] if there are no models, the windows make no sense, or the text has fewer than 2 tokens;
-/// [`Error::Vocabulary`] if the models do not share one; [`Error::NotFinite`]; [`Error::Infer`].
+/// [`Error::Argument`] if there are no models, the windows make no sense, or the text has fewer than 2
+/// tokens; [`Error::Vocabulary`] if the models do not share one; [`Error::NotFinite`]; [`Error::Infer`].
 pub fn compare(
     models: &[&Model],
     tokens: &[u32],
@@ -221,8 +223,8 @@ fn not_finite(model: usize, position: usize) -> Error {
     Error::NotFinite { model, what: format!("token {position}") }
 }
 
-/// `sum p (ln p - ln q)` in nats; never below 0. The sum is over p times the difference of the logits, to which the normalisers
-/// are added after.
+/// `sum p (ln p - ln q)` in nats; never below 0. The sum is over p times the difference of the logits, to
+/// which the normalisers are added after.
 fn divergence(said: &Said<'_>, row: &[f32], lse: f64) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0f64; LANES];
@@ -256,8 +258,8 @@ fn best(x: &[f32]) -> usize {
     at
 }
 
-/// A text's tokens, the first `limit` of them, with the begin token if the tokenizer puts one. Of a long text only as much is
-/// tokenised as is needed.
+/// A text's tokens, the first `limit` of them, with the begin token if the tokenizer puts one. Of a long text
+/// only as much is tokenised as is needed.
 ///
 /// # Errors
 /// [`Error::Data`] and [`Error::Model`] if the tokenizer refuses the text.

@@ -35,7 +35,8 @@ pub fn total_memory() -> Option<u64> {
     system::total_memory()
 }
 
-/// Returns the bytes of memory and swap that this process may use at most: the machine's, or its control group's.
+/// Returns the bytes of memory and swap that this process may use at most: the machine's, or its control
+/// group's.
 pub fn memory_limit() -> Option<u64> {
     system::memory_limit()
 }
@@ -50,7 +51,8 @@ pub fn peak_memory() -> Option<u64> {
     system::peak_memory(None)
 }
 
-/// Returns the largest resident memory that another process has had so far, in bytes; `None` once it has ended.
+/// Returns the largest resident memory that another process has had so far, in bytes; `None` once it has
+/// ended.
 pub fn peak_memory_of(process: u32) -> Option<u64> {
     system::peak_memory(Some(process))
 }

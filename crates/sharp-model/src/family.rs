@@ -176,8 +176,8 @@ pub struct Family {
     /// RoPE base of the layers with windows (`rope_local_base_freq`), in the families where they have one of
     /// their own.
     pub default_local_rope_theta: Option<f64>,
-    /// Every `n`-th layer skips RoPE (`no_rope_layer_interval`) where `no_rope_layers` does not list them; `None`: no
-    /// layer does.
+    /// Every `n`-th layer skips RoPE (`no_rope_layer_interval`) where `no_rope_layers` does not list them;
+    /// `None`: no layer does.
     pub unrotated_every: Option<usize>,
     /// Which layers see a window.
     pub windows: Windows,

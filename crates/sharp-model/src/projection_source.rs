@@ -30,8 +30,8 @@ pub struct ProjectionSource<T = TensorRef> {
     pub out_features: usize,
     /// Columns of the effective weight.
     pub in_features: usize,
-    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank alone
-    /// and for dropped layers.
+    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank
+    /// alone and for dropped layers.
     pub base: Option<T>,
     /// Low-rank factors.
     pub lora: Option<LoraSource<T>>,

@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Where work reports how far it is. Given to every long-running function of the workspace.
 pub trait Progress: Send + Sync {
-    /// Begins a task of `total` steps of `unit` ("tokens", "layers"; "bytes" is shown in KiB, MiB, GiB). A total of 0
-    /// means it is not known. The task ends when the value is dropped.
+    /// Begins a task of `total` steps of `unit` ("tokens", "layers"; "bytes" is shown in KiB, MiB, GiB). A
+    /// total of 0 means it is not known. The task ends when the value is dropped.
     fn task(&self, name: &str, total: u64, unit: &str) -> Box<dyn Task>;
 }
 
@@ -39,7 +39,8 @@ impl Task for Silent {
     fn note(&self, _text: &str) {}
 }
 
-/// Reports to a person: a bar with the remaining time on a terminal, plain lines at most every five seconds in a log.
+/// Reports to a person: a bar with the remaining time on a terminal, plain lines at most every five seconds
+/// in a log.
 pub struct Terminal {
     output: Output,
 }

@@ -113,8 +113,8 @@ struct Work<'a> {
     weights: [Lane; BLOCK],
     /// The same with the errors of earlier blocks fed back.
     target: [Lane; BLOCK],
-    /// `M` of the block: for each column the rows up to the block's end, of which the last 32 are the block's
-    /// own.
+    /// `M` of the block: for each column the rows up to the block's end, of which the last 32 are the
+    /// block's own.
     m: &'a [f32],
     importance: &'a [f32],
 }

@@ -1,7 +1,7 @@
 //! The inference thread: continuous batching.
 //!
-//! One round takes in a piece of the prompts that wait for their first token and then decodes one token of every sequence that has
-//! begun, in one pass over the weights. Sequences come and go between rounds.
+//! One round takes in a piece of the prompts that wait for their first token and then decodes one token of
+//! every sequence that has begun, in one pass over the weights. Sequences come and go between rounds.
 
 use std::sync::Arc;
 use std::time::Instant;

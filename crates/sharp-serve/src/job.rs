@@ -24,7 +24,8 @@ pub(crate) struct Job {
     pub(crate) score_prompt: bool,
     pub(crate) arrived: Instant,
     pub(crate) deadline: Instant,
-    /// Unbounded, so that a client that reads slowly never holds up the others; what it can hold is bounded by `max_tokens`.
+    /// Unbounded, so that a client that reads slowly never holds up the others; what it can hold is bounded
+    /// by `max_tokens`.
     pub(crate) events: UnboundedSender<(usize, Event)>,
 }
 

@@ -14,8 +14,8 @@ pub struct ServeOptions {
     pub context: usize,
     /// Sequences decoded together.
     pub max_batch: usize,
-    /// Sequences kept after they ended, beside those that run, so that a prompt that begins like one of them is not
-    /// computed again.
+    /// Sequences kept after they ended, beside those that run, so that a prompt that begins like one of them
+    /// is not computed again.
     pub cached_sessions: usize,
     /// Sequences that may wait; more are refused with status 429.
     pub queue: usize,
@@ -27,7 +27,8 @@ pub struct ServeOptions {
     pub drain: Duration,
     /// Largest body of a request in bytes.
     pub body_limit: usize,
-    /// If set, requests must carry it as `Authorization: Bearer KEY`; only the chat page and `/health` are open.
+    /// If set, requests must carry it as `Authorization: Bearer KEY`; only the chat page and `/health` are
+    /// open.
     pub api_key: Option<String>,
 }
 

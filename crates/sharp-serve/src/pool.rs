@@ -21,8 +21,8 @@ impl Pool {
         Self { model: model.clone(), context, idle: Vec::new(), made: 0, most }
     }
 
-    /// A session that holds a beginning of `prompt`, never all of it: the last token has to be run for its logits.
-    /// With `fresh` it is empty.
+    /// A session that holds a beginning of `prompt`, never all of it: the last token has to be run for its
+    /// logits. With `fresh` it is empty.
     pub(crate) fn take(&mut self, prompt: &[u32], fresh: bool) -> Result<Session> {
         let common = |session: &Session| {
             let room = prompt.len().saturating_sub(1);

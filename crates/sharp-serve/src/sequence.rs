@@ -124,8 +124,8 @@ impl<'t> Sequence<'t> {
         Ok(piece.len())
     }
 
-    /// Chooses the next token from the session's logits, tells the client, and says whether the sequence is at its
-    /// end.
+    /// Chooses the next token from the session's logits, tells the client, and says whether the sequence is
+    /// at its end.
     pub(crate) fn step(&mut self, scratch: &mut Vec<f32>) -> Result<bool> {
         if self.job.max_tokens == 0 {
             return self.end(Finish::Length);

@@ -34,8 +34,9 @@ impl Server {
     /// Starts the inference thread.
     ///
     /// # Errors
-    /// [`Error::Option`] for options that cannot be; [`Error::Infer`], [`Error::Model`] and [`Error::Data`] for a model, tokenizer or
-    /// chat template that cannot be served; [`Error::Io`] if the system gives no thread.
+    /// [`Error::Option`] for options that cannot be; [`Error::Infer`], [`Error::Model`] and [`Error::Data`]
+    /// for a model, tokenizer or chat template that cannot be served; [`Error::Io`] if the system gives
+    /// no thread.
     pub fn new(model: Model, tokenizer: Tokenizer, options: ServeOptions) -> Result<Self> {
         let options = options.resolve(model.config().max_position_embeddings)?;
         let tokenizer = Arc::new(tokenizer);
@@ -58,8 +59,8 @@ impl Server {
         self.router.clone()
     }
 
-    /// Answers on `listener` until `stop` is done, then takes no more requests and lets those that are running end, as
-    /// long as [`ServeOptions::drain`] says.
+    /// Answers on `listener` until `stop` is done, then takes no more requests and lets those that are
+    /// running end, as long as [`ServeOptions::drain`] says.
     ///
     /// # Errors
     /// [`Error::Io`] if the socket cannot be used.
@@ -93,7 +94,8 @@ impl Server {
         Ok(())
     }
 
-    /// [`Server::serve`] for programs without an asynchronous runtime: until SIGINT or SIGTERM, a second of which ends at once.
+    /// [`Server::serve`] for programs without an asynchronous runtime: until SIGINT or SIGTERM, a second of
+    /// which ends at once.
     ///
     /// # Errors
     /// [`Error::Io`] if the socket cannot be used or the system gives no threads.

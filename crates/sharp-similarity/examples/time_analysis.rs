@@ -1,5 +1,6 @@
 //! Times an analysis of a model folder on text drawn from its own vocabulary order:
-//! `cargo run --release -p sharp-similarity --example time_analysis -- MODEL TEXT [TOKENS] [WINDOW] [DELTA_TOKENS]`
+//! `cargo run --release -p sharp-similarity --example time_analysis -- MODEL TEXT [TOKENS] [WINDOW]
+//! [DELTA_TOKENS]`
 
 use std::error::Error;
 use std::time::Instant;

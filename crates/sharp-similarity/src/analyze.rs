@@ -1,5 +1,5 @@
-//! The streaming pass: every sequence goes through the model once, and every layer's MLP input also goes through the
-//! neighbours' MLPs.
+//! The streaming pass: every sequence goes through the model once, and every layer's MLP input also goes
+//! through the neighbours' MLPs.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,8 +17,9 @@ use crate::{Error, Result, delta};
 /// Memory grows with one sequence and one layer (times the window), not with the number of tokens.
 ///
 /// # Errors
-/// [`Error::InvalidOption`] for a window of 0, [`Error::NoText`] where no sequence has two tokens, [`Error::NotFinite`]
-/// where a layer's activations are not finite, and whatever the forward pass refuses (tokens outside the vocabulary).
+/// [`Error::InvalidOption`] for a window of 0, [`Error::NoText`] where no sequence has two tokens,
+/// [`Error::NotFinite`] where a layer's activations are not finite, and whatever the forward pass refuses
+/// (tokens outside the vocabulary).
 pub fn analyze(
     model: &Model,
     sequences: &[Vec<u32>],
@@ -242,8 +243,8 @@ fn neighbours(layer: usize, window: usize, layers: usize) -> impl Iterator<Item 
     (layer.saturating_sub(window)..=(layer + window).min(layers - 1)).filter(move |&r| r != layer)
 }
 
-/// Fills in the weights' distances. Layers whose weights are not simply stored (recovery parameters, scales, dropped ones)
-/// have none.
+/// Fills in the weights' distances. Layers whose weights are not simply stored (recovery parameters, scales,
+/// dropped ones) have none.
 fn weight_distances(model: &Model, report: &mut Report, progress: &dyn Progress) -> Result<()> {
     let layers = model.layers();
     let task = progress.task("comparing weights", layers.len() as u64, "layers");

@@ -1,9 +1,9 @@
 //! Linear CKA, streamed.
 //!
-//! Centred kernel alignment of two sets of features of the same tokens (Kornblith et al. 2019), estimated without
-//! bias from minibatches (Nguyen, Raghu, Kornblith 2021): HSIC_1 of the tokens' Gram matrices, summed over
-//! minibatches in numerator and denominator. Memory is one minibatch's Gram matrix per layer of the window, whatever
-//! the hidden size and the number of tokens.
+//! Centred kernel alignment of two sets of features of the same tokens (Kornblith et al. 2019), estimated
+//! without bias from minibatches (Nguyen, Raghu, Kornblith 2021): HSIC_1 of the tokens' Gram matrices, summed
+//! over minibatches in numerator and denominator. Memory is one minibatch's Gram matrix per layer of the
+//! window, whatever the hidden size and the number of tokens.
 
 use sharp_infer::Team;
 use sharp_quant::float;

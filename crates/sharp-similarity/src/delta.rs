@@ -1,7 +1,7 @@
 //! Delta NLL: the model's own loss when one layer runs with another's MLP, against its loss as it is.
 //!
-//! Everything below the target is the same in both runs, so a sequence is run once with the residual stream kept before
-//! every layer, and each replacement goes on from its target.
+//! Everything below the target is the same in both runs, so a sequence is run once with the residual stream
+//! kept before every layer, and each replacement goes on from its target.
 
 use std::collections::BTreeMap;
 

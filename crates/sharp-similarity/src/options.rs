@@ -11,13 +11,14 @@ pub struct Options {
     pub cka: bool,
     /// Measure the distance of the weights.
     pub weights: bool,
-    /// Measure delta NLL on about so many tokens (the first sequences); 0: do not. Costs half a forward pass over them for
-    /// every directed pair, which is most of the time where it is asked for.
+    /// Measure delta NLL on about so many tokens (the first sequences); 0: do not. Costs half a forward pass
+    /// over them for every directed pair, which is most of the time where it is asked for.
     pub delta_nll_tokens: usize,
     /// With delta NLL, also measure the loss with each MLP left out.
     pub removal: bool,
-    /// Measure delta NLL in rounds: all replacements on the first quarter of the tokens, the better half of them on the
-    /// second, the better half of those on the rest. Half the work, spent where the decisions lie.
+    /// Measure delta NLL in rounds: all replacements on the first quarter of the tokens, the better half of
+    /// them on the second, the better half of those on the rest. Half the work, spent where the
+    /// decisions lie.
     pub screen: bool,
 }
 

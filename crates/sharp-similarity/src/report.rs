@@ -12,15 +12,15 @@ pub const REPORT_VERSION: u32 = 1;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Metric {
-    /// `||MLP_r(x_t) - MLP_t(x_t)|| / ||MLP_t(x_t)||` over all tokens, `x_t` the target's MLP input: the square root of
-    /// what single-layer warm-up starts from.
+    /// `||MLP_r(x_t) - MLP_t(x_t)|| / ||MLP_t(x_t)||` over all tokens, `x_t` the target's MLP input: the
+    /// square root of what single-layer warm-up starts from.
     RelativeError,
     /// The median over tokens of the same ratio token by token: not ruled by a few massive activations.
     TokenError,
     /// The relative error after the best scale of every output channel; at most 1, which is the MLP left out.
     ScaledError,
-    /// Mean over tokens of `||MLP_r(x_t) - MLP_t(x_t)||` relative to the residual stream after the layer: the relative
-    /// error weighted by the layer's share of the stream.
+    /// Mean over tokens of `||MLP_r(x_t) - MLP_t(x_t)||` relative to the residual stream after the layer: the
+    /// relative error weighted by the layer's share of the stream.
     ResidualError,
     /// Mean over tokens of the cosine of `MLP_r(x_t)` and `MLP_t(x_t)`.
     Cosine,
@@ -32,8 +32,8 @@ pub enum Metric {
     WeightDistance,
     /// The model's mean loss with the target running the reference's MLP, less its own, in nats per token.
     DeltaNll,
-    /// An estimate of what recovery leaves: the lesser of delta NLL and the loss with the MLP left out times the
-    /// squared error that is left after the best scale of every output channel. Never negative.
+    /// An estimate of what recovery leaves: the lesser of delta NLL and the loss with the MLP left out times
+    /// the squared error that is left after the best scale of every output channel. Never negative.
     PredictedNll,
 }
 
@@ -211,8 +211,8 @@ pub struct LayerReport {
     pub mlp_share: f64,
     /// Root mean square of the MLP's output values.
     pub mlp_output_rms: f64,
-    /// The model's mean loss with this MLP left out, less its own, in nats per token; none where not asked for, or
-    /// where the loss was not finite.
+    /// The model's mean loss with this MLP left out, less its own, in nats per token; none where not asked
+    /// for, or where the loss was not finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removal_nll: Option<f64>,
 }
@@ -263,7 +263,8 @@ pub struct Costs {
     pub metric: Metric,
     /// All pairs for which the metric was measured.
     pub pairs: Vec<PairCost>,
-    /// Per layer, the cost of its MLP falling away, `(num_layers)`, in the metric's unit; empty where not measured.
+    /// Per layer, the cost of its MLP falling away, `(num_layers)`, in the metric's unit; empty where not
+    /// measured.
     pub importance: Vec<f64>,
 }
 
@@ -271,7 +272,8 @@ impl Report {
     /// Reads a report.
     ///
     /// # Errors
-    /// [`Error::Json`] for anything that is no report, [`Error::Report`] where its numbers contradict each other.
+    /// [`Error::Json`] for anything that is no report, [`Error::Report`] where its numbers contradict each
+    /// other.
     pub fn from_json(text: &str) -> Result<Self> {
         let report: Self = serde_json::from_str(text)?;
         report.check()?;
@@ -309,8 +311,8 @@ impl Report {
             .collect()
     }
 
-    /// The metric to decide by where nobody chose one: the predicted NLL or else delta NLL if they were measured, else the
-    /// error in the residual stream.
+    /// The metric to decide by where nobody chose one: the predicted NLL or else delta NLL if they were
+    /// measured, else the error in the residual stream.
     pub fn default_metric(&self) -> Metric {
         [Metric::PredictedNll, Metric::DeltaNll]
             .into_iter()
@@ -346,7 +348,8 @@ impl Report {
         Ok(Costs { metric, pairs, importance: importance.unwrap_or_default() })
     }
 
-    /// Rounds every measure to what float32 activations can say, so that the file reads back as it was written.
+    /// Rounds every measure to what float32 activations can say, so that the file reads back as it was
+    /// written.
     pub(crate) fn round(&mut self) {
         let optional = |v: &mut Option<f64>| *v = v.map(rounded);
         optional(&mut self.nll);

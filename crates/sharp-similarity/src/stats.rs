@@ -1,5 +1,5 @@
-//! Running sums over tokens, from which the pairwise and per-layer measures follow. Nothing here grows with the
-//! number of tokens.
+//! Running sums over tokens, from which the pairwise and per-layer measures follow. Nothing here grows with
+//! the number of tokens.
 
 /// `(a . b, a . a, b . b)` of two rows, summed in blocks of 16 lanes so that the compiler can vectorise it.
 pub(crate) fn dots(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
@@ -92,8 +92,8 @@ impl LogHistogram {
     }
 }
 
-/// Sums over tokens for one directed pair: the target's own MLP output `y` against the reference's MLP on the same
-/// input, `z`.
+/// Sums over tokens for one directed pair: the target's own MLP output `y` against the reference's MLP on the
+/// same input, `z`.
 #[derive(Debug, Clone)]
 pub(crate) struct Substitution {
     error: f64,
@@ -156,7 +156,8 @@ impl Substitution {
         ratio((self.own - explained).max(0.0), self.own).sqrt()
     }
 
-    /// The best scale of every output channel, `(d)`: the reference's output times this is nearest to the target's.
+    /// The best scale of every output channel, `(d)`: the reference's output times this is nearest to the
+    /// target's.
     #[cfg(test)]
     pub(crate) fn scales(&self) -> Vec<f64> {
         self.zz.iter().zip(&self.yz).map(|(zz, yz)| if *zz > 0.0 { yz / zz } else { 0.0 }).collect()

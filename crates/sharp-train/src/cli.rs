@@ -107,8 +107,8 @@ struct WarmupArgs {
     /// Where the parameters begin: at the paper's zero start, or at a closed-form fit.
     #[arg(long, value_enum, default_value_t = WarmupOptions::default().start)]
     start: Start,
-    /// What each token's squared error is divided by: nothing (the paper's), the residual stream or the MLP's
-    /// output.
+    /// What each token's squared error is divided by: nothing (the paper's), the residual stream or the
+    /// MLP's output.
     #[arg(long, value_enum, default_value_t = WarmupOptions::default().weighting)]
     weighting: Weighting,
     /// Steps between measurements of the held-out error.
@@ -136,7 +136,8 @@ enum LossName {
 struct FinetuneArgs {
     #[command(flatten)]
     common: CommonArgs,
-    /// Recovery parameters to begin with: a warm-up's folder or a file. Without them: the paper's zero start.
+    /// Recovery parameters to begin with: a warm-up's folder or a file. Without them: the paper's zero
+    /// start.
     #[arg(long)]
     recovery: Option<PathBuf>,
     /// A runtime file (`sharp quantize`) of this model, plan and recovery, whose rounding is to be repaired:

@@ -1,7 +1,8 @@
-//! Measures how deep a footer nests its columns, before the `parquet` crate makes a tree of them by recursion.
+//! Measures how deep a footer nests its columns, before the `parquet` crate makes a tree of them by
+//! recursion.
 //!
-//! A file of a megabyte could nest them deeper than any stack. The footer is in Thrift's compact protocol; of it only the
-//! schema's counts of children are read.
+//! A file of a megabyte could nest them deeper than any stack. The footer is in Thrift's compact protocol; of
+//! it only the schema's counts of children are read.
 
 use parquet::errors::Result as ParquetResult;
 use parquet::file::reader::ChunkReader as _;
@@ -105,8 +106,8 @@ impl Reader<'_> {
     }
 }
 
-/// Returns whether no column lies more than `most` levels deep. True where there is no footer, false where its schema
-/// cannot be read.
+/// Returns whether no column lies more than `most` levels deep. True where there is no footer, false where
+/// its schema cannot be read.
 pub(super) fn shallow(footer: &[u8], most: usize) -> bool {
     footer.is_empty() || schema(&mut Reader(footer), most).is_some()
 }

@@ -1,11 +1,13 @@
 //! Reads the rows of a Parquet file as JSON values, so that they go the way of JSON lines.
 //!
-//! **The threat.** A file may come from anybody, and the `parquet` crate trusts it: it recurses as deep as columns nest,
-//! allocates what a page claims to hold, and panics on levels that do not fit each other. So three guards stand before it:
+//! **The threat.** A file may come from anybody, and the `parquet` crate trusts it: it recurses as deep as
+//! columns nest, allocates what a page claims to hold, and panics on levels that do not fit each other. So
+//! three guards stand before it:
 //!
 //! - `footer.rs` bounds the nesting of columns before the crate builds its tree of them;
 //! - `pages.rs` decompresses each page within limits and checks its lengths before the crate decodes it;
-//! - this file checks that nested columns are sound, and turns the record reader's remaining panics into errors.
+//! - this file checks that nested columns are sound, and turns the record reader's remaining panics into
+//!   errors.
 //!
 //! Damaged and hostile files of every kind are in `tests/parquet.rs`.
 
@@ -56,7 +58,8 @@ impl Rows {
     /// Opens a file.
     ///
     /// # Errors
-    /// If it cannot be opened, is no Parquet file, or one of the columns that would be read is nested in a way that makes no sense.
+    /// If it cannot be opened, is no Parquet file, or one of the columns that would be read is nested in a
+    /// way that makes no sense.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
@@ -136,8 +139,8 @@ fn unwound<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(general("its levels do not fit each other")))
 }
 
-/// Checks that records can be put together of a column: every group holds something, lists and maps are what they are
-/// called.
+/// Checks that records can be put together of a column: every group holds something, lists and maps are what
+/// they are called.
 fn sound(field: &Type, depth: usize) -> std::result::Result<(), String> {
     if depth > DEPTH {
         return Err(format!("is nested deeper than {DEPTH} levels"));
@@ -179,8 +182,8 @@ fn object(row: Row) -> std::result::Result<Value, String> {
     Ok(Value::Object(fields.collect::<std::result::Result<Map<_, _>, String>>()?))
 }
 
-/// Converts a value to JSON. Dates, decimals and maps, which JSON has no word for, become null: no document is made of
-/// them.
+/// Converts a value to JSON. Dates, decimals and maps, which JSON has no word for, become null: no document
+/// is made of them.
 fn value(field: &Field) -> std::result::Result<Value, String> {
     Ok(match field {
         Field::Bool(v) => Value::from(*v),

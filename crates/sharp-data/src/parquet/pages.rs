@@ -1,7 +1,7 @@
 //! Reads and decompresses the pages of a column, each checked before the `parquet` crate decodes it.
 //!
-//! The crate's decoder trusts a page's numbers: here a page is no longer than a line may be, a dictionary has no more
-//! entries than bytes, and the lengths of texts fit their page.
+//! The crate's decoder trusts a page's numbers: here a page is no longer than a line may be, a dictionary has
+//! no more entries than bytes, and the lengths of texts fit their page.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -250,8 +250,9 @@ fn skip(bytes: &[u8]) -> ParquetResult<&[u8]> {
     rest.get(usize::try_from(u32::from_le_bytes(*length))?..).ok_or_else(too_short)
 }
 
-/// Checks a page whose values from byte `from` on are texts with their lengths before them, and appends a length that is
-/// longer than any page. The decoder reads a length wherever values should be left, and would panic where there is none.
+/// Checks a page whose values from byte `from` on are texts with their lengths before them, and appends a
+/// length that is longer than any page. The decoder reads a length wherever values should be left, and would
+/// panic where there is none.
 fn ended(page: bytes::Bytes, from: usize, values: u32) -> ParquetResult<bytes::Bytes> {
     let mut rest = page.get(from..).unwrap_or_default();
     for _ in 0..values {

@@ -9,11 +9,12 @@ use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
-/// Writes a file so that `path` holds either what it held before or everything `write` wrote: into a temporary file
-/// beside it, then flushed to the disk, then renamed. Missing parent folders are made.
+/// Writes a file so that `path` holds either what it held before or everything `write` wrote: into a
+/// temporary file beside it, then flushed to the disk, then renamed. Missing parent folders are made.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path`, from the system or from `write` (a full disk, for one); the old file is then untouched.
+/// [`Error::Io`] naming `path`, from the system or from `write` (a full disk, for one); the old file is then
+/// untouched.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path)?;
     let temp = partial_in(&folder)?;
@@ -25,8 +26,8 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     Ok(())
 }
 
-/// Several files that appear together: each is written beside its place, and [`Staging::commit`] renames them in the
-/// order they were added. Dropped without a commit, it leaves the folder as it was.
+/// Several files that appear together: each is written beside its place, and [`Staging::commit`] renames them
+/// in the order they were added. Dropped without a commit, it leaves the folder as it was.
 #[derive(Debug)]
 pub(crate) struct Staging {
     folder: PathBuf,
@@ -55,8 +56,8 @@ impl Staging {
         partial_in(&self.folder)
     }
 
-    /// Takes a written file; it becomes `name` at the commit. It is flushed to the disk here, so that a full disk
-    /// shows before anything is replaced.
+    /// Takes a written file; it becomes `name` at the commit. It is flushed to the disk here, so that a full
+    /// disk shows before anything is replaced.
     pub(crate) fn add(&mut self, file: NamedTempFile, name: impl Into<String>) -> Result<()> {
         let name = name.into();
         file.as_file().sync_all().map_err(Error::io(self.folder.join(&name)))?;
@@ -79,8 +80,8 @@ impl Staging {
         self.add(file, name)
     }
 
-    /// Puts every file in its place. Before the first rename `stale` files are removed, so that a kill in between
-    /// leaves a folder that does not open rather than one that mixes old and new.
+    /// Puts every file in its place. Before the first rename `stale` files are removed, so that a kill in
+    /// between leaves a folder that does not open rather than one that mixes old and new.
     pub(crate) fn commit(self, stale: &[&str]) -> Result<()> {
         for name in stale {
             let path = self.folder.join(name);

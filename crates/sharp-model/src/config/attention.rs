@@ -37,7 +37,8 @@ impl LayerKind {
 pub struct Multipliers {
     /// What embeddings are multiplied by.
     pub embedding: f64,
-    /// What attention's and the MLP's outputs are multiplied by before they are added to the residual stream.
+    /// What attention's and the MLP's outputs are multiplied by before they are added to the residual
+    /// stream.
     pub residual: f64,
     /// What scores of queries and keys are multiplied by.
     pub attention: f64,

@@ -62,7 +62,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-    /// All keys of `config.json` as found (without `sharp_config`); written back by [`ModelConfig::to_json`].
+    /// All keys of `config.json` as found (without `sharp_config`); written back by
+    /// [`ModelConfig::to_json`].
     pub(crate) raw: Map<String, Value>,
 }
 

@@ -49,8 +49,9 @@ struct Pre {
 /// Makes the content of `tokenizer.json`.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for a tokenizer model or pre-tokenizer this crate does not know; [`Error::Missing`] and
-/// [`Error::Malformed`] for metadata that is absent or contradicts itself, such as two tokens of the same text.
+/// [`Error::Unsupported`] for a tokenizer model or pre-tokenizer this crate does not know; [`Error::Missing`]
+/// and [`Error::Malformed`] for metadata that is absent or contradicts itself, such as two tokens of the same
+/// text.
 pub fn tokenizer_json(gguf: &Gguf) -> Result<Json> {
     let vocab = vocab(gguf)?;
     let ids = ids(gguf, &vocab)?;
@@ -165,7 +166,8 @@ fn special<'a>(gguf: &Gguf, vocab: &Vocab<'a>, name: &str) -> Result<Option<(u32
     }
 }
 
-/// Tokens that are found in a text before anything else: control tokens, which are special, and user-defined ones.
+/// Tokens that are found in a text before anything else: control tokens, which are special, and user-defined
+/// ones.
 fn added_tokens(gguf: &Gguf, vocab: &Vocab) -> Result<Vec<(u32, Json)>> {
     let mut named = Vec::new();
     for name in ["bos", "eos", "eot", "unknown", "padding"] {
@@ -252,8 +254,8 @@ pub(super) fn no_tokenizer(file: &mut GgufWriter) {
     file.string("tokenizer.ggml.model", "no_vocab");
 }
 
-/// Puts a tokenizer into a GGUF file's metadata: a byte-level BPE with a known pre-tokenizer, or a BPE with byte fallback as
-/// SentencePiece has.
+/// Puts a tokenizer into a GGUF file's metadata: a byte-level BPE with a known pre-tokenizer, or a BPE with
+/// byte fallback as SentencePiece has.
 pub(super) fn describe_tokenizer(
     file: &mut GgufWriter,
     path: &Path,
@@ -344,7 +346,8 @@ fn tokens_of(
     Ok((tokens, kinds))
 }
 
-/// Scores each token by the rank of the first merge that makes it, as SentencePiece does; what no merge makes ranks last.
+/// Scores each token by the rank of the first merge that makes it, as SentencePiece does; what no merge makes
+/// ranks last.
 fn scores(tokens: &[String], merges: &[String]) -> Vec<f32> {
     let mut rank = HashMap::new();
     for (i, merge) in merges.iter().enumerate() {
@@ -402,8 +405,8 @@ fn without_offsets(mut pre: Json) -> Json {
     pre
 }
 
-/// A SentencePiece BPE vocabulary. Its scores rank the merges: every way of joining two pieces into a piece is a
-/// merge, better scores first, longer left parts first among equals, then longer right parts.
+/// A SentencePiece BPE vocabulary. Its scores rank the merges: every way of joining two pieces into a piece
+/// is a merge, better scores first, longer left parts first among equals, then longer right parts.
 fn sentence_piece(gguf: &Gguf, vocab: &Vocab, ids: &HashMap<&str, u32>) -> Result<Parts> {
     let key = "tokenizer.ggml.scores";
     let scores = gguf.require(gguf.array(key)?, key)?.as_floats();

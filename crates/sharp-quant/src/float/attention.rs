@@ -260,9 +260,10 @@ pub struct Queries<'a> {
 
 /// Computes causal attention: `out[t, h] = softmax(scale * q[t, h] . K) V` (n, heads, head_dim).
 ///
-/// Token `t` sees the positions up to its own, `at + t`, whose keys and values the cache must hold. Scores are capped and
-/// positions narrowed to a window where `scores` says so. Keys are taken 64 at a time in ascending order, whatever the
-/// number of queries and threads, so a token's result does not depend on those. Allocates nothing.
+/// Token `t` sees the positions up to its own, `at + t`, whose keys and values the cache must hold. Scores
+/// are capped and positions narrowed to a window where `scores` says so. Keys are taken 64 at a time in
+/// ascending order, whatever the number of queries and threads, so a token's result does not depend on those.
+/// Allocates nothing.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Length`] and [`Error::Capacity`] if shapes do not agree.

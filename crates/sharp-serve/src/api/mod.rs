@@ -154,8 +154,8 @@ impl Common {
     }
 }
 
-/// A request's body as a JSON object. Other types than JSON are refused: a page from elsewhere can then not make a browser send
-/// a request without asking this server first, which does not allow it.
+/// A request's body as a JSON object. Other types than JSON are refused: a page from elsewhere can then not
+/// make a browser send a request without asking this server first, which does not allow it.
 fn object(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
     let body = body.map_err(|rejection| ApiError::body(&rejection))?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();

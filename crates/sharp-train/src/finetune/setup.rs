@@ -1,11 +1,11 @@
 //! Builds the compressed model in training, in four steps whose order matters.
 //!
 //! 1. The frozen weights are loaded: the shapes of all parameters follow from them.
-//! 2. What is trained is registered. The layout must be complete before there is a flat tensor, since a view's place in it
-//!    never changes.
+//! 2. What is trained is registered. The layout must be complete before there is a flat tensor, since a
+//!    view's place in it never changes.
 //! 3. Effective weights take the place of the frozen ones in the model.
-//! 4. Each thread gets a replica, a shallow clone of the model. A tensor that took its place in the model later would be
-//!    missing there.
+//! 4. Each thread gets a replica, a shallow clone of the model. A tensor that took its place in the model
+//!    later would be missing there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
