@@ -33,7 +33,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message.
+    /// Makes a message.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Message { role: role.into(), content: content.into() }
     }
@@ -66,7 +66,7 @@ fn template_error(e: &minijinja::Error) -> Error {
 const RAISED: &str = "raised: ";
 
 impl Chat {
-    /// A template with the special tokens it may name (`bos_token`, `eos_token`, ...).
+    /// Makes a template with the special tokens it may name (`bos_token`, `eos_token`, ...).
     ///
     /// # Errors
     /// [`Error::Template`] if it does not compile, with the line.
@@ -95,7 +95,7 @@ impl Chat {
         Ok(Chat { env, tokens }.with_now(None))
     }
 
-    /// The same template with the clock of `strftime_now` set to `now` (seconds since 1970, UTC); `None` is
+    /// Sets the clock of `strftime_now` to `now` (seconds since 1970, UTC); `None` is
     /// the real time. Training data should set it, so that the same input gives the same bytes.
     #[must_use]
     pub fn with_now(mut self, now: Option<i64>) -> Self {
@@ -109,8 +109,8 @@ impl Chat {
         self
     }
 
-    /// The template in the text of a `tokenizer_config.json`, or `None` if it has none. Of several named
-    /// templates the one named `default` is taken.
+    /// Returns the template in the text of a `tokenizer_config.json`, or `None` if it has none. Of several
+    /// named templates the one named `default` is taken.
     ///
     /// # Errors
     /// If the text is not such a file, or the template does not compile.
@@ -136,7 +136,7 @@ impl Chat {
         Chat::new(template, special_tokens(&config)).map(Some)
     }
 
-    /// The template a tokenizer came with, or `None` if it has none.
+    /// Returns the template a tokenizer came with, or `None` if it has none.
     ///
     /// # Errors
     /// If the template does not compile.
@@ -145,8 +145,8 @@ impl Chat {
         tokenizer.chat_template().map(|template| Chat::new(template, tokens)).transpose()
     }
 
-    /// The template of a model's folder: `chat_template.jinja`, else the one in `tokenizer_config.json`;
-    /// `None` if there is neither.
+    /// Returns the template of a model's folder: `chat_template.jinja`, else the one in
+    /// `tokenizer_config.json`; `None` if there is neither.
     ///
     /// # Errors
     /// If a file cannot be read or the template does not compile.
@@ -179,8 +179,8 @@ impl Chat {
         self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, &Map::new())
     }
 
-    /// As [`Chat::render`], for messages as JSON (content in parts, tool calls and so on), with further
-    /// variables for the template (`tools`, `enable_thinking`, ...).
+    /// Renders as [`Chat::render`] does, for messages as JSON (content in parts, tool calls and so on), with
+    /// further variables for the template (`tools`, `enable_thinking`, ...).
     ///
     /// # Errors
     /// [`Error::Template`] if the template refuses the messages.
@@ -198,8 +198,9 @@ impl Chat {
         self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, more)
     }
 
-    /// The conversation's first `n` messages up to where the next answer begins. Before the first message
-    /// there is nothing: many templates fail on an empty conversation, or open it with a default message.
+    /// Returns the conversation's first `n` messages up to where the next answer begins. Before the first
+    /// message there is nothing: many templates fail on an empty conversation, or open it with a default
+    /// message.
     fn before(&self, list: &[Value], n: usize) -> Result<String> {
         match list.get(..n) {
             None | Some([]) => Ok(String::new()),
@@ -218,8 +219,8 @@ impl Chat {
         self.env.get_template("chat template").and_then(|t| t.render(context)).map_err(|e| template_error(&e))
     }
 
-    /// A conversation (a JSON list of messages) as a document: what the assistant says is its completions,
-    /// all else its prompts.
+    /// Makes a document of a conversation (a JSON list of messages): what the assistant says is its
+    /// completions, all else its prompts.
     ///
     /// Where one message ends and the next begins follows from writing ever longer beginnings of the
     /// conversation. Some templates write an earlier answer differently once another follows it; with
@@ -243,7 +244,7 @@ impl Chat {
         }
     }
 
-    /// A conversation whose messages from number `first` on are the completion.
+    /// Makes a document of a conversation whose messages from number `first` on are the completion.
     ///
     /// # Errors
     /// As [`Chat::document`].
@@ -259,7 +260,7 @@ impl Chat {
         }
     }
 
-    /// The document with every answer counted, or `None` if the template rewrites what came before.
+    /// Returns the document with every answer counted, or `None` if the template rewrites what came before.
     fn turns(&self, list: &[Value], answers: &[usize]) -> Result<Option<Document>> {
         let whole = self.render_json(&Value::Array(list.to_vec()), false, &Map::new())?;
         let mut turns = Vec::new();
@@ -315,7 +316,7 @@ fn role(message: &Value) -> Option<&str> {
     message.get("role")?.as_str()
 }
 
-/// The tokens a template may name: every `*_token` of the configuration, a string or an object with
+/// Returns the tokens a template may name: every `*_token` of the configuration, a string or an object with
 /// `content`.
 fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
     config
@@ -328,7 +329,7 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// Transformers marks the assistant's words with `{% generation %}`; what lies within is plain template text.
+/// Removes the `{% generation %}` marks that transformers puts around the assistant's words.
 fn without_generation_marks(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
@@ -354,7 +355,7 @@ fn without_generation_marks(template: &str) -> String {
     out
 }
 
-/// `tojson` as transformers defines it: Python's `json.dumps` with `ensure_ascii=False`.
+/// Writes JSON as the `tojson` of transformers does: Python's `json.dumps` with `ensure_ascii=False`.
 fn tojson(value: &Jinja, options: Kwargs) -> std::result::Result<Jinja, minijinja::Error> {
     let json = serde_json::to_value(value)
         .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;

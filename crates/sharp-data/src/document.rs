@@ -33,17 +33,17 @@ pub struct Turn {
 }
 
 impl Document {
-    /// A plain text.
+    /// Makes a document of a plain text.
     pub fn text(text: impl Into<String>) -> Self {
         Document { completion: text.into(), ..Document::default() }
     }
 
-    /// A prompt with its completion.
+    /// Makes a document of a prompt and its completion.
     pub fn pair(prompt: impl Into<String>, completion: impl Into<String>) -> Self {
         Document { prompt: prompt.into(), completion: completion.into(), ..Document::default() }
     }
 
-    /// The pieces in order, each with whether it is counted in the loss; empty pieces are left out.
+    /// Returns the pieces in order, each with whether it is counted in the loss; empty pieces are left out.
     pub fn pieces(&self) -> impl Iterator<Item = (&str, bool)> {
         [(self.prompt.as_str(), false), (self.completion.as_str(), true)]
             .into_iter()
@@ -53,12 +53,12 @@ impl Document {
             .filter(|(text, _)| !text.is_empty())
     }
 
-    /// The whole text.
+    /// Returns the whole text.
     pub fn full_text(&self) -> String {
         self.pieces().map(|(text, _)| text).collect()
     }
 
-    /// What two documents must share to be kept on one side of a split: the group where there is one,
+    /// Returns what two documents must share to be kept on one side of a split: the group where there is one,
     /// otherwise the text with its white space evened out. Stable across versions of this crate and
     /// machines.
     pub fn split_key(&self) -> u64 {
@@ -69,7 +69,7 @@ impl Document {
     }
 }
 
-/// A stable hash of a text given in pieces, blind to the amount of white space.
+/// Hashes a text given in pieces, blind to the amount of white space.
 pub(crate) fn text_key<'a>(pieces: impl Iterator<Item = &'a str>) -> u64 {
     let mut hash = StableHash::default();
     let mut gap = false;

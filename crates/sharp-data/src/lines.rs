@@ -55,17 +55,17 @@ impl Lines {
         &self.path
     }
 
-    /// The number of the line last read, from 1.
+    /// Returns the number of the line last read, from 1.
     pub(crate) fn number(&self) -> u64 {
         self.line
     }
 
-    /// An error about the line last read.
+    /// Makes an error about the line last read.
     pub(crate) fn error(&self, what: impl Into<String>) -> Error {
         Error::line(&self.path, self.line, what)
     }
 
-    /// The next line with its line end, or `None` after the last; nothing more comes after an error.
+    /// Reads the next line with its line end, or `None` after the last; nothing more comes after an error.
     pub(crate) fn next_line(&mut self) -> Option<Result<&str>> {
         if self.done {
             return None;

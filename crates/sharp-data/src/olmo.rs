@@ -63,14 +63,14 @@ impl Row {
         self.doc.get(name).and_then(Value::as_str)
     }
 
-    /// The two halves of a cloze sentence and its options (WinoGrande), where the row has them.
+    /// Returns the two halves of a cloze sentence and its options (WinoGrande), where the row has them.
     fn cloze(&self) -> Option<(&str, &str, [&str; 2])> {
         let (before, after) = self.doc_str("sentence")?.split_once('_')?;
         Some((before, after, [self.doc_str("option1")?, self.doc_str("option2")?]))
     }
 
-    /// The context without examples before it. The stored context is examples and then the query, except
-    /// where the query is stored without its frame; there it is taken as it stands.
+    /// Returns the context without examples before it. The stored context is examples and then the query,
+    /// except where the query is stored without its frame; there it is taken as it stands.
     pub(crate) fn zero_shot_context(&self) -> Cow<'_, str> {
         if let Some((before, _, options)) = self.cloze()
             && let Some(option) = options.get(self.idx)
@@ -83,8 +83,8 @@ impl Row {
         }
     }
 
-    /// The question with its right answer, zero-shot; questions about one subject, or with one and the same
-    /// prompt, are one group.
+    /// Returns the question with its right answer, zero-shot; questions about one subject, or with one and
+    /// the same prompt, are one group.
     pub(crate) fn completion(&self) -> Result<Document, String> {
         if let Some((before, after, options)) = self.cloze() {
             let option = options
@@ -112,21 +112,21 @@ impl Row {
         Ok(Document { group: Some(group), ..Document::pair(prompt, completion) })
     }
 
-    /// The passage the question is about.
+    /// Returns the passage the question is about.
     pub(crate) fn passage(&self) -> Option<&str> {
         passage_of(self.doc_str("query")?)
     }
 }
 
-/// What stands before the last `"\nQuestion:"`, if that is anything.
+/// Returns what stands before the last `"\nQuestion:"`, if that is anything.
 fn passage_of(query: &str) -> Option<&str> {
     let (passage, _) = query.rsplit_once("\nQuestion:")?;
     let passage = passage.trim();
     (!passage.is_empty()).then_some(passage)
 }
 
-/// What passages share that a split keeps together: the title where one begins `Title -- `, as BoolQ's do,
-/// since passages of one article overlap; else the passage itself.
+/// Returns what passages share that a split keeps together: the title where one begins `Title -- `, as
+/// BoolQ's do, since passages of one article overlap; else the passage itself.
 pub(crate) fn subject(passage: &str) -> &str {
     let first = passage.lines().next().unwrap_or_default();
     match first.split_once(" -- ") {
@@ -135,7 +135,7 @@ pub(crate) fn subject(passage: &str) -> &str {
     }
 }
 
-/// The number of a choice, however it is written: `2`, `"2"` or `"C"`.
+/// Returns the number of a choice, however it is written: `2`, `"2"` or `"C"`.
 fn choice_index(label: &Value) -> Option<usize> {
     match label {
         Value::Number(n) => n.as_u64().and_then(|n| usize::try_from(n).ok()),

@@ -82,13 +82,13 @@ pub fn overlap<'a>(docs: impl IntoIterator<Item = &'a Document>, questions: &[Qu
     out
 }
 
-/// The documents that share nothing with the questions.
+/// Returns the documents that share nothing with the questions.
 pub fn without_overlap(docs: Vec<Document>, overlap: &Overlap) -> Vec<Document> {
     let shared: HashSet<usize> = overlap.shared_documents.iter().copied().collect();
     docs.into_iter().enumerate().filter(|(i, _)| !shared.contains(i)).map(|(_, d)| d).collect()
 }
 
-/// A hash for each word: lower case, letters and digits only.
+/// Hashes each word: lower case, letters and digits only.
 fn words(text: &str) -> Vec<u64> {
     let mut out = Vec::new();
     for word in text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()) {

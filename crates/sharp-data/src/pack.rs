@@ -10,7 +10,7 @@ use crate::rng::shuffle;
 ///
 /// The model's [`Tokenizer`] does, and so does any `Fn(&str) -> Vec<u32>`, for tests.
 pub trait Encode {
-    /// The tokens of a text; special tokens written out in it count as such.
+    /// Tokenises a text; special tokens written out in it count as such.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer refuses the text.
@@ -29,7 +29,7 @@ impl<F: Fn(&str) -> Vec<u32>> Encode for F {
     }
 }
 
-/// The tokens of a context and of what continues it, so that together they are the tokens of the whole text.
+/// Tokenises a context and what continues it, so that together they are the tokens of the whole text.
 ///
 /// As lm-evaluation-harness does: spaces at the context's end go to the continuation, the whole is tokenised,
 /// and the continuation is what lies beyond as many tokens as the context has alone. Where a token reaches
@@ -77,33 +77,33 @@ pub struct PackOptions {
 }
 
 impl PackOptions {
-    /// Rows of `seq_len` tokens from everything, in order, without begin and end tokens.
+    /// Begins the options: rows of `seq_len` tokens from everything, in order, without begin and end tokens.
     pub fn new(seq_len: usize) -> Self {
         PackOptions { seq_len, bos: None, eos: None, budget: None, seed: None, pad_last: false }
     }
 
-    /// With the begin and end tokens of a model.
+    /// Adds the begin and end tokens of a model.
     #[must_use]
     pub fn with_ends(mut self, bos: Option<u32>, eos: Option<u32>) -> Self {
         (self.bos, self.eos) = (bos, eos);
         self
     }
 
-    /// With at most about this many tokens (whole rows: the last one that begins within it).
+    /// Limits the rows to at most about this many tokens (whole rows: the last one that begins within it).
     #[must_use]
     pub fn with_budget(mut self, tokens: Option<usize>) -> Self {
         self.budget = tokens;
         self
     }
 
-    /// In a random order that follows from `seed`.
+    /// Puts documents in a random order that follows from `seed`.
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// With the last row filled up instead of dropped.
+    /// Fills the last row up instead of dropping it.
     #[must_use]
     pub fn padded(mut self) -> Self {
         self.pad_last = true;
@@ -124,24 +124,24 @@ pub struct TokenBlocks {
 }
 
 impl TokenBlocks {
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.tokens.len().checked_div(self.seq_len).unwrap_or(0)
     }
 
-    /// A row's tokens and mask, each (seq_len); empty beyond the last row.
+    /// Returns a row's tokens and mask, each (seq_len); empty beyond the last row.
     pub fn row(&self, i: usize) -> (&[u32], &[bool]) {
         let range = i.saturating_mul(self.seq_len)..i.saturating_add(1).saturating_mul(self.seq_len);
         (self.tokens.get(range.clone()).unwrap_or_default(), self.mask.get(range).unwrap_or_default())
     }
 
-    /// The rows in order.
+    /// Returns the rows in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u32], &[bool])> {
         let n = self.seq_len.max(1);
         self.tokens.chunks_exact(n).zip(self.mask.chunks_exact(n))
     }
 
-    /// How many tokens are counted in the loss: those the mask marks, without each row's first.
+    /// Returns how many tokens are counted in the loss: those the mask marks, without each row's first.
     pub fn counted(&self) -> usize {
         self.iter().map(|(_, mask)| mask.iter().skip(1).filter(|m| **m).count()).sum()
     }
@@ -159,7 +159,7 @@ impl TokenBlocks {
     }
 }
 
-/// The tokens of one document with their mask, begin and end tokens included.
+/// Tokenises one document, with its mask, begin and end tokens included.
 ///
 /// Texts are tokenised piece by piece at the seams that [`encode_pair`] finds. Counted are the completions
 /// and the end token after one, so that the model learns to stop; the begin token is not.
@@ -203,8 +203,9 @@ pub fn encode_document(
     Ok((tokens, mask))
 }
 
-/// Documents end to end, cut into rows of `seq_len` tokens. A document may begin in one row and end in the
-/// next; rows are not separated from each other within by attention masks, as is usual in pretraining.
+/// Lays documents end to end and cuts them into rows of `seq_len` tokens. A document may begin in one row and
+/// end in the next; rows are not separated from each other within by attention masks, as is usual in
+/// pretraining.
 ///
 /// # Errors
 /// [`Error::Argument`] if a row would be shorter than 2 tokens, or the documents do not fill one row (and the

@@ -35,7 +35,7 @@ enum Format {
 }
 
 impl Format {
-    /// By the name, without a `.gz` at its end; Parquet by its first bytes too.
+    /// Tells the format by the name, without a `.gz` at its end; Parquet by its first bytes too.
     fn of(path: &Path) -> Format {
         let mut start = [0; 4];
         let read = File::open(path).and_then(|mut f| f.read_exact(&mut start));
@@ -72,7 +72,7 @@ impl Source {
         }
     }
 
-    /// An error about the line or row last read.
+    /// Makes an error about the line or row last read.
     fn error(&self, what: impl Into<String>) -> Error {
         match self {
             Source::Lines(lines) => lines.error(what),
@@ -80,7 +80,7 @@ impl Source {
         }
     }
 
-    /// The next JSON line that is not blank, or the next row.
+    /// Reads the next JSON line that is not blank, or the next row.
     fn value(&mut self) -> Result<Option<Value>> {
         let lines = match self {
             Source::Lines(lines) => lines,
@@ -347,7 +347,7 @@ impl Iterator for Documents<'_> {
     }
 }
 
-/// All documents of a file, in its order. Conversations need the model's chat template.
+/// Reads all documents of a file, in its order. Conversations need the model's chat template.
 ///
 /// # Errors
 /// If the file cannot be read, holds no documents, or one of its lines is malformed (with its number and what
@@ -358,8 +358,8 @@ pub fn read(spec: &DataSpec, chat: Option<&Chat>) -> Result<Vec<Document>> {
     Ok(docs)
 }
 
-/// One long text to measure perplexity on: a text file as it stands (line ends become `\n`), of other files
-/// the documents with a blank line between them.
+/// Reads one long text to measure perplexity on: a text file as it stands (line ends become `\n`), of other
+/// files the documents with a blank line between them.
 ///
 /// # Errors
 /// As [`read`].
@@ -389,19 +389,19 @@ pub fn read_text(spec: &DataSpec, chat: Option<&Chat>) -> Result<String> {
     Ok(text)
 }
 
-/// ` = Title = `, but not ` = = Section = = `.
+/// Returns whether a line is ` = Title = `, but not ` = = Section = = `.
 fn is_title(line: &str) -> bool {
     let inner = line.trim().strip_prefix("= ").and_then(|l| l.strip_suffix(" ="));
     inner.is_some_and(|t| !t.is_empty() && !t.starts_with('=') && !t.ends_with('='))
 }
 
-/// serde_json's message without its "at line 1 column 5": the line would be that of the row.
+/// Returns serde_json's message without its "at line 1 column 5": the line would be that of the row.
 fn bare(e: &serde_json::Error) -> String {
     let text = e.to_string();
     text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
 }
 
-/// A passage as a text, in one group with the others of its subject.
+/// Makes a document of a passage, in one group with the others of its subject.
 fn passage_document(passage: &str) -> Document {
     Document { group: Some(text_key([olmo::subject(passage)].into_iter())), ..Document::text(passage) }
 }

@@ -9,18 +9,18 @@
 pub struct SplitMix(u64);
 
 impl SplitMix {
-    /// A generator whose whole sequence follows from `seed`.
+    /// Makes a generator whose whole sequence follows from `seed`.
     pub fn new(seed: u64) -> Self {
         SplitMix(seed)
     }
 
-    /// The next number.
+    /// Draws the next number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
-    /// A number below `n`, each equally likely; 0 when `n` is 0.
+    /// Draws a number below `n`, each equally likely; 0 when `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
         let n = n as u64;
         if n == 0 {
@@ -37,7 +37,7 @@ impl SplitMix {
     }
 }
 
-/// The finaliser of SplitMix64: a bijection that spreads every bit.
+/// Spreads every bit over all others: the finaliser of SplitMix64, a bijection.
 pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

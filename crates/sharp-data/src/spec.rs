@@ -38,7 +38,7 @@ impl View {
         ("passage", View::Passage),
     ];
 
-    /// The name in a specification.
+    /// Returns the name in a specification.
     pub fn name(self) -> &'static str {
         View::ALL.iter().find(|(_, v)| *v == self).map_or("auto", |(n, _)| n)
     }
@@ -76,26 +76,26 @@ pub struct DataSpec {
 }
 
 impl DataSpec {
-    /// The whole of a file, looked at by what it holds.
+    /// Names the whole of a file, looked at by what it holds.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         DataSpec { path: path.into(), view: View::Auto, limit: None }
     }
 
-    /// The same file in another view.
+    /// Looks at the same file in another view.
     #[must_use]
     pub fn with_view(mut self, view: View) -> Self {
         self.view = view;
         self
     }
 
-    /// At most `limit` documents of it.
+    /// Takes at most `limit` documents of it.
     #[must_use]
     pub fn with_limit(mut self, limit: Option<usize>) -> Self {
         self.limit = limit;
         self
     }
 
-    /// The same specification with a relative path taken from `folder`.
+    /// Takes a relative path from `folder`.
     #[must_use]
     pub fn relative_to(mut self, folder: &Path) -> Self {
         if self.path.is_relative() {

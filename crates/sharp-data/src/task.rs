@@ -39,13 +39,13 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The answer's length for `acc_norm`, as lm-evaluation-harness has it: characters, without the space
-    /// that separates it from the context. At least 1.
+    /// Returns the answer's length for `acc_norm`, as lm-evaluation-harness has it: characters, without the
+    /// space that separates it from the context. At least 1.
     pub fn chars(&self) -> usize {
         self.answer().chars().count().max(1)
     }
 
-    /// The answer's length in bytes of UTF-8, for lm-evaluation-harness's `acc_bytes`. At least 1.
+    /// Returns the answer's length in bytes of UTF-8, for lm-evaluation-harness's `acc_bytes`. At least 1.
     pub fn bytes(&self) -> usize {
         self.answer().len().max(1)
     }
@@ -77,7 +77,7 @@ impl Task {
         Task::load_with(path, name, limit, Shots::AsStored)
     }
 
-    /// As [`Task::load`], choosing the context.
+    /// Reads a task as [`Task::load`] does, choosing the context.
     ///
     /// # Errors
     /// As [`Task::load`].
@@ -154,7 +154,8 @@ impl Task {
         Ok(Task { name: name.to_owned(), questions })
     }
 
-    /// The name for a `requests.jsonl.gz` in a folder `<task>/<split>/`: the task's folder, if there is one.
+    /// Returns the name for a `requests.jsonl.gz` in a folder `<task>/<split>/`: the task's folder, if there
+    /// is one.
     pub fn name_of(path: &Path) -> Option<String> {
         Some(path.parent()?.parent()?.file_name()?.to_string_lossy().into_owned())
     }

@@ -14,10 +14,10 @@ pub struct Window {
     pub scored: Range<usize>,
 }
 
-/// Windows of at most `len` tokens over a text of `total`, each `stride` further on, as in Hugging Face's
-/// guide to perplexity: a token is scored once, in the first window that can predict it, with at least `len -
-/// stride` tokens of context after the first window. With `stride == len` the windows do not overlap, and the
-/// first token of each is not scored.
+/// Cuts a text of `total` tokens into windows of at most `len`, each `stride` further on, as in Hugging
+/// Face's guide to perplexity: a token is scored once, in the first window that can predict it, with at least
+/// `len - stride` tokens of context after the first window. With `stride == len` the windows do not overlap,
+/// and the first token of each is not scored.
 ///
 /// # Errors
 /// [`Error::Argument`] unless `2 <= len` and `1 <= stride <= len`.

@@ -36,7 +36,7 @@ fn add_text(row: &mut EvalRow, name: &str, score: &TextScore, first: bool) {
     }
 }
 
-/// Parameters of the model's MLPs: by its plan, or each stored matrix counted once.
+/// Counts the parameters of the model's MLPs: by its plan, or each stored matrix counted once.
 fn mlp_parameters(model: &Model) -> u64 {
     if let Some(plan) = model.plan() {
         return plan.stored_mlp_parameters(model.config());

@@ -52,7 +52,8 @@ impl<'a> Group<'a> {
         self.models
     }
 
-    /// What leaves the last layer of each model, (n, d), given tokens (n) and how they follow one another.
+    /// Returns what leaves the last layer of each model, (n, d), given tokens (n) and how they follow one
+    /// another.
     pub(crate) fn run(&self, tokens: &[u32], segments: &[Segment]) -> Result<Vec<Vec<f32>>> {
         let Some((first, rest)) = self.models.split_first() else { return Ok(Vec::new()) };
         let layers = first.layers().len();

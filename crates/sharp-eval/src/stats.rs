@@ -24,7 +24,7 @@ impl Mean {
         self.mean
     }
 
-    /// The standard error of the mean: the sample's standard deviation (n - 1) over the root of n, as
+    /// Returns the standard error of the mean: the sample's standard deviation (n - 1) over the root of n, as
     /// lm-evaluation-harness has it; 0 for fewer than two values. For values of 0 and 1 with mean p this
     /// is sqrt(p (1 - p) / (n - 1)).
     pub(crate) fn stderr(&self) -> f64 {

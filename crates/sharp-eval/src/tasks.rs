@@ -94,7 +94,7 @@ fn lay(answers: &[Answer]) -> Laid {
     Laid { tokens, segments, wanted }
 }
 
-/// Every model's accuracy on a task. The models must share the tokenizer.
+/// Measures every model's accuracy on a task. The models must share the tokenizer.
 ///
 /// # Errors
 /// [`Error::Argument`] if there are no models; [`Error::Vocabulary`] if they do not share one;
@@ -182,7 +182,7 @@ fn run(group: &Group<'_>, batch: &[Laid], scores: &mut [Vec<Vec<f64>>]) -> Resul
     Ok(())
 }
 
-/// The first of the largest.
+/// Returns the first of the largest.
 fn pick(values: impl Iterator<Item = f64>) -> Option<usize> {
     let mut top: Option<(usize, f64)> = None;
     for (i, v) in values.enumerate() {

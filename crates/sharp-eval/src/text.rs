@@ -86,7 +86,7 @@ impl Sums {
     }
 }
 
-/// The perplexity of one model on a text.
+/// Measures the perplexity of one model on a text.
 ///
 /// # Errors
 /// Those of [`compare`].
@@ -96,8 +96,9 @@ pub fn perplexity(model: &Model, tokens: &[u32], cut: Windows, progress: &dyn Pr
         .ok_or_else(|| Error::argument("there is no model to evaluate"))
 }
 
-/// Every model's perplexity on a text, and its distance from the first one, in one pass over the text: layers
-/// shared with the first model are run once a window, and its distribution is worked out once a token.
+/// Measures every model's perplexity on a text, and its distance from the first one, in one pass over the
+/// text: layers shared with the first model are run once a window, and its distribution is worked out once a
+/// token.
 ///
 /// # Errors
 /// [`Error::Argument`] if there are no models, the windows make no sense, or the text has fewer than 2
@@ -223,8 +224,8 @@ fn not_finite(model: usize, position: usize) -> Error {
     Error::NotFinite { model, what: format!("token {position}") }
 }
 
-/// `sum p (ln p - ln q)` in nats; never below 0. The sum is over p times the difference of the logits, to
-/// which the normalisers are added after.
+/// Computes `sum p (ln p - ln q)` in nats; never below 0. The sum is over p times the difference of the
+/// logits, to which the normalisers are added after.
 fn divergence(said: &Said<'_>, row: &[f32], lse: f64) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0f64; LANES];
@@ -246,7 +247,7 @@ fn divergence(said: &Said<'_>, row: &[f32], lse: f64) -> f64 {
     if kl < 0.0 { 0.0 } else { kl }
 }
 
-/// The position of the largest value, the first of equals.
+/// Returns the position of the largest value, the first of equals.
 fn best(x: &[f32]) -> usize {
     let mut at = 0;
     let mut top = f32::NEG_INFINITY;
@@ -258,8 +259,8 @@ fn best(x: &[f32]) -> usize {
     at
 }
 
-/// A text's tokens, the first `limit` of them, with the begin token if the tokenizer puts one. Of a long text
-/// only as much is tokenised as is needed.
+/// Tokenises a text, the first `limit` of them, with the begin token if the tokenizer puts one. Of a long
+/// text only as much is tokenised as is needed.
 ///
 /// # Errors
 /// [`Error::Data`] and [`Error::Model`] if the tokenizer refuses the text.
@@ -284,7 +285,7 @@ pub fn text_tokens(tokenizer: &Tokenizer, text: &str, limit: Option<usize>) -> R
     }
 }
 
-/// What the tokenizer puts before every text by habit, often nothing.
+/// Returns what the tokenizer puts before every text by habit, often nothing.
 pub(crate) fn begin_tokens(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode("", true)?;
     // A tokenizer that ends texts by habit too would end the empty one.

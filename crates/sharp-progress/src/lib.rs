@@ -16,10 +16,10 @@ pub trait Progress: Send + Sync {
 
 /// A task under way; may be advanced from several threads.
 pub trait Task: Send + Sync {
-    /// `n` more steps are done.
+    /// Adds `n` steps that are done.
     fn advance(&self, n: u64);
 
-    /// A short word on how it goes, shown beside the bar: the loss, a layer's name.
+    /// Shows a short word on how it goes, shown beside the bar: the loss, a layer's name.
     fn note(&self, text: &str);
 }
 
@@ -171,7 +171,7 @@ impl Drop for Lines {
     }
 }
 
-/// One line of a log.
+/// Writes one line of a log.
 fn line(name: &str, unit: &str, done: u64, total: u64, elapsed: Duration, ended: bool, note: &str) -> String {
     let mut text = match total {
         0 => format!("{name}: {}", count(done, unit)),

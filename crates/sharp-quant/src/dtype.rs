@@ -15,7 +15,7 @@ pub(crate) const SUPER_BLOCK: usize = 256;
 /// |---|---|---|---|
 /// | `F32`, `F16`, `BF16` | 1 | 4, 2, 2 | little endian |
 /// | `Q8_0` | 32 | 34 | f16 scale `d`, 32 signed bytes; weight = `d * q` |
-/// | `Q4_0` | 32 | 18 | f16 scale `d`, 16 bytes; low nibble = element `j`, high = `16 + j`; weight = `d * (q - 8)` |
+/// | `Q4_0` | 32 | 18 | f16 scale `d`, 16 bytes; low nibble = `j`, high = `16 + j`; weight = `d * (q - 8)` |
 /// | `Q4_1` | 32 | 20 | f16 scale `d`, f16 minimum `m`, 16 bytes as in `Q4_0`; weight = `d * q + m` |
 /// | `Q5_0`, `Q5_1` | 32 | 22, 24 | as `Q4_0` (with `q - 16`) and `Q4_1` with a fifth bit; read only |
 /// | `IQ4_NL` | 32 | 18 | as `Q4_0` with 16 uneven levels; read only |

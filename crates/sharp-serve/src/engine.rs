@@ -105,7 +105,7 @@ impl Engine {
         }
     }
 
-    /// A piece of the prompts that are not taken in yet, the oldest first.
+    /// Runs a piece of the prompts that are not taken in yet, the oldest first.
     fn prefill(&self, running: &mut Vec<Sequence<'_>>, pool: &mut Pool, scratch: &mut Vec<f32>) {
         let alone = running.iter().all(|s| s.left() > 0);
         let mut budget =
@@ -134,7 +134,7 @@ impl Engine {
         }
     }
 
-    /// One token of every sequence that has begun.
+    /// Decodes one token of every sequence that has begun.
     fn decode(
         &self,
         batch: &mut Batch,

@@ -82,7 +82,7 @@ impl Metrics {
         all
     }
 
-    /// The text that Prometheus reads.
+    /// Writes the text that Prometheus reads.
     pub(crate) fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;

@@ -16,13 +16,13 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// At most `most` sessions of `context` tokens, made when they are needed.
+    /// Allows at most `most` sessions of `context` tokens, made when they are needed.
     pub(crate) fn new(model: &Model, context: usize, most: usize) -> Self {
         Self { model: model.clone(), context, idle: Vec::new(), made: 0, most }
     }
 
-    /// A session that holds a beginning of `prompt`, never all of it: the last token has to be run for its
-    /// logits. With `fresh` it is empty.
+    /// Takes a session that holds a beginning of `prompt`, never all of it: the last token has to be run for
+    /// its logits. With `fresh` it is empty.
     pub(crate) fn take(&mut self, prompt: &[u32], fresh: bool) -> Result<Session> {
         let common = |session: &Session| {
             let room = prompt.len().saturating_sub(1);
@@ -54,7 +54,7 @@ impl Pool {
         self.idle.push(session);
     }
 
-    /// One session is lost (its sequence failed).
+    /// Forgets a session that is lost (its sequence failed).
     pub(crate) fn lost(&mut self) {
         self.made = self.made.saturating_sub(1);
     }

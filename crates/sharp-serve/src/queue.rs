@@ -60,7 +60,7 @@ impl Queue {
         self.lock().jobs.pop_front()
     }
 
-    /// Jobs that wait.
+    /// Counts the jobs that wait.
     pub(crate) fn len(&self) -> usize {
         self.lock().jobs.len()
     }

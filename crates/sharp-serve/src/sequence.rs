@@ -29,7 +29,7 @@ pub(crate) struct Sequence<'t> {
     next: u32,
 }
 
-/// The log probability of `token` and the `most` likeliest tokens.
+/// Returns the log probability of `token` and the `most` likeliest tokens.
 fn score(isa: Isa, logits: &[f32], token: u32, most: usize) -> Scored {
     let sum = float::log_sum_exp(isa, logits);
     let at = |logit: f32| f64::from(logit) - sum;
@@ -48,7 +48,7 @@ fn score(isa: Isa, logits: &[f32], token: u32, most: usize) -> Scored {
 }
 
 impl<'t> Sequence<'t> {
-    /// `session` holds a beginning of the job's prompt.
+    /// Begins a sequence; `session` holds a beginning of the job's prompt.
     pub(crate) fn new(job: Job, session: Session, tokenizer: &'t Tokenizer) -> Result<Self> {
         let mut sampler = Sampler::new(job.sampling.options.clone())?;
         let model = session.model();
@@ -80,22 +80,22 @@ impl<'t> Sequence<'t> {
         })
     }
 
-    /// Prompt tokens still to be taken in.
+    /// Counts the prompt tokens still to be taken in.
     pub(crate) fn left(&self) -> usize {
         self.job.prompt.len().saturating_sub(self.session.len())
     }
 
-    /// Prompt tokens that came from an earlier sequence.
+    /// Counts the prompt tokens that came from an earlier sequence.
     pub(crate) fn cached(&self) -> usize {
         self.cached
     }
 
-    /// Tokens generated so far.
+    /// Counts the tokens generated so far.
     pub(crate) fn generated(&self) -> usize {
         self.generated
     }
 
-    /// The token to take in next.
+    /// Returns the token to take in next.
     pub(crate) fn next(&self) -> u32 {
         self.next
     }

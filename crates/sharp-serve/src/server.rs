@@ -54,7 +54,7 @@ impl Server {
         Ok(Self { router: router(Arc::new(site)), queue, drain, thread: Some(thread) })
     }
 
-    /// The routes, to be put into a larger program.
+    /// Returns the routes, to be put into a larger program.
     pub fn router(&self) -> Router {
         self.router.clone()
     }
@@ -94,8 +94,8 @@ impl Server {
         Ok(())
     }
 
-    /// [`Server::serve`] for programs without an asynchronous runtime: until SIGINT or SIGTERM, a second of
-    /// which ends at once.
+    /// Serves as [`Server::serve`] does, for programs without an asynchronous runtime: until SIGINT or
+    /// SIGTERM, a second of which ends at once.
     ///
     /// # Errors
     /// [`Error::Io`] if the socket cannot be used or the system gives no threads.

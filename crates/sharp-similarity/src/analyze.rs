@@ -238,7 +238,7 @@ impl Observer for Pass<'_> {
     }
 }
 
-/// The layers within `window` of `layer`, without itself.
+/// Returns the layers within `window` of `layer`, without itself.
 fn neighbours(layer: usize, window: usize, layers: usize) -> impl Iterator<Item = usize> {
     (layer.saturating_sub(window)..=(layer + window).min(layers - 1)).filter(move |&r| r != layer)
 }

@@ -23,7 +23,8 @@ pub(crate) struct Gram {
 }
 
 impl Gram {
-    /// Of features `(n, d)`; `None` where HSIC_1 is not defined (fewer than four tokens).
+    /// Makes the Gram matrix of features `(n, d)`; `None` where HSIC_1 is not defined (fewer than four
+    /// tokens).
     pub(crate) fn new(team: &Team, features: &[f32], hidden: usize) -> Option<Self> {
         let n = features.len() / hidden.max(1);
         if n < 4 {
@@ -59,7 +60,7 @@ impl Gram {
         Some(Self { n, values, rows, total })
     }
 
-    /// HSIC_1 of two Gram matrices of the same tokens (Song et al. 2012, equation 5).
+    /// Computes HSIC_1 of two Gram matrices of the same tokens (Song et al. 2012, equation 5).
     pub(crate) fn hsic(&self, other: &Self) -> f64 {
         let n = self.n as f64;
         let trace: f64 = self
@@ -76,7 +77,7 @@ impl Gram {
 
 const BLOCK: usize = 8;
 
-/// CKA from the sums of HSIC_1 over minibatches. An estimate: it may fall slightly outside 0 to 1.
+/// Computes CKA from the sums of HSIC_1 over minibatches. An estimate: it may fall slightly outside 0 to 1.
 pub(crate) fn cka(ab: f64, aa: f64, bb: f64) -> f64 {
     if aa > 0.0 && bb > 0.0 { ab / (aa * bb).sqrt() } else { 0.0 }
 }
@@ -93,7 +94,7 @@ mod tests {
         (0..n * d).map(|i| ((i as f32 + 1.0) * seed).sin() * (1.0 + (i % d) as f32 / d as f32)).collect()
     }
 
-    /// The definition as a U-statistic: the mean over all ordered quadruples of distinct tokens.
+    /// Computes the definition as a U-statistic: the mean over all ordered quadruples of distinct tokens.
     fn by_definition(a: &[f32], b: &[f32], n: usize, d: usize) -> f64 {
         let k = |x: &[f32], i: usize, j: usize| -> f64 {
             (0..d).map(|c| f64::from(x[i * d + c]) * f64::from(x[j * d + c])).sum()

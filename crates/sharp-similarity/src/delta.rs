@@ -49,7 +49,7 @@ enum Change {
 /// Longest piece of a sequence on which a replacement is measured.
 const PIECE: usize = 256;
 
-/// The first tokens of the sequences, about `tokens` in all, in pieces; none shorter than two.
+/// Returns the first tokens of the sequences, about `tokens` in all, in pieces; none shorter than two.
 fn leading<'a>(sequences: &[&'a [u32]], tokens: usize) -> Vec<&'a [u32]> {
     let mut left = tokens;
     let mut chosen = Vec::new();
@@ -63,7 +63,7 @@ fn leading<'a>(sequences: &[&'a [u32]], tokens: usize) -> Vec<&'a [u32]> {
     chosen
 }
 
-/// The pieces of each round: a quarter, a quarter, the rest; all at once where there are too few.
+/// Returns the pieces of each round: a quarter, a quarter, the rest; all at once where there are too few.
 fn rounds<'p, 'a>(pieces: &'p [&'a [u32]], screen: bool) -> Vec<&'p [&'a [u32]]> {
     let quarter = pieces.len() / 4;
     if !screen || quarter == 0 {
@@ -74,7 +74,7 @@ fn rounds<'p, 'a>(pieces: &'p [&'a [u32]], screen: bool) -> Vec<&'p [&'a [u32]]>
     vec![first, second, third]
 }
 
-/// The better half: of the replacements by another's MLP and of the removals each.
+/// Returns the better half: of the replacements by another's MLP and of the removals each.
 fn better_half(changes: &[(usize, Change)], cost: impl Fn(&(usize, Change)) -> f64) -> Vec<(usize, Change)> {
     let mut kept = Vec::new();
     for removal in [false, true] {
@@ -144,7 +144,7 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// One piece with every change; returns the model's own losses.
+/// Measures one piece with every change; returns the model's own losses.
 fn measure_piece(
     model: &Model,
     piece: &[u32],

@@ -52,7 +52,7 @@ impl Metric {
         Self::WeightDistance,
     ];
 
-    /// The name in files and on the command line.
+    /// Returns the name in files and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::RelativeError => "relative_error",
@@ -68,7 +68,7 @@ impl Metric {
         }
     }
 
-    /// The value for a pair, where it was measured.
+    /// Returns the value for a pair, where it was measured.
     pub fn of(self, pair: &PairReport) -> Option<f64> {
         match self {
             Self::RelativeError => Some(pair.relative_error),
@@ -84,7 +84,7 @@ impl Metric {
         }
     }
 
-    /// The value as a cost: smaller is better.
+    /// Returns the value as a cost: smaller is better.
     fn cost(self, pair: &PairReport) -> Option<f64> {
         let value = self.of(pair)?;
         Some(match self {
@@ -93,7 +93,7 @@ impl Metric {
         })
     }
 
-    /// What it is called in tables and over pictures.
+    /// Returns what it is called in tables and over pictures.
     pub fn title(self) -> &'static str {
         match self {
             Self::RelativeError => "Relative L2 error",
@@ -109,7 +109,7 @@ impl Metric {
         }
     }
 
-    /// What it means, in a sentence or two.
+    /// Returns what it means, in a sentence or two.
     pub fn explanation(self) -> &'static str {
         match self {
             Self::RelativeError => {
@@ -280,7 +280,7 @@ impl Report {
         Ok(report)
     }
 
-    /// The report as indented JSON.
+    /// Returns the report as indented JSON.
     ///
     /// # Errors
     /// [`Error::Json`] if a number is not finite.
@@ -290,12 +290,12 @@ impl Report {
         Ok(text)
     }
 
-    /// The report as one self-contained HTML page with heat maps.
+    /// Returns the report as one self-contained HTML page with heat maps.
     pub fn to_html(&self) -> String {
         html::page(self)
     }
 
-    /// One metric as a heat map (inline SVG, to be styled by [`crate::heat_map_css`]); `marked` pairs
+    /// Returns one metric as a heat map (inline SVG, to be styled by [`crate::heat_map_css`]); `marked` pairs
     /// `(target, reference)` get a frame.
     pub fn heat_map(&self, metric: Metric, marked: &[(usize, usize)]) -> String {
         let cells: Vec<_> =
@@ -303,7 +303,7 @@ impl Report {
         html::heat_map_svg(metric.title(), self.num_layers, &cells, marked)
     }
 
-    /// The measures that say most in a summary, of those that were taken.
+    /// Returns the measures that say most in a summary, of those that were taken.
     pub fn telling_metrics(&self) -> Vec<Metric> {
         [Metric::PredictedNll, Metric::DeltaNll, Metric::ResidualError, Metric::RelativeError]
             .into_iter()
@@ -311,8 +311,8 @@ impl Report {
             .collect()
     }
 
-    /// The metric to decide by where nobody chose one: the predicted NLL or else delta NLL if they were
-    /// measured, else the error in the residual stream.
+    /// Returns the metric to decide by where nobody chose one: the predicted NLL or else delta NLL if they
+    /// were measured, else the error in the residual stream.
     pub fn default_metric(&self) -> Metric {
         [Metric::PredictedNll, Metric::DeltaNll]
             .into_iter()
@@ -320,7 +320,7 @@ impl Report {
             .unwrap_or(Metric::ResidualError)
     }
 
-    /// The costs by a metric; `None`: by [`Report::default_metric`].
+    /// Returns the costs by a metric; `None`: by [`Report::default_metric`].
     ///
     /// # Errors
     /// [`Error::NotMeasured`] where no pair has the metric.
@@ -405,7 +405,7 @@ impl Report {
     }
 }
 
-/// Eight significant figures.
+/// Rounds to eight significant figures.
 fn rounded(v: f64) -> f64 {
     format!("{v:.7e}").parse().unwrap_or(v)
 }

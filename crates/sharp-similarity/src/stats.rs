@@ -1,7 +1,8 @@
 //! Running sums over tokens, from which the pairwise and per-layer measures follow. Nothing here grows with
 //! the number of tokens.
 
-/// `(a . b, a . a, b . b)` of two rows, summed in blocks of 16 lanes so that the compiler can vectorise it.
+/// Computes `(a . b, a . a, b . b)` of two rows, summed in blocks of 16 lanes so that the compiler can
+/// vectorise it.
 pub(crate) fn dots(a: &[f32], b: &[f32]) -> (f64, f64, f64) {
     const LANES: usize = 16;
     let (mut ab, mut aa, mut bb) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
@@ -144,20 +145,21 @@ impl Substitution {
         }
     }
 
-    /// `||z - y|| / ||y||` over all tokens.
+    /// Computes `||z - y|| / ||y||` over all tokens.
     pub(crate) fn relative_error(&self) -> f64 {
         ratio(self.error, self.own).sqrt()
     }
 
-    /// The same after the best scale for every output channel: never above 1, which is the MLP left out.
+    /// Computes the relative error after the best scale for every output channel: never above 1, which is the
+    /// MLP left out.
     pub(crate) fn scaled_error(&self) -> f64 {
         let explained: f64 =
             self.zz.iter().zip(&self.yz).filter(|(zz, _)| **zz > 0.0).map(|(zz, yz)| yz * yz / zz).sum();
         ratio((self.own - explained).max(0.0), self.own).sqrt()
     }
 
-    /// The best scale of every output channel, `(d)`: the reference's output times this is nearest to the
-    /// target's.
+    /// Returns the best scale of every output channel, `(d)`: the reference's output times this is nearest to
+    /// the target's.
     #[cfg(test)]
     pub(crate) fn scales(&self) -> Vec<f64> {
         self.zz.iter().zip(&self.yz).map(|(zz, yz)| if *zz > 0.0 { yz / zz } else { 0.0 }).collect()
@@ -192,7 +194,7 @@ pub(crate) fn error_sq(a: &[f32], b: &[f32]) -> f64 {
     lanes.iter().map(|&v| f64::from(v)).sum::<f64>() + rest
 }
 
-/// A ratio of sums, 0 where there is nothing to relate to.
+/// Computes a ratio of sums, 0 where there is nothing to relate to.
 pub(crate) fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator > 0.0 { numerator / denominator } else { 0.0 }
 }
@@ -226,7 +228,7 @@ impl Layer {
         norms
     }
 
-    /// 1 - mean cosine of the residual stream before and after (ShortGPT's block influence).
+    /// Computes 1 - mean cosine of the residual stream before and after (ShortGPT's block influence).
     pub(crate) fn block_influence(&self) -> f64 {
         1.0 - self.through.get()
     }
@@ -240,7 +242,7 @@ impl Layer {
     }
 }
 
-/// Mean cosine over tokens of two `(n, d)` matrices.
+/// Adds the mean cosine over tokens of two `(n, d)` matrices.
 pub(crate) fn add_cosines(mean: &mut Mean, hidden: usize, a: &[f32], b: &[f32]) {
     for (a, b) in a.chunks_exact(hidden.max(1)).zip(b.chunks_exact(hidden.max(1))) {
         let (ab, aa, bb) = dots(a, b);

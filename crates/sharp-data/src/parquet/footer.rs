@@ -38,7 +38,7 @@ impl Reader<'_> {
         Some(())
     }
 
-    /// The next field's number and type, or type 0 at the end of a structure.
+    /// Reads the next field's number and type, or type 0 at the end of a structure.
     fn field(&mut self, last: i16) -> Option<(i16, u8)> {
         let head = self.byte()?;
         let (step, kind) = (head >> 4, head & 15);
@@ -91,7 +91,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The number of children of the next element of a schema.
+    /// Reads the number of children of the next element of a schema.
     fn children(&mut self) -> Option<u64> {
         let (mut last, mut children) = (0, 0);
         loop {

@@ -89,7 +89,7 @@ impl Rows {
         &self.path
     }
 
-    /// An error about the row last read.
+    /// Makes an error about the row last read.
     pub(crate) fn error(&self, what: impl Into<String>) -> Error {
         Error::row(&self.path, self.number, what)
     }
@@ -99,7 +99,7 @@ impl Rows {
         names.iter().all(|name| self.names.iter().any(|n| n == name))
     }
 
-    /// The names of the columns, for messages.
+    /// Lists the names of the columns, for messages.
     pub(crate) fn columns(&self) -> String {
         let mut names: Vec<String> = self.names.iter().take(16).map(|n| format!("{n:?}")).collect();
         if self.names.len() > names.len() {
@@ -108,7 +108,7 @@ impl Rows {
         if names.is_empty() { "none".to_owned() } else { names.join(", ") }
     }
 
-    /// The next row as an object, or `None` after the last.
+    /// Reads the next row as an object, or `None` after the last.
     ///
     /// # Errors
     /// If the file is damaged there.

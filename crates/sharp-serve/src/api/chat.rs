@@ -40,7 +40,8 @@ pub(crate) async fn post(
     reply.answer(events, stream).await
 }
 
-/// The messages as templates want them: content as one text, the role `developer` under its older name.
+/// Returns the messages as templates want them: content as one text, the role `developer` under its older
+/// name.
 fn messages(list: Vec<Map<String, Value>>) -> Result<Value, ApiError> {
     let bad = |i: usize, what: &str| ApiError::bad(format!("messages[{i}]: {what}")).with_param("messages");
     if list.is_empty() {
@@ -75,7 +76,7 @@ fn messages(list: Vec<Map<String, Value>>) -> Result<Value, ApiError> {
     Ok(Value::Array(all))
 }
 
-/// A conversation's tokens up to where the model begins to speak.
+/// Tokenises a conversation up to where the model begins to speak.
 pub(crate) fn encode(
     site: &Site,
     list: Vec<Map<String, Value>>,

@@ -54,7 +54,7 @@ pub(crate) async fn post(
     reply.answer(events, stream).await
 }
 
-/// A text's tokens as they go into the model; never none.
+/// Tokenises a text as it goes into the model; never none.
 fn tokens(site: &Site, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {
     if let Some(token) = tokens.iter().find(|&&t| t as usize >= site.vocab_size) {
         let message = format!("token {token} is not in the vocabulary of {}", site.vocab_size);

@@ -76,7 +76,7 @@ impl ApiError {
         error
     }
 
-    /// What the engine said about a sequence it gave up.
+    /// Says what the engine said about a sequence it gave up.
     pub(crate) fn failure(failure: Failure) -> Self {
         match failure {
             Failure::Timeout => {
@@ -88,12 +88,12 @@ impl ApiError {
         }
     }
 
-    /// The engine ended without a word.
+    /// Says that the engine ended without a word.
     pub(crate) fn no_engine() -> Self {
         Self::internal("the engine has stopped")
     }
 
-    /// As the body of an answer or as an event of a stream.
+    /// Writes the error as the body of an answer or as an event of a stream.
     pub(crate) fn json(&self) -> Value {
         json!({"error": {
             "message": self.message,

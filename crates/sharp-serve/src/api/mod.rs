@@ -47,7 +47,7 @@ pub(crate) struct Site {
     pub(crate) created: u64,
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -82,7 +82,7 @@ impl Site {
         }
     }
 
-    /// The tokens of a prompt, checked against the context.
+    /// Checks the tokens of a prompt against the context.
     fn check_prompt(&self, tokens: &[u32], max_tokens: Option<usize>) -> Result<usize, ApiError> {
         let context = self.options.context;
         let n = tokens.len();
@@ -130,7 +130,7 @@ impl Common {
         (Self { arrived, deadline: arrived + site.options.timeout, sender }, events)
     }
 
-    /// The job of a request's choice `choice`, the `j`th of its prompt, without log probabilities.
+    /// Makes the job of a request's choice `choice`, the `j`th of its prompt, without log probabilities.
     fn job(
         &self,
         parameters: &Parameters,
@@ -154,8 +154,8 @@ impl Common {
     }
 }
 
-/// A request's body as a JSON object. Other types than JSON are refused: a page from elsewhere can then not
-/// make a browser send a request without asking this server first, which does not allow it.
+/// Reads a request's body as a JSON object. Other types than JSON are refused: a page from elsewhere can then
+/// not make a browser send a request without asking this server first, which does not allow it.
 fn object(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
     let body = body.map_err(|rejection| ApiError::body(&rejection))?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -182,7 +182,7 @@ async fn aside<T: Send + 'static>(
     }
 }
 
-/// All routes.
+/// Lists all routes.
 pub(crate) fn router(site: Arc<Site>) -> Router {
     let limit = site.options.body_limit;
     let keyed = Router::new()

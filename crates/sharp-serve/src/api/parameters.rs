@@ -154,7 +154,7 @@ impl Parameters {
         })
     }
 
-    /// How choice `j` of a prompt chooses its tokens.
+    /// Returns how choice `j` of a prompt chooses its tokens.
     pub(crate) fn sampling(&self, j: usize) -> Sampling {
         let mut sampling = self.sampling.clone();
         sampling.options.seed = sampling.options.seed.wrapping_add(j as u64);

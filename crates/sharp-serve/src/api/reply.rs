@@ -103,7 +103,7 @@ impl Reply {
         self.choices.iter().all(|c| c.finish.is_some())
     }
 
-    /// What `event` adds.
+    /// Returns what `event` adds.
     fn piece(&mut self, choice: usize, event: Event) -> Result<Piece, ApiError> {
         let mut piece = Piece { choice, text: String::new(), scored: Vec::new(), finish: None };
         let chat = matches!(self.kind, Kind::Chat);
@@ -132,7 +132,7 @@ impl Reply {
         Ok(piece)
     }
 
-    /// Log probabilities as the endpoint writes them; moves the choice's offset on.
+    /// Writes log probabilities as the endpoint writes them; moves the choice's offset on.
     fn logprobs(&mut self, choice: usize, scored: &[Scored]) -> Value {
         if !self.logprobs {
             return Value::Null;
@@ -225,7 +225,7 @@ impl Reply {
         Ok(Json(Value::Object(answer)).into_response())
     }
 
-    /// The chunks of a stream that `piece` makes.
+    /// Returns the chunks of a stream that `piece` makes.
     fn chunks(&mut self, piece: Piece, out: &mut VecDeque<Value>) {
         let Piece { choice, text, scored, finish } = piece;
         let logprobs = if scored.is_empty() { Value::Null } else { self.logprobs(choice, &scored) };
@@ -260,7 +260,7 @@ impl Reply {
         }
     }
 
-    /// What the next event adds to the stream; true at its end.
+    /// Returns what the next event adds to the stream; true at its end.
     fn take(&mut self, next: Option<(usize, Event)>, out: &mut VecDeque<Value>) -> bool {
         let piece = match next {
             None => Err(ApiError::no_engine()),

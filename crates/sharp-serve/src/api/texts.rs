@@ -22,8 +22,8 @@ impl Texts {
         Ok(Self { tokenizer, anchor })
     }
 
-    /// The text of `token`. One that is a part of a character only is spelled as the vocabulary spells it, so
-    /// that no two tokens look alike.
+    /// Returns the text of `token`. One that is a part of a character only is spelled as the vocabulary spells
+    /// it, so that no two tokens look alike.
     pub(crate) fn text(&self, token: u32) -> String {
         let text = match &self.anchor {
             None => self.tokenizer.decode(&[token]).ok(),
@@ -39,7 +39,7 @@ impl Texts {
         }
     }
 
-    /// The bytes of `token`, where it is whole characters.
+    /// Returns the bytes of `token`, where it is whole characters.
     pub(crate) fn bytes(&self, token: u32) -> Option<Vec<u8>> {
         let (anchor, before) = self.anchor.as_ref()?;
         let text = self.tokenizer.decode(&[*anchor, token]).ok()?;

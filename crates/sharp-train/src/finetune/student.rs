@@ -4,15 +4,16 @@
 //!
 //! ```text
 //! params     flat, exact; the optimiser moves it
-//!   | round()             a copy with rounded matrices, only where a runtime file is repaired; otherwise the same memory
+//!   | round()             a copy with rounded matrices where a runtime file is repaired; else the same memory
 //! effective  flat
 //!   | views               norms of the blocks and of the head; references that are trained
-//!   | merge()             each projection of a trained layer, from its pieces and its reference; stored MLPs as they are
+//!   | merge()             each projection of a trained layer, from its pieces and its reference;
+//!                         stored MLPs as they are
 //! mlps       by layer     effective weights, in the products' number type
 //!   | shallow clones
 //! model's blocks, and through them every replica
 //!
-//! references by layer     float32 weights of the MLPs that other layers use: frozen copies, or views of `effective`
+//! references by layer     float32 weights of the MLPs that other layers use: frozen, or views of `effective`
 //! stored_mlps by layer    parameters of the stored MLPs that are trained (a subset of the layers of `mlps`)
 //! replaced                parameters that take the place of a tensor of the original in the recovery file
 //! ```
