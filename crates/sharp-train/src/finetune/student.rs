@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! params     flat, exact; the optimiser moves it
-//!   | round()             a copy with rounded matrices where a runtime file is repaired; else the same memory
+//!   | round()             a copy with rounded matrices where a runtime file is repaired, else no copy
 //! effective  flat
 //!   | views               norms of the blocks and of the head; references that are trained
 //!   | merge()             each projection of a trained layer, from its pieces and its reference;
