@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a test says what it leaves out")]
 
 mod architecture;
+mod circles;
 mod damage;
 mod documents;
 mod fixture;
