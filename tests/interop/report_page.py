@@ -97,7 +97,7 @@ def look(browser, page_file, first_section, name, whole):
             assert page.locator("h2").all_inner_texts() == [first_section, *SECTIONS], where
             titles = page.locator("svg > title").evaluate_all("all => all.map(e => e.textContent)")
             if whole:
-                for wanted in [*PICTURES, *(["neurons"] if name == "pruned" else ["whose MLP"])]:
+                for wanted in [*PICTURES, *(["neurons"] if name == "pruned" else ["MLP is changed"])]:
                     assert any(wanted in title for title in titles), f"{where}: no picture of {wanted} in {titles}"
                 assert page.locator("svg.heat").count() > 0, f"{where}: no heat map"
                 assert page.locator("p.missing").count() == 0, page.locator("p.missing").all_inner_texts()
@@ -127,9 +127,7 @@ def main():
             file = folder / f"{name}.html"
             prompts = [] if given else ["--prompt", "The lighthouse", "--sample-tokens", "16"]
             subprocess.run([SHARP, "report", "--run", run, "--out", file, *prompts], check=True, stdout=subprocess.DEVNULL)
-            plan = (run / "03-plan" / "plan.toml").read_text()
-            pruned = "pruned" in plan.split("[[targets]]", 1)[-1] and "\nreference = " not in plan
-            look(browser, file, "What each layer keeps" if pruned else "Which layer uses whose MLP", name, not given)
+            look(browser, file, "How each layer is changed", name, not given)
         version = browser.version
         browser.close()
     print(f"Chromium {version}: {', '.join(runs)}: desk, phone and paper, light and dark, nothing from elsewhere")

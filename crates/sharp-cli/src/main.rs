@@ -3,6 +3,7 @@
 
 mod commands;
 mod data;
+mod help;
 mod hub;
 mod machine;
 mod model;
@@ -13,7 +14,7 @@ mod sampling;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
@@ -22,16 +23,19 @@ use crate::commands::{
 };
 use crate::output::Output;
 
-/// Compress Llama-family models by sharing MLPs between layers, and run them fast on a CPU.
+/// Compress Llama-family models by pruning or sharing their MLPs, and run them fast on a CPU.
 #[derive(Debug, Parser)]
 #[command(
     name = "sharp",
     version,
     about,
-    after_help = "Example:\n  sharp quantize --model model.gguf --out model.sharp\n  sharp generate --model model.sharp --prompt \"Once upon a time\"\n\n\
-                  Wherever a command takes a model, that is a model.sharp file, a Hugging Face directory (dense or compact) or a GGUF file; \
-                  where a checkpoint is needed, one of the last two; built with the feature `hub`, also a name of the Hugging Face Hub (org/name, org/name@revision, org/name/file.gguf). A GGUF file that is run has Q4_0, Q8_0 and float matrices as they \
-                  are and other blocks rounded to 8 bits; analyze, quantize and export read its values as they are."
+    after_help = "Example:\n  sharp quantize --model model.gguf --out model.sharp\n  \
+                  sharp generate --model model.sharp --prompt \"Once upon a time\"\n\n\
+                  A model is a model.sharp file, a Hugging Face directory (dense or compact) or a GGUF file. \
+                  A checkpoint is one of the last two. Built with the feature `hub`, both may also be a name of the \
+                  Hugging Face Hub: org/name, org/name@revision or org/name/file.gguf.\n\n\
+                  The engine runs the Q4_0, Q8_0 and float matrices of a GGUF file unchanged and rounds other blocks \
+                  to 8 bits. analyze, quantize and export read its values unchanged."
 )]
 struct Cli {
     #[command(flatten)]
@@ -67,13 +71,13 @@ impl Global {
 enum Command {
     /// Turn a checkpoint (Hugging Face directory or GGUF file) into a plain Hugging Face directory.
     Import(import::Args),
-    /// Measure how alike the layers are.
+    /// Measure how similar the layers are to each other.
     Analyze(analyze::Args),
-    /// Choose which layer uses whose MLP.
+    /// Choose what each layer has in place of its MLP.
     Plan(plan::Args),
     /// Write the compressed model as a compact checkpoint, and as a dense one for other tools.
     Export(export::Args),
-    /// Write one file that the engine maps and runs as it lies.
+    /// Quantise a model into one file that the engine maps and runs.
     Quantize(quantize::Args),
     /// Measure perplexity, distance from the first model, and multiple-choice accuracy.
     #[command(visible_alias = "eval")]
@@ -87,13 +91,13 @@ enum Command {
     Chat(chat::Args),
     /// Answer requests over HTTP as OpenAI's API does, with a chat page.
     Serve(serve::Args),
-    /// Say what is in a model: tensors, plan, parameters, bytes.
+    /// List the contents of a model: tensors, plan, parameters, bytes.
     Inspect(inspect::Args),
     /// Write the report page of a run.
     Report(report_page::Args),
     /// Make a model with random weights, of any shape.
     Synth(synth::Args),
-    /// Say what this machine offers: CPU features, threads, memory bandwidth.
+    /// Show what this machine offers: CPU features, threads, memory bandwidth.
     Doctor(doctor::Args),
     /// Print a script that completes this program's commands in a shell.
     Completions(shell::Completions),
@@ -124,7 +128,8 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let mut cli = Cli::parse();
+    let matches = help::grouped(Cli::command()).get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let level = match cli.global.verbose {
         0 => "warn",
         1 => "info",

@@ -11,7 +11,7 @@ use sharp_strategy::{Budget, Cost, Explicit, Form, LayerCosts, Options, Strategy
 use crate::Global;
 use crate::output::{self, Output};
 
-/// Choose which layer uses whose MLP.
+/// Choose what each layer has in place of its MLP.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  sharp plan --model original --similarity similarity.json --strategy optimal --remove 0.2 --out plan.toml"

@@ -1,4 +1,4 @@
-//! `sharp report`: the page a person reads after a run.
+//! `sharp report`: writes the report page of a run.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,10 @@ pub(crate) struct Args {
     /// The folder of the run.
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
-    /// The page to write; its Markdown twin lies beside it. report.html in the run folder by default.
+    /// The page to write, with a Markdown copy beside it; report.html in the run folder by default.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Another run to set beside this one, NAME=DIR or DIR; may be given more than once.
+    /// Another run to compare this one with, NAME=DIR or DIR; may be given more than once.
     #[arg(long, value_name = "RUN")]
     beside: Vec<Named<PathBuf>>,
     /// Text for the models to go on from, shown in the report; may be given more than once.

@@ -37,7 +37,7 @@ pub(super) fn plan(plan: &Plan, layers: usize, whole: usize) -> String {
     let _ = write!(
         s,
         "<svg class=\"plan\" role=\"img\" viewBox=\"0 0 {w} {h}\" width=\"{w}\" height=\"{h}\" \
-         xmlns=\"http://www.w3.org/2000/svg\"><title>which layer uses whose MLP</title>"
+         xmlns=\"http://www.w3.org/2000/svg\"><title>how each layer's MLP is changed</title>"
     );
     for layer in 0..layers {
         let treatment = plan.treatment(layer);

@@ -25,17 +25,7 @@ impl Row<'_> {
 /// Returns the evaluated rows in the order of the results file.
 pub(super) fn rows(run: &Run) -> Vec<Row<'_>> {
     let listed = run.results.iter().flat_map(|results| &results.rows);
-    listed
-        .map(|measured| Row { name: &measured.name, title: row_title(run, &measured.name), measured })
-        .collect()
-}
-
-/// Returns the name of a row in words: without training, a pruned plan shares nothing.
-pub(super) fn row_title(run: &Run, name: &str) -> String {
-    match name {
-        "direct" if run.only_prunes() => "largest neurons, as they are".into(),
-        _ => row_name(name),
-    }
+    listed.map(|measured| Row { name: &measured.name, title: row_name(&measured.name), measured }).collect()
 }
 
 /// Returns the names that any row has in one of its maps, in the order they are met: texts or tasks.
@@ -57,6 +47,7 @@ pub(super) fn texts<'a>(rows: &[Row<'a>]) -> Vec<&'a str> {
     names(rows, |row| &row.perplexity)
 }
 
+/// Returns the row of this name, where it was evaluated.
 pub(super) fn find<'a, 'b>(rows: &'b [Row<'a>], name: &str) -> Option<&'b Row<'a>> {
     rows.iter().find(|r| r.name == name)
 }

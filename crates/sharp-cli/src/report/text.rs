@@ -45,11 +45,11 @@ pub(super) fn percent(v: f64) -> String {
     format!("{:.1} %", 100.0 * v)
 }
 
-/// The name of a row of the results, in words.
+/// Returns the name of a row of the results in words.
 pub(super) fn row_name(name: &str) -> String {
     let words = match name {
         "original" => "original",
-        "direct" => "direct sharing, no recovery",
+        "direct" => "untrained",
         "slw" => "SLW only",
         "sft" => "SFT only",
         "slw_sft" => "SLW + SFT",

@@ -6,9 +6,9 @@ use crate::report::blocks::{Block, strings};
 use crate::report::charts;
 use crate::report::collect::Run;
 
+/// Writes the pictures and the table of the plan.
 pub(in crate::report) fn layers(run: &Run, blocks: &mut Vec<Block>) {
-    let heading = if run.only_prunes() { "What each layer keeps" } else { "Which layer uses whose MLP" };
-    blocks.push(Block::Heading(heading.into()));
+    blocks.push(Block::Heading("How each layer is changed".into()));
     let Some(plan) = &run.plan else {
         blocks.push(Block::Missing("There is no plan.".into()));
         return;
@@ -25,8 +25,8 @@ pub(in crate::report) fn layers(run: &Run, blocks: &mut Vec<Block>) {
             let picture = charts::plan(plan, model.num_hidden_layers, model.intermediate_size);
             blocks.push(Block::Picture(picture));
             blocks.push(Block::Note(
-                "Upper line: layers that keep their MLP, filled as far as they keep its neurons. Lower line: layers that run with the \
-                 MLP of the layer they hang from and their own recovery parameters."
+                "Upper line: layers with an MLP of their own, filled as far as they keep its neurons. Lower line: \
+                 layers joined to the layer whose MLP they use; dashed, layers with low-rank matrices or no MLP."
                     .into(),
             ));
         }

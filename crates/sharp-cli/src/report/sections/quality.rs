@@ -6,8 +6,8 @@ use crate::output::bytes;
 use crate::report::blocks::{Block, strings};
 use crate::report::charts::{self, Mark};
 use crate::report::collect::Run;
-use crate::report::rows::{Row, find, row_title, texts};
-use crate::report::text::{count, perplexity};
+use crate::report::rows::{Row, find, texts};
+use crate::report::text::{count, perplexity, row_name};
 
 pub(in crate::report) fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block>) {
     blocks.push(Block::Heading("Quality".into()));
@@ -49,7 +49,7 @@ pub(in crate::report) fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block
     accuracy(rows, blocks);
     let expected = ["original", "direct", "slw", "sft", "slw_sft"];
     let absent: Vec<String> =
-        expected.iter().filter(|name| find(rows, name).is_none()).map(|name| row_title(run, name)).collect();
+        expected.iter().filter(|name| find(rows, name).is_none()).map(|name| row_name(name)).collect();
     if !absent.is_empty() {
         blocks.push(Block::Missing(format!("Not evaluated in this run: {}.", absent.join(", "))));
     }
