@@ -11,7 +11,8 @@ use sharp_schema::Side;
 /// A data file and the part of it that is used.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DataArgs {
-    /// Text to measure with: PATH, PATH#VIEW or PATH#VIEW:LIMIT (views: auto, text, completion, messages, passage).
+    /// Text to measure with: PATH, PATH#VIEW or PATH#VIEW:LIMIT (views: auto, text, completion, messages,
+    /// passage).
     #[arg(long, value_name = "SPEC")]
     pub(crate) data: DataSpec,
     #[command(flatten)]
@@ -56,7 +57,8 @@ pub(crate) fn documents(
 }
 
 impl PartArgs {
-    /// Sequences of `seq_len` tokens, about `tokens` in all, from this part of `spec`, as the model at `model` reads them.
+    /// Sequences of `seq_len` tokens, about `tokens` in all, from this part of `spec`, as the model at
+    /// `model` reads them.
     ///
     /// # Errors
     /// When the file or the model's tokenizer cannot be read or there is not enough text for one sequence.

@@ -40,8 +40,8 @@ impl Name {
     }
 }
 
-/// Puts the folder or file of a model that is named as on the Hub in the place of its name, and brings it here first if need be. What exists,
-/// or lies in a folder that exists, is a path and stays as it is.
+/// Puts the folder or file of a model that is named as on the Hub in the place of its name, and brings it
+/// here first if need be. What exists, or lies in a folder that exists, is a path and stays as it is.
 ///
 /// # Errors
 /// If the Hub does not have the model or cannot be reached; without the feature `hub`, for every such name.

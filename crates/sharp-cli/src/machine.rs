@@ -10,8 +10,8 @@ const BUFFER_BYTES: usize = 512 << 20;
 /// Passes over the buffer; the fastest counts, because everything else only slows a pass down.
 const PASSES: usize = 4;
 
-/// Read bandwidth of main memory in bytes a second, by `threads` threads that each read their own part. The memory lies on large
-/// pages where the system has them, as a model's weights do.
+/// Read bandwidth of main memory in bytes a second, by `threads` threads that each read their own part. The
+/// memory lies on large pages where the system has them, as a model's weights do.
 ///
 /// # Errors
 /// Those of the system, where there is not so much memory.
@@ -35,8 +35,8 @@ pub(crate) fn memory_bandwidth(threads: usize) -> io::Result<f64> {
     Ok(BUFFER_BYTES as f64 / best)
 }
 
-/// A sum of 8-byte words over independent lanes, which the compiler turns into wide loads and additions; bytes beyond whole words are
-/// left out.
+/// A sum of 8-byte words over independent lanes, which the compiler turns into wide loads and additions;
+/// bytes beyond whole words are left out.
 fn sum(bytes: &[u8]) -> u64 {
     let words = bytes.as_chunks::<8>().0;
     let mut lanes = [0u64; 32];

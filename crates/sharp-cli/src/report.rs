@@ -1,7 +1,8 @@
 //! The report page of a run: what was shared, what it saved, what it cost, how fast it runs.
 //!
-//! [`write_report`] reads what the stages of a run left in its folder and writes `report.html` (one self-contained
-//! page) and `report.md` (the same in Markdown). Stages that have not run are said to be missing; nothing is made up.
+//! [`write_report`] reads what the stages of a run left in its folder and writes `report.html` (one
+//! self-contained page) and `report.md` (the same in Markdown). Stages that have not run are said to be
+//! missing; nothing is made up.
 
 mod blocks;
 mod charts;
@@ -42,13 +43,13 @@ pub(crate) struct Written {
     pub(crate) missing: Vec<String>,
 }
 
-/// Writes the report of the run in folder `run`: to `out` (`report.html` in the run folder where `None`), and its
-/// Markdown twin beside it with the ending `.md`. Both replace an older report at once or not at all. `compared` are other runs'
-/// folders by name, whose rows are set beside this run's.
+/// Writes the report of the run in folder `run`: to `out` (`report.html` in the run folder where `None`), and
+/// its Markdown twin beside it with the ending `.md`. Both replace an older report at once or not at all.
+/// `compared` are other runs' folders by name, whose rows are set beside this run's.
 ///
 /// # Errors
-/// When the run folder does not exist or the files cannot be written. Files of the run that are missing or damaged
-/// are no error: the report says so.
+/// When the run folder does not exist or the files cannot be written. Files of the run that are missing or
+/// damaged are no error: the report says so.
 pub(crate) fn write_report(
     run: &Path,
     out: Option<&Path>,

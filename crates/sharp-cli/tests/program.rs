@@ -250,7 +250,8 @@ fn every_command_takes_a_gguf_file_as_it_takes_its_import() {
     assert_eq!(measured["models"][0]["file_bytes"], fs::metadata(&file).unwrap().len());
     let more = ["--model", imported.to_str().unwrap(), "--text", text, "--tokens", "512", "--window", "64"];
     let rows = result("evaluate", &file, &more)["rows"].clone();
-    // Of a model with such large random weights the same tokens are likeliest nine times of ten, and of another one never.
+    // Of a model with such large random weights the same tokens are likeliest nine times of ten, and of
+    // another one never.
     assert!(rows[1]["top1_agreement"]["tiny"].as_f64().unwrap() > 0.8, "{rows}");
 }
 

@@ -32,8 +32,8 @@ pub struct TensorReport {
     pub bytes: u64,
     /// Layers that use it beyond the first.
     pub shared_by: usize,
-    /// Root of the squared error over the squared weights; 0 for f32. Calibrated rounding makes it larger: it
-    /// lessens the error of outputs instead.
+    /// Root of the squared error over the squared weights; 0 for f32. Calibrated rounding makes it larger:
+    /// it lessens the error of outputs instead.
     pub relative_error: f64,
 }
 

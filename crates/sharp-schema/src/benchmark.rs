@@ -38,8 +38,8 @@ pub struct ModelSpeed {
     pub roofline_fraction: f64,
     /// Distinct bytes of weights read a second while decoding.
     pub decode_bytes_per_second: f64,
-    /// The median of the runs' decoding speed over the bare loop's in the same run; none for weights that are
-    /// not packed.
+    /// The median of the runs' decoding speed over the bare loop's in the same run; none for weights that
+    /// are not packed.
     pub bare_loop_fraction: Option<f64>,
     /// Every run.
     pub runs: Vec<Measurement>,

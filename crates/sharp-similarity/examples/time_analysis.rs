@@ -25,6 +25,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let report = analyze(&model, &sequences, &options, &Terminal::stderr())?;
     println!("{} tokens, window {window}: {:.1} s", report.tokens, start.elapsed().as_secs_f64());
     std::fs::write("similarity.json", report.to_json()?)?;
-    std::fs::write("similarity.html", report.to_html())?;
+    std::fs::write("similarity.html", sharp_similarity::html_page(&report))?;
     Ok(())
 }

@@ -5,6 +5,7 @@ mod analyze;
 mod cka;
 mod delta;
 mod error;
+mod heat_map;
 mod html;
 mod options;
 mod report;
@@ -12,6 +13,7 @@ mod stats;
 
 pub use analyze::analyze;
 pub use error::{Error, Result};
-pub use html::{escape, heat_map_css, heat_map_svg, number};
+pub use heat_map::{heat_map_css, heat_map_svg, number};
+pub use html::{heat_map, html_page};
 pub use options::Options;
 pub use report::{Costs, LayerReport, Metric, PairCost, PairReport, REPORT_VERSION, Report};

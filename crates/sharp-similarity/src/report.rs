@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, html};
+use crate::{Error, Result};
 
 /// The report version this crate reads and writes.
 pub const REPORT_VERSION: u32 = 1;
@@ -288,19 +288,6 @@ impl Report {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
         Ok(text)
-    }
-
-    /// Returns the report as one self-contained HTML page with heat maps.
-    pub fn to_html(&self) -> String {
-        html::page(self)
-    }
-
-    /// Returns one metric as a heat map (inline SVG, to be styled by [`crate::heat_map_css`]); `marked` pairs
-    /// `(target, reference)` get a frame.
-    pub fn heat_map(&self, metric: Metric, marked: &[(usize, usize)]) -> String {
-        let cells: Vec<_> =
-            self.pairs.iter().filter_map(|p| metric.of(p).map(|v| (p.target, p.reference, v))).collect();
-        html::heat_map_svg(metric.title(), self.num_layers, &cells, marked)
     }
 
     /// Returns the measures that say most in a summary, of those that were taken.

@@ -81,7 +81,7 @@ fn the_number_of_threads_changes_nothing() {
 fn the_page_escapes_and_holds_every_map() {
     let expected = expected();
     let report = analyze(&model(2), &sequences(&expected), &options(&expected), &Silent).unwrap();
-    let page = report.to_html();
+    let page = sharp_similarity::html_page(&report);
     assert!(page.contains("&lt;golden&gt; &amp; co") && !page.contains("<golden>"));
     assert_eq!(page.matches("<svg").count(), Metric::ALL.len());
     assert!(!page.contains("NaN") && !page.contains("http://www.w3.org/1999") && !page.contains("<script"));

@@ -18,7 +18,8 @@ use crate::output::Output;
     after_help = "Example:\n  sharp analyze --model original --data prose.txt --out analysis --delta-nll 2048"
 )]
 pub(crate) struct Args {
-    /// The original model: a Hugging Face directory or a GGUF file (whose values are computed with as they are, in float32).
+    /// The original model: a Hugging Face directory or a GGUF file (whose values are computed with as they
+    /// are, in float32).
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
     #[command(flatten)]
@@ -60,7 +61,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let (data, page) = (args.out.join("similarity.json"), args.out.join("similarity.html"));
     let text = report.to_json()?;
     write_atomic(&data, |w| w.write_all(text.as_bytes()))?;
-    write_atomic(&page, |w| w.write_all(report.to_html().as_bytes()))?;
+    write_atomic(&page, |w| w.write_all(sharp_similarity::html_page(&report).as_bytes()))?;
     output.result(
         &json!({ "report": data, "page": page, "tokens": report.tokens, "pairs": report.pairs.len() }),
         || {

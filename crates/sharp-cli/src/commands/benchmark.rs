@@ -29,7 +29,8 @@ pub(crate) struct Args {
     /// Tokens to decode after it.
     #[arg(long, value_name = "N", default_value_t = 128)]
     decode_tokens: usize,
-    /// Also decode so many sequences together, each token of which reads every weight once for all of them; 0: do not.
+    /// Also decode so many sequences together, each token of which reads every weight once for all of them;
+    /// 0: do not.
     #[arg(long, value_name = "N", default_value_t = 0)]
     together: usize,
     /// How often each model is measured; the models take turns, and the median counts.
@@ -38,7 +39,8 @@ pub(crate) struct Args {
     /// Where the result is written.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// How packed models come into memory: mapped, or read onto large pages; by default read where that fits.
+    /// How packed models come into memory: mapped, or read onto large pages; by default read where that
+    /// fits.
     #[arg(long, value_enum, default_value = "auto")]
     load: LoadArg,
     /// Measure the one model in this process and print the measurement: what each repeat runs, so that every

@@ -30,7 +30,8 @@ pub(crate) struct Args {
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Tokens of the whole conversation; 0: what the model takes, at most 4096. Where it gets longer, its oldest messages are left out.
+    /// Tokens of the whole conversation; 0: what the model takes, at most 4096. Where it gets longer, its
+    /// oldest messages are left out.
     #[arg(long, value_name = "N", default_value_t = 0)]
     context: usize,
     /// At most so many tokens of an answer.
@@ -181,8 +182,8 @@ impl Conversation {
         self.messages.drain(at..).next().map(|m| m.content)
     }
 
-    /// The conversation's tokens, without its oldest messages where there would be no room for an answer; and how many were left
-    /// out.
+    /// The conversation's tokens, without its oldest messages where there would be no room for an answer; and
+    /// how many were left out.
     fn tokens(&self) -> Result<(Vec<u32>, usize)> {
         let room = self.session.capacity();
         let wanted = self.options.max_tokens.min(room / 4).max(1);
@@ -237,7 +238,8 @@ fn say(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// A piece of an answer as a terminal may show it: a model must not move the cursor or write into the window's title.
+/// A piece of an answer as a terminal may show it: a model must not move the cursor or write into the
+/// window's title.
 fn harmless(piece: &str) -> String {
     let shown =
         |c: char| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };

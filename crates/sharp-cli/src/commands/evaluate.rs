@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// What to measure, as a TOML file; instead of the options below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "text", "task"])]
     rows: Option<PathBuf>,
-    /// A model, NAME=PATH or PATH: a model.sharp file, a Hugging Face directory or a GGUF file; the others are compared with the first.
+    /// A model, NAME=PATH or PATH: a model.sharp file, a Hugging Face directory or a GGUF file; the others
+    /// are compared with the first.
     #[arg(long, value_name = "MODEL", required_unless_present = "rows")]
     pub(crate) model: Vec<Named<PathBuf>>,
     /// A text, NAME=DATA or DATA: PATH, PATH#VIEW or PATH#VIEW:LIMIT.

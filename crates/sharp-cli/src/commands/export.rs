@@ -61,7 +61,8 @@ pub(crate) struct SourceArgs {
     /// A sharing plan to lay over it.
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
-    /// Recovery parameters for the plan: a file, or a folder of layer files. Without them layers share directly.
+    /// Recovery parameters for the plan: a file, or a folder of layer files. Without them layers share
+    /// directly.
     #[arg(long, value_name = "PATH", requires = "plan")]
     pub(crate) recovery: Option<PathBuf>,
 }

@@ -20,11 +20,12 @@ pub(crate) struct Args {
     /// The original model: a Hugging Face directory or a GGUF file.
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
-    /// What `sharp analyze` measured; the patterns (pairs, back, front, groups) and explicit can do without it.
+    /// What `sharp analyze` measured; the patterns (pairs, back, front, groups) and explicit can do without
+    /// it.
     #[arg(long, value_name = "FILE")]
     similarity: Option<PathBuf>,
-    /// pairs, back, front, groups, greedy, optimal, explicit with --explicit, or even, which takes a part of every layer's own MLP
-    /// (--form pruned or low_rank_only).
+    /// pairs, back, front, groups, greedy, optimal, explicit with --explicit, or even, which takes a part of
+    /// every layer's own MLP (--form pruned or low_rank_only).
     #[arg(long, default_value = "optimal")]
     strategy: String,
     /// The pairs of the explicit strategy: target<-reference, as in 27<-26,29<-28.
@@ -51,7 +52,8 @@ pub(crate) struct Args {
     /// The greatest distance between a layer and its reference.
     #[arg(long, value_name = "N")]
     window: Option<usize>,
-    /// The metric of the report that decides, delta_nll for example; the most telling one measured by default.
+    /// The metric of the report that decides, delta_nll for example; the most telling one measured by
+    /// default.
     #[arg(long, value_name = "METRIC", value_parser = metric)]
     cost: Option<Metric>,
     /// Recovery parameters of a target as a fraction of one MLP.
@@ -60,7 +62,8 @@ pub(crate) struct Args {
     /// Rank of all three projections, instead of --rho.
     #[arg(long, value_name = "RANK", conflicts_with = "rho")]
     rank: Option<usize>,
-    /// Recovery form: none, low_rank, scaled_low_rank, row_column_scaled_low_rank; sharing nothing: low_rank_only, pruned.
+    /// Recovery form: none, low_rank, scaled_low_rank, row_column_scaled_low_rank; sharing nothing:
+    /// low_rank_only, pruned.
     #[arg(long, default_value = "low_rank")]
     form: String,
     /// The baseline that drops the chosen MLPs instead of sharing.

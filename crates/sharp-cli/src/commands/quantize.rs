@@ -30,9 +30,9 @@ pub(crate) struct Args {
     /// q4, q8, f16, or a TOML file that says what each kind of matrix becomes.
     #[arg(long, default_value = "q4")]
     recipe: String,
-    /// Round the layers' matrices against what this text makes of their inputs: PATH, PATH#VIEW or PATH#VIEW:LIMIT, as for
-    /// `sharp analyze --data`. Better at the same size, and slower. A GGUF file's blocks are then in memory in float32: of a large model import
-    /// it in 16 bits first.
+    /// Round the layers' matrices against what this text makes of their inputs: PATH, PATH#VIEW or
+    /// PATH#VIEW:LIMIT, as for `sharp analyze --data`. Better at the same size, and slower. A GGUF
+    /// file's blocks are then in memory in float32: of a large model import it in 16 bits first.
     #[arg(long, value_name = "SPEC")]
     calibrate: Option<DataSpec>,
     /// How much of that text, in tokens.
@@ -43,8 +43,9 @@ pub(crate) struct Args {
     seq_len: usize,
     #[command(flatten)]
     part: PartArgs,
-    /// A runtime file of the same model and plan: take its matrices as they lie there, and round (to its formats) only those that `--recovery`
-    /// brings. For what `sharp-train finetune --runtime FILE` made of it.
+    /// A runtime file of the same model and plan: take its matrices as they lie there, and round (to its
+    /// formats) only those that `--recovery` brings. For what `sharp-train finetune --runtime FILE` made
+    /// of it.
     #[arg(long, value_name = "FILE", requires = "recovery", conflicts_with_all = ["calibrate", "recipe", "dry_run"])]
     onto: Option<PathBuf>,
     /// Also write what became of each tensor, with its error, as JSON.

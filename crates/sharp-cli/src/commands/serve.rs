@@ -21,7 +21,8 @@ use crate::output::Output;
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArg,
-    /// Address to listen on. Others than this machine's own should have an API key, and a proxy that encrypts before them.
+    /// Address to listen on. Others than this machine's own should have an API key, and a proxy that
+    /// encrypts before them.
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     host: IpAddr,
     /// Port to listen on; 0: any that is free.
@@ -54,10 +55,12 @@ pub(crate) struct Args {
     /// Largest request in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
     body_limit: usize,
-    /// Key that requests must carry (Authorization: Bearer KEY). Better set in the environment, where other users do not see it.
+    /// Key that requests must carry (Authorization: Bearer KEY). Better set in the environment, where other
+    /// users do not see it.
     #[arg(long, value_name = "KEY", env = "SHARP_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// How keys and values are kept: f16 or f32; by default f16 where weights are packed, f32 where they are not.
+    /// How keys and values are kept: f16 or f32; by default f16 where weights are packed, f32 where they are
+    /// not.
     #[arg(long, value_enum)]
     kv_cache: Option<KvCache>,
 }

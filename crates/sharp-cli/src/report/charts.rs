@@ -1,10 +1,11 @@
-//! Pictures as inline SVG: the plan, curves, bars. Colours are classes of the page's style sheet, so that light, dark
-//! and print each have their own.
+//! Pictures as inline SVG: the plan, curves, bars. Colours are classes of the page's style sheet, so that
+//! light, dark and print each have their own.
 
 use std::fmt::Write as _;
 
+use sharp_chart::{Axis, escape, tick, ticks};
 use sharp_model::{Plan, Treatment};
-use sharp_similarity::{escape, number};
+use sharp_similarity::number;
 
 /// A curve.
 #[derive(Debug, Clone)]
@@ -25,8 +26,8 @@ const RIGHT: f64 = 14.0;
 /// Names over a picture, in a line.
 const NAMES: usize = 2;
 
-/// Layers from left to right; those that keep their MLP stand on the upper line as boxes, filled as far as they keep their `whole`
-/// neurons, those that use another's hang below it, joined to their reference.
+/// Layers from left to right; those that keep their MLP stand on the upper line as boxes, filled as far as
+/// they keep their `whole` neurons, those that use another's hang below it, joined to their reference.
 pub(super) fn plan(plan: &Plan, layers: usize, whole: usize) -> String {
     // A hand-made plan may name any layer; the picture shows those of the model.
     let layers = layers.clamp(1, 512);
@@ -82,71 +83,6 @@ pub(super) fn plan(plan: &Plan, layers: usize, whole: usize) -> String {
     s
 }
 
-/// Round marks between two values, about five.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    let span = high - low;
-    if !(span > 0.0 && span.is_finite()) {
-        return vec![low];
-    }
-    let rough = span / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(power);
-    (0..)
-        .map(|i| (low / step).ceil() * step + step * f64::from(i))
-        .take_while(|v| *v <= high + step * 1e-6)
-        .take(12)
-        .map(|v| if v.abs() < step * 1e-9 { 0.0 } else { v })
-        .collect()
-}
-
-/// An axis, linear or logarithmic.
-struct Axis {
-    low: f64,
-    high: f64,
-    log: bool,
-    from: f64,
-    to: f64,
-}
-
-impl Axis {
-    fn new(values: impl Iterator<Item = f64> + Clone, log: bool, from: f64, to: f64) -> Self {
-        let log = log && values.clone().all(|v| v > 0.0);
-        let scaled = values.map(|v| if log { v.log10() } else { v });
-        let (mut low, mut high) =
-            scaled.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-        if low > high {
-            (low, high) = (0.0, 1.0);
-        }
-        let pad = if high > low { 0.04 * (high - low) } else { (0.1 * low.abs()).max(0.1) };
-        Self { low: low - pad, high: high + pad, log, from, to }
-    }
-
-    fn at(&self, v: f64) -> f64 {
-        let v = if self.log { v.max(f64::MIN_POSITIVE).log10() } else { v };
-        self.from + (v - self.low) / (self.high - self.low) * (self.to - self.from)
-    }
-
-    /// Values to mark.
-    fn marks(&self) -> Vec<f64> {
-        if !self.log {
-            return ticks(self.low, self.high);
-        }
-        let span = self.high - self.low;
-        let within: &[f64] = match span {
-            s if s > 4.0 => &[1.0],
-            s if s > 1.0 => &[1.0, 3.0],
-            s if s > 0.4 => &[1.0, 2.0, 3.0, 5.0, 7.0],
-            _ => return ticks(10f64.powf(self.low), 10f64.powf(self.high)),
-        };
-        let skip = (span / 6.0).ceil().max(1.0) as i32;
-        (self.low.floor() as i32..=self.high.ceil() as i32)
-            .filter(|e| e.rem_euclid(skip) == 0)
-            .flat_map(|e| within.iter().map(move |m| m * 10f64.powi(e)))
-            .filter(|v| (self.low..=self.high).contains(&v.log10()))
-            .collect()
-    }
-}
-
 /// The beginning of a picture.
 fn begin(title: &str, height: f64) -> String {
     format!(
@@ -183,7 +119,7 @@ fn frame(s: &mut String, (x_name, x): (&str, &Axis), (y_name, y): (&str, &Axis),
             tick(mark)
         );
     }
-    let scale = |axis: &Axis| if axis.log { " (log scale)" } else { "" };
+    let scale = |axis: &Axis| if axis.is_log() { " (log scale)" } else { "" };
     let _ = write!(
         s,
         "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}{}</text><text x=\"4\" y=\"{:.1}\">{}{}</text>",
@@ -264,14 +200,14 @@ pub(super) fn marks(
     s
 }
 
-/// How many of its `whole` neurons each layer's own MLP keeps: a bar a layer in an outline of the whole. Layers without an MLP of
-/// their own have the outline alone.
+/// How many of its `whole` neurons each layer's own MLP keeps: a bar a layer in an outline of the whole.
+/// Layers without an MLP of their own have the outline alone.
 pub(super) fn neurons(plan: &Plan, layers: usize, whole: usize) -> String {
     let (layers, whole) = (layers.clamp(1, 512), whole.max(1));
     let (top, height) = (26.0, 200.0);
     let bottom = height - 36.0;
     let x = |layer: usize| LEFT + (WIDTH - RIGHT - LEFT) * layer as f64 / layers as f64;
-    let y = Axis { low: 0.0, high: whole as f64, log: false, from: bottom, to: top };
+    let y = Axis::from_zero(whole as f64, bottom, top);
     let wide = ((x(1) - x(0)) * 0.8).max(0.5);
     let mut s = begin("neurons that each layer keeps", height);
     for mark in ticks(0.0, whole as f64)
@@ -408,15 +344,6 @@ pub(super) fn from_to(title: &str, x_name: &str, rows: &[(String, f64, f64)]) ->
         escape(x_name)
     );
     s
-}
-
-/// A value on an axis, without noise in its last digits.
-fn tick(v: f64) -> String {
-    if v != 0.0 && (v.abs() >= 1e6 || v.abs() < 1e-4) {
-        return format!("{v:.0e}");
-    }
-    let text = format!("{v:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

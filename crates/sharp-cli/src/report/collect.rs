@@ -1,4 +1,5 @@
-//! What the stages of a run left in its folder, read leniently: a missing or damaged file becomes a line of the report.
+//! What the stages of a run left in its folder, read leniently: a missing or damaged file becomes a line of
+//! the report.
 
 use std::fs::File;
 use std::io::Read;

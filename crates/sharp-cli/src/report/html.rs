@@ -1,8 +1,8 @@
 //! The report as one self-contained HTML page: no scripts, nothing loaded.
 
-use std::fmt::Write as _;
-
-use sharp_similarity::{escape, heat_map_css};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use sharp_chart::escape;
+use sharp_similarity::heat_map_css;
 
 use super::blocks::{Block, Document};
 
@@ -29,55 +29,75 @@ summary{cursor:pointer}svg{color:var(--fg);display:block}svg text{font:11.5px sy
 @media print{body{max-width:none;padding:0;font-size:11pt}.scroll{overflow:visible}h2{break-after:avoid}svg,table,pre{break-inside:avoid}.scroll svg{max-width:100%;height:auto}\
 table{font-size:8pt}td,th{white-space:normal;padding:.15rem .4rem}td.wide,th.wide{min-width:0}details>*{display:block}details::details-content{display:block;content-visibility:visible}}";
 
-/// The page.
+/// Makes the page.
 pub(super) fn page(document: &Document) -> String {
-    let mut s = String::new();
-    let title = escape(&document.title);
-    let _ = write!(
-        s,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>{title}</title>\
-         <style>{STYLE}{}</style></head><body><h1>{title}</h1>\n",
-        heat_map_css()
-    );
-    for block in &document.blocks {
-        write_block(&mut s, block);
-        s.push('\n');
-    }
-    s.push_str("</body></html>\n");
-    s
+    let page = html! {
+        (DOCTYPE) "\n"
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width,initial-scale=1";
+                title { (text(&document.title)) }
+                style { (PreEscaped(STYLE)) (PreEscaped(heat_map_css())) }
+            }
+            body {
+                h1 { (text(&document.title)) }
+                @for part in &document.blocks {
+                    "\n" (block(part))
+                }
+                "\n"
+            }
+        }
+        "\n"
+    };
+    page.into_string()
 }
 
-fn write_block(s: &mut String, block: &Block) {
-    let _ = match block {
-        Block::Heading(text) => write!(s, "<h2>{}</h2>", escape(text)),
-        Block::Subheading(text) => write!(s, "<h3>{}</h3>", escape(text)),
-        Block::Text(text) => write!(s, "<p>{}</p>", escape(text)),
-        Block::Note(text) => write!(s, "<p class=\"note\">{}</p>", escape(text)),
-        Block::Missing(text) => write!(s, "<p class=\"missing\">{}</p>", escape(text)),
+/// Escapes a text, and replaces control characters, which have no place in HTML.
+fn text(text: &str) -> PreEscaped<String> {
+    PreEscaped(escape(text))
+}
+
+fn block(block: &Block) -> Markup {
+    match block {
+        Block::Heading(words) => html! { h2 { (text(words)) } },
+        Block::Subheading(words) => html! { h3 { (text(words)) } },
+        Block::Text(words) => html! { p { (text(words)) } },
+        Block::Note(words) => html! { p.note { (text(words)) } },
+        Block::Missing(words) => html! { p.missing { (text(words)) } },
         // Pictures are made by our own code, which escapes what it is given.
-        Block::Picture(svg) => write!(s, "<div class=\"scroll\" tabindex=\"0\">{svg}</div>"),
-        Block::Quote(text) => write!(s, "<pre>{}</pre>", escape(text)),
-        Block::Folded { summary, text } => {
-            write!(s, "<details><summary>{}</summary><pre>{}</pre></details>", escape(summary), escape(text))
+        Block::Picture(svg) => html! { div.scroll tabindex="0" { (PreEscaped(svg)) } },
+        Block::Quote(words) => html! { pre { (text(words)) } },
+        Block::Folded { summary, text: long } => {
+            html! { details { summary { (text(summary)) } pre { (text(long)) } } }
         }
-        Block::Table { head, rows, wide } => {
-            s.push_str("<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>");
-            for (i, cell) in head.iter().enumerate() {
-                let class = if *wide == Some(i) { " class=\"wide\"" } else { "" };
-                let _ = write!(s, "<th scope=\"col\"{class}>{}</th>", escape(cell));
-            }
-            s.push_str("</tr></thead><tbody>");
-            for row in rows {
-                s.push_str("<tr>");
-                for (i, cell) in row.iter().enumerate() {
-                    let class = if *wide == Some(i) { " class=\"wide\"" } else { "" };
-                    let _ = write!(s, "<td{class}>{}</td>", escape(cell));
+        Block::Table { head, rows, wide } => table(head, rows, *wide),
+    }
+}
+
+/// Makes a table; the column `wide` holds sentences.
+fn table(head: &[String], rows: &[Vec<String>], wide: Option<usize>) -> Markup {
+    let class = |column: usize| (wide == Some(column)).then_some("wide");
+    html! {
+        div.scroll tabindex="0" {
+            table {
+                thead {
+                    tr {
+                        @for (i, cell) in head.iter().enumerate() {
+                            th scope="col" class=[class(i)] { (text(cell)) }
+                        }
+                    }
                 }
-                s.push_str("</tr>");
+                tbody {
+                    @for row in rows {
+                        tr {
+                            @for (i, cell) in row.iter().enumerate() {
+                                td class=[class(i)] { (text(cell)) }
+                            }
+                        }
+                    }
+                }
             }
-            s.push_str("</tbody></table></div>");
-            Ok(())
         }
-    };
+    }
 }

@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use sharp_chart::{Axis, escape, tick};
+
 use super::file::Study;
 use super::table::{Mean, Table};
 
@@ -116,19 +118,17 @@ fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, t
     let original =
         table.means.iter().find(|m| m.row == "original").and_then(|m| m.perplexity.get(text)).map(|p| p.mean);
     let points = || lines.iter().flat_map(|line| &line.points);
-    let x = Scale::new(points().map(|p| p.x), left + LEFT, left + WIDTH - RIGHT);
+    let xs: Vec<f64> = points().map(|p| p.x).collect();
+    let x = Axis::new(xs.into_iter(), false, left + LEFT, left + WIDTH - RIGHT);
     let ends = |p: &Point| {
         let d = p.deviation.unwrap_or(0.0);
         // A bar that would reach below nothing ends at a tenth of its mean.
-        [(p.y - d).max(0.1 * p.y).log10(), (p.y + d).log10()]
+        [(p.y - d).max(0.1 * p.y), p.y + d]
     };
-    let y = Scale::new(
-        points().flat_map(ends).chain(original.map(f64::log10)),
-        top + HEIGHT - BOTTOM,
-        top + 24.0,
-    );
-    for value in y.log_marks() {
-        let at = y.at(value.log10());
+    let ys: Vec<f64> = points().flat_map(ends).chain(original).collect();
+    let y = Axis::new(ys.into_iter(), true, top + HEIGHT - BOTTOM, top + 24.0);
+    for value in y.marks() {
+        let at = y.at(value);
         let _ = writeln!(
             s,
             "<path class=\"grid\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
@@ -136,7 +136,7 @@ fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, t
             left + WIDTH - RIGHT,
             left + LEFT - 6.0,
             at + 4.0,
-            number(value)
+            tick(value)
         );
     }
     for value in x.marks() {
@@ -145,7 +145,7 @@ fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, t
             "<text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             x.at(value),
             top + HEIGHT - BOTTOM + 16.0,
-            number(value)
+            tick(value)
         );
     }
     let _ = writeln!(
@@ -159,7 +159,7 @@ fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, t
         top + HEIGHT - 8.0
     );
     if let Some(original) = original {
-        let at = y.at(original.log10());
+        let at = y.at(original);
         let _ = writeln!(
             s,
             "<path class=\"original\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">\
@@ -171,7 +171,7 @@ fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, t
         );
     }
     for (i, line) in lines.iter().enumerate() {
-        let at = |p: &Point| (x.at(p.x), y.at(p.y.log10()));
+        let at = |p: &Point| (x.at(p.x), y.at(p.y));
         let path: Vec<String> = line.points.iter().map(at).map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
         let _ = writeln!(s, "<path class=\"line c{}\" d=\"M{}\"/>", i % COLOURS, path.join("L"));
         for p in &line.points {
@@ -206,71 +206,6 @@ fn mark(line: usize, x: f64, y: f64, words: Option<&str>) -> String {
     format!("<path class=\"mark c{}\" d=\"{shape}\">{title}</path>", line % COLOURS)
 }
 
-/// From values to places on the page.
-struct Scale {
-    low: f64,
-    high: f64,
-    from: f64,
-    to: f64,
-}
-
-impl Scale {
-    fn new(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
-        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-        let pad = if high > low { 0.06 * (high - low) } else { (0.05 * low.abs()).max(0.05) };
-        Self { low: low - pad, high: high + pad, from, to }
-    }
-
-    fn at(&self, value: f64) -> f64 {
-        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
-    }
-
-    /// Lists round values between the ends, about five.
-    fn marks(&self) -> Vec<f64> {
-        round_marks(self.low, self.high)
-    }
-
-    /// Lists round values, not logarithms, of a scale that holds decimal logarithms.
-    fn log_marks(&self) -> Vec<f64> {
-        let span = self.high - self.low;
-        let within: &[f64] = match span {
-            s if s > 3.0 => &[1.0],
-            s if s > 1.2 => &[1.0, 3.0],
-            s if s > 0.5 => &[1.0, 2.0, 3.0, 5.0, 7.0],
-            _ => return round_marks(10f64.powf(self.low), 10f64.powf(self.high)),
-        };
-        (self.low.floor() as i32..=self.high.ceil() as i32)
-            .flat_map(|power| within.iter().map(move |m| m * 10f64.powi(power)))
-            .filter(|value| (self.low..=self.high).contains(&value.log10()))
-            .collect()
-    }
-}
-
-fn round_marks(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / 5.0;
-    if !(rough > 0.0 && rough.is_finite()) {
-        return Vec::new();
-    }
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(power);
-    let first = (low / step).ceil();
-    (0..12).map(|i| (first + f64::from(i)) * step).take_while(|value| *value <= high).collect()
-}
-
-/// As short as three digits allow.
-fn number(value: f64) -> String {
-    let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).clamp(0, 6) as usize;
-    let text = format!("{value:.digits$}");
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
-    }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,13 +229,5 @@ mod tests {
         empty.means.clear();
         empty.texts.clear();
         assert!(svg(&file::tests::grid(), &empty).is_none());
-    }
-
-    #[test]
-    fn marks_are_round_and_inside() {
-        assert_eq!(round_marks(18.9, 31.2), [20.0, 25.0, 30.0]);
-        assert_eq!([0.05, 1.0, 12.5, 1_000_000.0].map(number), ["0.05", "1", "12.5", "1000000"]);
-        let wide = Scale::new([1.3, 6.0].into_iter(), 0.0, 1.0);
-        assert!(wide.log_marks().contains(&100_000.0));
     }
 }

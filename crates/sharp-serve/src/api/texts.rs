@@ -22,8 +22,8 @@ impl Texts {
         Ok(Self { tokenizer, anchor })
     }
 
-    /// Returns the text of `token`. One that is a part of a character only is spelled as the vocabulary spells
-    /// it, so that no two tokens look alike.
+    /// Returns the text of `token`. One that is a part of a character only is spelled as the vocabulary
+    /// spells it, so that no two tokens look alike.
     pub(crate) fn text(&self, token: u32) -> String {
         let text = match &self.anchor {
             None => self.tokenizer.decode(&[token]).ok(),

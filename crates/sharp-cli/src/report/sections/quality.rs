@@ -62,7 +62,8 @@ fn precision(name: &str) -> Option<&'static str> {
 
 /// Every row by its size and its perplexity, the quantised ones joined to what they were made of.
 fn quality_by_size(run: &Run, rows: &[Row], text: &str) -> Option<Block> {
-    // Rows that are not quantised were evaluated in the type they happened to lie in; what counts is what they take in 16 bits.
+    // Rows that are not quantised were evaluated in the type they happened to lie in; what counts is what
+    // they take in 16 bits.
     let rest = run.estimate().map(|e| e.original_parameters.saturating_sub(e.original_mlp_parameters) as f64);
     let bytes = |row: &Row| match (precision(row.name), rest) {
         (None, Some(rest)) => 2.0 * (rest + row.measured.mlp_parameters as f64),

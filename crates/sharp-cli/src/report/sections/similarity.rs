@@ -18,7 +18,7 @@ pub(in crate::report) fn similarity(run: &Run, blocks: &mut Vec<Block>) {
         .collect();
     for metric in report.telling_metrics() {
         blocks.push(Block::Subheading(metric.title().into()));
-        blocks.push(Block::Picture(report.heat_map(metric, &marked)));
+        blocks.push(Block::Picture(sharp_similarity::heat_map(report, metric, &marked)));
         blocks.push(Block::Note(metric.explanation().into()));
     }
     blocks.push(Block::Note(format!(
