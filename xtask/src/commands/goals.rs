@@ -415,9 +415,9 @@ mod tests {
     const PROGRAM: &str = r#"#!/bin/sh
 case "$1" in
     synth) for last; do :; done; echo model > "$last" ;;
-    benchmark) echo '{"prefill_tokens_per_second": 30.0, "decode_tokens_per_second": 40.0, "first_token_seconds": 0.5,
-        "bare_loop_tokens_per_second": 50.0, "together_tokens_per_second": 120.0, "peak_memory_bytes": 60.0,
-        "kv_cache_bytes": 44.0, "bytes_used_per_token": 10.0}' ;;
+    benchmark) echo '{"load_seconds": 0.1, "first_token_seconds": 0.5, "prefill_tokens_per_second": 30.0,
+        "decode_tokens_per_second": 40.0, "bare_loop_tokens_per_second": 50.0, "together_tokens_per_second": 120.0,
+        "peak_memory_bytes": 60, "kv_cache_bytes": 44, "bytes_per_token": 10, "bytes_used_per_token": 10}' ;;
     *) echo '[{"avg_ts": 20.0}]' ;;
 esac
 "#;
