@@ -54,44 +54,6 @@ pub enum Norms {
     Both,
 }
 
-/// Names of a layer's norms; those it does not have are absent.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LayerNorms {
-    /// Before attention.
-    pub attention: Option<String>,
-    /// On attention's output.
-    pub after_attention: Option<String>,
-    /// Before the MLP.
-    pub mlp: Option<String>,
-    /// On the MLP's output.
-    pub after_mlp: Option<String>,
-}
-
-impl Norms {
-    /// The norms of a layer.
-    pub fn of(self, layer: usize) -> LayerNorms {
-        use crate::names::{input_norm, mlp_norm, post_feedforward_norm, pre_feedforward_norm};
-        match self {
-            Self::Before => LayerNorms {
-                attention: Some(input_norm(layer)),
-                mlp: Some(mlp_norm(layer)),
-                ..LayerNorms::default()
-            },
-            Self::After => LayerNorms {
-                after_attention: Some(mlp_norm(layer)),
-                after_mlp: Some(post_feedforward_norm(layer)),
-                ..LayerNorms::default()
-            },
-            Self::Both => LayerNorms {
-                attention: Some(input_norm(layer)),
-                after_attention: Some(mlp_norm(layer)),
-                mlp: Some(pre_feedforward_norm(layer)),
-                after_mlp: Some(post_feedforward_norm(layer)),
-            },
-        }
-    }
-}
-
 /// Which layers see a window of `sliding_window` positions. `layer_types`, where the family has it, says it
 /// layer by layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,7 +30,7 @@ pub use checkpoint::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummar
 pub use config::{LayerKind, ModelConfig, Multipliers, RopeScaling, Rotary};
 pub use error::{Error, Result};
 pub use export::{CardNotes, ExportOptions, ExportSummary, export_compact, export_dense, export_peft};
-pub use family::{Activation, Caps, FAMILIES, Family, LayerNorms, Norms, Presence, Scale, Windows};
+pub use family::{Activation, Caps, FAMILIES, Family, Norms, Presence, Scale, Windows};
 pub use layout::{ModelLayout, TensorSlot};
 pub use model::ModelSource;
 pub use origin::{CARD_FILE, Origin};

@@ -111,17 +111,6 @@ pub fn mlp_norm(layer: usize) -> String {
     format!("model.layers.{layer}.post_attention_layernorm.weight")
 }
 
-/// `model.layers.5.pre_feedforward_layernorm.weight`, shape `(hidden_size)`: before the MLP, in the families
-/// with norms on both sides.
-pub fn pre_feedforward_norm(layer: usize) -> String {
-    format!("model.layers.{layer}.pre_feedforward_layernorm.weight")
-}
-
-/// `model.layers.5.post_feedforward_layernorm.weight`, shape `(hidden_size)`: on the MLP's output.
-pub fn post_feedforward_norm(layer: usize) -> String {
-    format!("model.layers.{layer}.post_feedforward_layernorm.weight")
-}
-
 /// The layer and projection an MLP weight's name stands for; `None` for every other name.
 ///
 /// ```
