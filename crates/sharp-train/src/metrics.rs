@@ -9,7 +9,7 @@ use sharp_schema::metrics::{FinetuneLine, Line, WarmupLine, read_finetune, read_
 use crate::error::{Error, Result};
 
 /// The file's name.
-pub(crate) const FILE: &str = "metrics.jsonl";
+pub(crate) const FILE: &str = sharp_schema::run::METRICS_FILE;
 
 /// Reads the fine-tuning's lines; none if there is no file.
 pub(crate) fn finetune_lines(path: &Path) -> Result<Vec<FinetuneLine>> {

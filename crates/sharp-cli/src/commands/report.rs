@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use sharp_schema::run as files;
 
 use crate::Global;
 use crate::commands::evaluate::Named;
@@ -34,12 +35,12 @@ pub(crate) struct Args {
 
 /// The packed files of a run whose text is shown, by the name of their row.
 const SAMPLED: [(&str, &str); 2] =
-    [("original_q4", "07-quantize/original-q4.sharp"), ("slw_sft_q4", "07-quantize/model.sharp")];
+    [("original_q4", files::ORIGINAL_MODEL), ("slw_sft_q4", files::COMPRESSED_MODEL)];
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let mut samples = Vec::new();
     for (row, file) in SAMPLED {
-        let path = args.run.join(file);
+        let path = args.run.join(files::QUANTIZE).join(file);
         if path.exists() && !args.prompt.is_empty() {
             samples.extend(write_samples(row, &path, &args, global)?);
         }
