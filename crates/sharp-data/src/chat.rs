@@ -266,7 +266,7 @@ impl Chat {
         let mut turns = Vec::new();
         let mut at = 0;
         for &answer in answers {
-            let after = Value::Array(list.get(..=answer).unwrap_or_default().to_vec());
+            let after = Value::Array(list[..=answer].to_vec());
             let begin = self.before(list, answer)?;
             let end = self.render_json(&after, false, &Map::new())?;
             if !(whole.starts_with(&begin)

@@ -10,12 +10,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be opened or read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// One line of a file is not what it should be.
     #[error("{}:{line}: {what}", path.display())]
@@ -74,8 +74,8 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Error::Io { path: path.to_path_buf(), source }
+    pub(crate) fn io(path: &Path, cause: std::io::Error) -> Self {
+        Error::Io { path: path.to_path_buf(), cause }
     }
     pub(crate) fn line(path: &Path, line: u64, what: impl Into<String>) -> Self {
         Error::Line { path: path.to_path_buf(), line, what: what.into() }

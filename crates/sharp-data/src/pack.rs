@@ -43,7 +43,7 @@ pub fn encode_pair(
     continuation: &str,
 ) -> Result<(Vec<u32>, Vec<u32>)> {
     let kept = context.trim_end();
-    let moved = context.get(kept.len()..).unwrap_or_default();
+    let moved = &context[kept.len()..];
     if kept.is_empty() {
         return Ok((Vec::new(), tokenizer.tokens(&format!("{moved}{continuation}"))?));
     }
@@ -129,10 +129,14 @@ impl TokenBlocks {
         self.tokens.len().checked_div(self.seq_len).unwrap_or(0)
     }
 
-    /// Returns a row's tokens and mask, each (seq_len); empty beyond the last row.
+    /// Returns a row's tokens and mask, each (seq_len).
+    ///
+    /// # Panics
+    /// If there is no such row; see [`TokenBlocks::rows`].
     pub fn row(&self, i: usize) -> (&[u32], &[bool]) {
-        let range = i.saturating_mul(self.seq_len)..i.saturating_add(1).saturating_mul(self.seq_len);
-        (self.tokens.get(range.clone()).unwrap_or_default(), self.mask.get(range).unwrap_or_default())
+        assert!(i < self.rows(), "row {i} of {}", self.rows());
+        let range = i * self.seq_len..(i + 1) * self.seq_len;
+        (&self.tokens[range.clone()], &self.mask[range])
     }
 
     /// Returns the rows in order.

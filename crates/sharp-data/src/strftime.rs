@@ -3,11 +3,22 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+/// The directives of Python's `strftime` that stand for a part of a date in English.
+const DIRECTIVES: &str = "aAbBdeFhHIjmMpSTuUVwWyYzZ%";
+
 /// Writes the moment `seconds` since 1970 (now, where that is `None`) by `format`, in English and UTC.
 ///
 /// # Errors
 /// A directive that is not known, a lone `%` at the end, or a moment beyond the calendar.
 pub(crate) fn strftime(format: &str, seconds: Option<i64>) -> Result<String, String> {
+    let mut rest = format.chars();
+    while rest.by_ref().any(|c| c == '%') {
+        let directive = rest.by_ref().find(|c| *c != '-');
+        if !directive.is_some_and(|c| DIRECTIVES.contains(c)) {
+            let named = directive.map_or_else(String::new, |c| c.to_string());
+            return Err(format!("strftime_now does not know %{named}"));
+        }
+    }
     let wrong = |e: jiff::Error| format!("strftime_now: {e}");
     let moment = seconds.map_or_else(|| Ok(Timestamp::now()), Timestamp::from_second).map_err(wrong)?;
     jiff::fmt::strtime::format(format, &moment.to_zoned_datetime(TimeZone::UTC)).map_err(wrong)
@@ -33,6 +44,7 @@ mod tests {
         assert_eq!(strftime("%d %b %Y", -1).unwrap(), "31 Dec 1969");
         assert_eq!(strftime("%j", 1_735_603_200).unwrap(), "366");
         assert!(strftime("%", 0).is_err());
+        assert!(strftime("%Q", 0).unwrap_err().contains("%Q"), "jiff's own directives are not Python's");
         assert!(strftime("%!", 0).is_err());
         assert!(strftime("%Y", i64::MAX).is_err());
     }

@@ -65,7 +65,7 @@ impl<'a> Group<'a> {
             let hidden = match from.map(|n| (n, keep.entering.get(&n))) {
                 Some((n, Some(kept))) => model.hidden_segments(n, kept.clone(), segments, &mut ())?,
                 // All layers are the first one's; the head may still be another.
-                Some((_, None)) => all.first().cloned().unwrap_or_default(),
+                Some((_, None)) => all[0].clone(),
                 None => model.hidden_segments(0, model.embed_tokens(tokens)?, segments, &mut ())?,
             };
             all.push(hidden);

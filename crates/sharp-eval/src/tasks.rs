@@ -57,7 +57,7 @@ fn answers(question: &Question, tokenizer: &Tokenizer, begin: &[u32], longest: u
         whole.extend(&targets);
         let Some((_, input)) = whole.split_last() else { continue };
         // Too long a context loses its beginning.
-        let input = input.get(input.len().saturating_sub(longest)..).unwrap_or_default();
+        let input = &input[input.len().saturating_sub(longest)..];
         let mut targets = targets;
         if targets.len() > input.len() {
             targets.drain(..targets.len() - input.len());
@@ -83,7 +83,7 @@ fn lay(answers: &[Answer]) -> Laid {
     let mut wanted = Vec::with_capacity(answers.len());
     for answer in answers {
         let begin = tokens.len();
-        let rest = answer.input.get(common..).unwrap_or_default();
+        let rest = &answer.input[common..];
         if !rest.is_empty() {
             tokens.extend(rest);
             segments.push(Segment { at: common, tokens: rest.len() });
@@ -126,7 +126,7 @@ pub fn score_task(
     }
     run(&group, &batch, &mut scores)?;
     bar.advance(batch.len() as u64);
-    let first = scores.first().cloned().unwrap_or_default();
+    let first = scores[0].clone();
     Ok(scores.into_iter().map(|scores| summary(task, scores, &first)).collect())
 }
 
@@ -151,14 +151,14 @@ fn run(group: &Group<'_>, batch: &[Laid], scores: &mut [Vec<Vec<f64>>]) -> Resul
         let isa = model.team().isa();
         let mut heads = Vec::with_capacity(rows.len() * d);
         for &row in &rows {
-            heads.extend_from_slice(hidden.get(row * d..(row + 1) * d).unwrap_or_default());
+            heads.extend_from_slice(&hidden[row * d..(row + 1) * d]);
         }
         let mut likelihoods: Vec<Vec<f64>> = batch.iter().map(|l| vec![0.0; l.wanted.len()]).collect();
         let mut left = wanted.as_slice();
         let mut bad = None;
         model.each_logits(&heads, &mut |i, logits| {
             let lse = float::log_sum_exp(isa, logits);
-            let row = rows.get(i).copied().unwrap_or_default();
+            let row = rows[i];
             while let Some((&(at, q, a, token), rest)) = left.split_first() {
                 if at != row {
                     break;
@@ -168,9 +168,7 @@ fn run(group: &Group<'_>, batch: &[Laid], scores: &mut [Vec<Vec<f64>>]) -> Resul
                 if !value.is_finite() {
                     bad.get_or_insert(q);
                 }
-                if let Some(sum) = likelihoods.get_mut(q).and_then(|l| l.get_mut(a)) {
-                    *sum += value;
-                }
+                likelihoods[q][a] += value;
             }
         })?;
         if let Some(q) = bad {

@@ -118,8 +118,8 @@ pub fn compare(
     let scored: usize = cuts.iter().map(|w| w.scored.len()).sum();
     let task = progress.task("perplexity", (scored * models.len()) as u64, "tokens");
     for cut in &cuts {
-        let ids = tokens.get(cut.tokens.clone()).unwrap_or_default();
-        let targets = tokens.get(cut.scored.clone()).unwrap_or_default();
+        let ids = &tokens[cut.tokens.clone()];
+        let targets = &tokens[cut.scored.clone()];
         let hidden = group.run(ids, &[Segment { at: 0, tokens: ids.len() }])?;
         // Token t is predicted by the row of t - 1.
         let first = cut.scored.start.saturating_sub(cut.tokens.start + 1);
@@ -130,10 +130,10 @@ pub fn compare(
                 .zip(&hidden)
                 .map(|(m, h)| {
                     let d = m.config().hidden_size;
-                    h.get((first + from) * d..(first + to) * d).unwrap_or_default()
+                    &h[(first + from) * d..(first + to) * d]
                 })
                 .collect();
-            let targets = targets.get(from..to).unwrap_or_default();
+            let targets = &targets[from..to];
             measure(models, &rows, targets, cut.scored.start + from, &mut sums)?;
             task.advance((targets.len() * models.len()) as u64);
         }

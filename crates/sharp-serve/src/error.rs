@@ -27,17 +27,17 @@ pub enum Error {
         rule: String,
     },
     /// A thread or a socket that the system did not give.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was tried.
         what: &'static str,
         /// Why it failed.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
 impl Error {
     pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Error::Io { what, source }
+        move |cause| Error::Io { what, cause }
     }
 }

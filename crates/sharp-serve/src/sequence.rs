@@ -59,9 +59,8 @@ impl<'t> Sequence<'t> {
             model.config().eos_token_ids.iter().chain(tokenizer.eos_ids()).copied().collect()
         };
         let mut prompt_scores = Vec::new();
-        if job.score_prompt {
+        if let Some(&first) = job.prompt.first().filter(|_| job.score_prompt) {
             // Nothing predicts the first token.
-            let first = job.prompt.first().copied().unwrap_or_default();
             prompt_scores.push(Scored { token: first, logprob: None, top: Vec::new() });
         }
         Ok(Self {
@@ -105,7 +104,7 @@ impl<'t> Sequence<'t> {
         let at = self.session.len();
         let prompt = self.job.prompt.clone();
         let end = prompt.len().min(at.saturating_add(most));
-        let piece = prompt.get(at..end).unwrap_or_default();
+        let piece = &prompt[at..end];
         if self.job.score_prompt {
             let (isa, most) = (self.isa, self.job.logprobs.unwrap_or(0));
             let scores = &mut self.prompt_scores;

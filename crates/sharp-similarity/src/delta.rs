@@ -54,7 +54,7 @@ fn leading<'a>(sequences: &[&'a [u32]], tokens: usize) -> Vec<&'a [u32]> {
     let mut left = tokens;
     let mut chosen = Vec::new();
     for piece in sequences.iter().flat_map(|s| s.chunks(PIECE)) {
-        let part = piece.get(..left.min(piece.len())).unwrap_or_default();
+        let part = &piece[..left.min(piece.len())];
         left -= part.len();
         if part.len() >= 2 {
             chosen.push(part);
@@ -164,7 +164,7 @@ fn measure_piece(
             }
             Change::LeaveOut => model.without_mlps(&[target])?,
         };
-        let start = entering.get(target).cloned().unwrap_or_default();
+        let start = entering[target].clone();
         let last = changed.hidden_from(target, start, &mut ())?;
         let losses = match changed.losses_of(&last, piece) {
             Ok(losses) => Some(losses),

@@ -24,12 +24,12 @@ pub enum Error {
     #[error(transparent)]
     Quant(#[from] sharp_quant::Error),
     /// A file that could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file of this crate's own whose content does not fit.
     #[error("{path}: {what}")]
@@ -86,7 +86,7 @@ impl Error {
     /// Makes an error of a file operation, for `map_err`.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 
     /// Makes an error of a file whose content does not fit.

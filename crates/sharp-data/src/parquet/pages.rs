@@ -254,7 +254,7 @@ fn skip(bytes: &[u8]) -> ParquetResult<&[u8]> {
 /// length that is longer than any page. The decoder reads a length wherever values should be left, and would
 /// panic where there is none.
 fn ended(page: bytes::Bytes, from: usize, values: u32) -> ParquetResult<bytes::Bytes> {
-    let mut rest = page.get(from..).unwrap_or_default();
+    let mut rest = page.get(from..).ok_or_else(|| general("a page is shorter than its levels"))?;
     for _ in 0..values {
         if rest.is_empty() {
             break;
