@@ -341,8 +341,8 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
         let wide = family.gguf_wide_scores == Some(layers);
         put(key, json!(if wide { hidden / heads } else { head_dim }));
     }
-    put("use_cache", json!(true));
     special_tokens(gguf, &mut c)?;
+    c.insert("use_cache".to_owned(), json!(true));
     Ok(c)
 }
 
