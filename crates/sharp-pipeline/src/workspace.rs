@@ -86,9 +86,12 @@ pub(crate) mod tests {
 
     #[test]
     fn paths_inside_are_shown_from_the_root() {
-        let workspace = Workspace::new("/work").unwrap();
+        let workspace = Workspace::new("/repository").unwrap();
         assert_eq!(workspace.shown(&workspace.runs().join("tiny")), "runs/tiny");
         assert_eq!(workspace.shown(Path::new("/other/file")), "/other/file");
-        assert_eq!(workspace.find(Path::new("no such file.toml")), Path::new("/work/no such file.toml"));
+        assert_eq!(
+            workspace.find(Path::new("no such file.toml")),
+            Path::new("/repository/no such file.toml")
+        );
     }
 }
