@@ -13,6 +13,7 @@ mod ggml_read;
 mod gram;
 mod isa;
 mod kernels;
+mod linear;
 mod math;
 mod matmul;
 mod packed;
@@ -29,8 +30,9 @@ pub use dtype::{BLOCK, DType};
 pub use error::{Error, Result};
 pub use gram::{Feedback, Gram};
 pub use isa::Isa;
+pub use linear::{Linear, LowRank};
 pub use math::silu_mul;
-pub use matmul::{Linear, LowRank, MatOp, Scratch, gate_up_silu, matmul};
+pub use matmul::{MatOp, Scratch, gate_up_silu, matmul};
 pub use packed::{
     GROUP, PackedFormat, PackedRef, pack_f32, pack_f32_into, pack_f32_parallel, pack_q4_0, pack_q8_0, unpack,
     unpack_rows,

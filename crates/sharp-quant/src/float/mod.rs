@@ -8,11 +8,13 @@
 pub(crate) mod attention;
 mod dense;
 mod element;
+mod kv_cache;
 mod vector;
 
-pub use attention::{KvCache, Queries, Scores, attention};
+pub use attention::{Queries, Scores, attention};
 pub(crate) use dense::tile;
 pub use dense::{DenseOp, DenseRef, dense_matmul};
+pub use kv_cache::KvCache;
 pub use vector::{add_assign, dot, exp_sum, log_sum_exp, max, rms_norm, rope, scale};
 
 /// Floats handled as one vector in source; two AVX2 registers, one of AVX-512, four of NEON.
