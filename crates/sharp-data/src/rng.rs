@@ -1,8 +1,9 @@
 //! Draws random numbers and orders that never change: the same seed gives the same bytes on every machine and
 //! in every version, which the crates for random numbers do not promise across versions.
 //!
-//! Everything that depends on a file (splits, the order of documents and rows) uses this generator. Values that
-//! need a distribution (first values in training, random weights, the engine's sampler) come from `rand_chacha`.
+//! Everything that depends on a file (splits, the order of documents and rows) uses this generator. Values
+//! that need a distribution (first values in training, random weights, the engine's sampler) come from
+//! `rand_chacha`.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): a small generator of good 64-bit numbers from any seed.
 #[derive(Clone, Debug)]
