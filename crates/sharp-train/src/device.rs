@@ -1,4 +1,4 @@
-//! Where and how to compute: device, number type of the linears, threads, and the environment libtorch wants.
+//! Says where and how to compute: device, number type of the linears, and threads.
 
 use tch::{Cuda, Device, Kind};
 

@@ -76,18 +76,26 @@ mod tests {
     fn a_sequence_waits_for_the_one_before_it_and_a_dropped_one_releases_it() {
         let mut layout = Layout::default();
         let id = layout.add("a", &[1], Group::Norm).unwrap();
-        let order = GradientOrder::new(Arc::new(vec![2]), 2);
-        let (first, second) = (order.slot(0), order.slot(1));
+        let order = GradientOrder::new(Arc::new(vec![2]), 3);
+        let (first, second, third) = (order.slot(0), order.slot(1), order.slot(2));
         first.wait(id); // nobody is before it
         first.pass(3);
         let (done, waited) = mpsc::channel();
+        let again = done.clone();
         let waiting = std::thread::spawn(move || {
             second.wait(id);
             done.send(()).unwrap();
+            second // dropped by the test
         });
         assert!(waited.recv_timeout(Duration::from_millis(50)).is_err(), "layer 2 is not passed yet");
-        drop(first);
+        first.pass(2);
         waited.recv_timeout(Duration::from_secs(10)).unwrap();
-        waiting.join().unwrap();
+        drop(waiting.join().unwrap());
+        let last = std::thread::spawn(move || {
+            third.wait(id);
+            again.send(()).unwrap();
+        });
+        waited.recv_timeout(Duration::from_secs(10)).unwrap();
+        last.join().unwrap();
     }
 }

@@ -40,7 +40,7 @@ impl Embedding {
 }
 
 /// A model with all weights in memory and effective weights merged, to run forwards and, in training,
-/// backwards. All weights in memory, effective weights merged.
+/// backwards.
 #[derive(Debug)]
 pub struct Llama {
     pub(crate) embedding: Embedding,

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use sharp_data::TokenBlocks;
-use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Recovery, Repair, Treatment};
+use sharp_model::{LayerChange, ModelSource, Plan, Projection, Ranks, Recovery, Repair, Treatment};
 use sharp_progress::Silent;
 use sharp_train::finetune::{FinetuneOptions, StartFrom, finetune};
-use sharp_train::warmup::{WarmupOptions, warmup};
+use sharp_train::forms::ScaledLowRank;
+use sharp_train::warmup::{LayerSummary, WarmupOptions, fit_form, warmup};
 use sharp_train::{Compute, Error, Job, Loss, Start, TrainMlps};
 
 fn model(case: &str) -> ModelSource {
@@ -78,6 +79,13 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
             recovery.check(source.config(), &plan(treatment)).unwrap();
             // What is there is not done again; threads and files instead of memory change nothing.
             assert_eq!(run(2, out.path(), &options).unwrap().skipped, [2]);
+            // A damaged file is done again, and its lines of metrics are replaced.
+            let lines = || std::fs::read_to_string(out.path().join("metrics.jsonl")).unwrap().lines().count();
+            let before = lines();
+            std::fs::write(out.path().join("layer-02.safetensors"), b"cut off").unwrap();
+            assert!(run(2, out.path(), &options).unwrap().skipped.is_empty());
+            assert_eq!(lines(), before);
+            assert!(Recovery::load(out.path()).unwrap() == recovery);
             let other = tempfile::tempdir().unwrap();
             options.memory_bytes = 0;
             run(1, other.path(), &options).unwrap();
@@ -180,6 +188,55 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
 }
 
 #[test]
+fn a_fitted_form_is_what_the_warm_up_makes_of_a_plan_that_names_it() {
+    let source = model("tied");
+    let [low_rank, scaled, ..] = trainable(1).map(plan);
+    let (fit, warm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (train, held_out) = (blocks(40, 61, 1), blocks(12, 61, 2));
+    let job = |plan, out| Job {
+        source: &source,
+        plan,
+        train: &train,
+        held_out: &held_out,
+        out,
+        compute: Compute::cpu(2),
+        progress: &Silent,
+    };
+    let options = WarmupOptions { steps: 20, eval_every: 10, batch_tokens: 128, ..WarmupOptions::default() };
+    let fitted = fit_form(&job(&low_rank, fit.path()), 2, &ScaledLowRank, &options).unwrap();
+    let named = warmup(&job(&scaled, warm.path()), &options).unwrap();
+    let timeless = |summary: &LayerSummary| LayerSummary { seconds: 0.0, ..summary.clone() };
+    assert_eq!(timeless(&fitted.summary), timeless(&named.layers[0]));
+    let saved = Recovery::load(warm.path()).unwrap();
+    for projection in Projection::ALL {
+        let row = Vec::<f32>::try_from(fitted.pieces[projection].row.as_ref().unwrap()).unwrap();
+        assert_eq!(Some(row), saved.layers[&2][projection].as_ref().unwrap().row_scale);
+    }
+    assert!(std::fs::read_dir(fit.path()).unwrap().next().is_none(), "nothing is kept");
+
+    let job = job(&low_rank, fit.path());
+    assert!(matches!(fit_form(&job, 0, &ScaledLowRank, &options), Err(Error::Invalid(_))));
+    let whitened = WarmupOptions { start: Start::Whitened, ..options };
+    assert!(matches!(fit_form(&job, 2, &ScaledLowRank, &whitened), Err(Error::Invalid(_))));
+}
+
+#[test]
+fn a_checkpoint_of_an_older_version_is_refused() {
+    let mut run = Run::new("tied", trainable(1)[0]);
+    run.options.stop_after = Some(5);
+    let (_dir, out) = folder();
+    run.go(&out).unwrap();
+    let path = out.join("step-000005/state.json");
+    let mut state: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    state["version"] = 1.into();
+    std::fs::write(&path, state.to_string()).unwrap();
+    let refused = run.go(&out).unwrap_err();
+    assert!(matches!(refused, Error::State { .. }), "{refused}");
+    assert!(refused.to_string().contains("of version 1,"), "{refused}");
+}
+
+#[test]
 fn every_form_trains_on_every_kind_of_model() {
     for treatment in trainable(0) {
         let form = treatment.form();
@@ -200,7 +257,8 @@ fn senseless_settings_are_refused() {
         let mut run = Run::new("tied", trainable(1)[0]);
         change(&mut run);
         let (_dir, out) = folder();
-        assert!(run.go(&out).is_err());
+        let error = run.go(&out).unwrap_err();
+        assert!(matches!(error, Error::Invalid(_) | Error::Model(_)), "{error}");
     };
     refused(&|r| r.options.lr = f64::NAN);
     refused(&|r| r.options.lr_floor = -0.1);

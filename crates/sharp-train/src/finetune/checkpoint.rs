@@ -9,12 +9,11 @@ use sharp_model::{DType, HfCheckpoint, Recovery, SafetensorsWriter, TensorInfo, 
 use tch::Tensor;
 
 use super::options::{FinetuneOptions, StartFrom};
-use super::student::flat_from;
 use crate::adamw::AdamW;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::params::{Layout, Params};
-use crate::tensors::{dim, to_vec};
+use crate::tensors::{dim, from_f32, to_vec};
 
 /// The optimiser's file.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -35,8 +34,8 @@ struct State {
     fingerprint: String,
 }
 
-/// Computes a blake3 digest of everything that changes the course of training: plan, parameters, data, start,
-/// settings.
+/// Computes a blake3 digest of what changes the course of training: plan, parameters, data, start, settings and
+/// number type. The original's weights are not part of it.
 pub(super) fn fingerprint(
     job: &Job<'_>,
     from: StartFrom<'_>,
@@ -45,7 +44,7 @@ pub(super) fn fingerprint(
 ) -> Result<String> {
     let train = job.train;
     let mut hash = blake3::Hasher::new();
-    // Each part with its length, so that no two different runs feed the same bytes.
+    // Each part with its length, so that no bytes move between parts.
     let mut write = |bytes: &[u8]| {
         hash.update(&(bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
@@ -70,7 +69,7 @@ pub(super) fn fingerprint(
     }
     let o = options;
     let settings = format!(
-        "{:?} {} {} {} {:?} {} {} {} {} {} {}",
+        "{:?} {} {} {} {:?} {} {} {} {} {} {} {:?} {}",
         o.loss,
         o.steps,
         o.batch_tokens,
@@ -81,7 +80,9 @@ pub(super) fn fingerprint(
         o.clip,
         o.train_norms,
         o.train_mlps.name(),
-        o.seed
+        o.seed,
+        job.compute.precision,
+        job.compute.sequences_at_once(train.seq_len)
     );
     write(settings.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
@@ -190,7 +191,7 @@ pub(super) fn load(folder: &Path, print: &str, params: &mut Params, optimiser: &
     let source = HfCheckpoint::open(&file)?;
     let get = |name: &str| -> Result<Vec<f32>> { Ok(source.f32(&format!("model.{name}"))?) };
     optimiser.restore(state.step, &get("exp_avg")?, &get("exp_avg_sq")?)?;
-    let values = flat_from(&get("values")?, params)?;
+    let values = from_f32(&get("values")?, &[params.layout.total()], params.flat.device())?;
     params.flat.f_copy_(&values)?;
     Ok(state.step)
 }

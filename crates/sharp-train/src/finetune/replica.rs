@@ -17,7 +17,7 @@ use crate::params::{Layout, ParamId};
 /// A worker thread's shallow clone of the model, and what it needs to take gradients.
 pub(super) struct Replica {
     pub(super) model: Llama,
-    /// The original's MLPs of the target layers, and its norms, where its predictions are needed.
+    /// The original, where its predictions are needed.
     pub(super) teacher: Option<Teacher>,
     pub(super) train: Vec<BlockTrain>,
     pub(super) final_norm: Option<ParamId>,

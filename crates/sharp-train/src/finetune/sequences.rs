@@ -97,6 +97,8 @@ mod tests {
             |order: &mut RowOrder, e: u64| (e * 7..e * 7 + 7).map(|i| order.at(i)).collect::<Vec<_>>();
         let (first, second) = (epoch(&mut order, 0), epoch(&mut order, 1));
         assert_ne!(first, second);
+        assert_ne!(first, (0..7).collect::<Vec<_>>(), "the first epoch is in an order of its own too");
+        assert_ne!(epoch(&mut RowOrder::new(7, 4), 0), first, "another seed, another order");
         for mut rows in [first.clone(), second.clone()] {
             rows.sort_unstable();
             assert_eq!(rows, (0..7).collect::<Vec<_>>());

@@ -7,7 +7,7 @@
 //! 4. Each thread gets a replica, a shallow clone of the model. A tensor that took its place in the model
 //!    later would be missing there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sharp_model::{PerProjection, Repair, Treatment};
@@ -135,7 +135,8 @@ fn references(
     effective: &Params,
 ) -> Result<BTreeMap<usize, PerProjection<Tensor>>> {
     let mut all = BTreeMap::new();
-    for reference in trained.layers.iter().filter_map(|layer| layer.reference) {
+    let used: BTreeSet<usize> = trained.layers.iter().filter_map(|layer| layer.reference).collect();
+    for reference in used {
         let weights = match trained.stored_mlps.get(&reference) {
             Some(ids) => PerProjection::try_from_fn(|p| effective.view(ids[p]))?,
             None => model.mlp(reference)?.float_weights()?,

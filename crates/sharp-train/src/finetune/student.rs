@@ -23,11 +23,11 @@ use std::sync::Arc;
 
 use sharp_model::{PerProjection, Projection, Recovery};
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::replica::Replica;
 use super::sequences::Sequences;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gradient_order::GradientOrder;
 use crate::head::LossSums;
 use crate::mlp::Mlp;
@@ -169,11 +169,4 @@ fn round(format: PackedFormat, mut matrix: Tensor) -> Result<()> {
     sharp_quant::unpack(PackedRef::new(format, rows, cols, &packed)?, &mut values)?;
     matrix.f_copy_(&from_f32(&values, &[rows, cols], matrix.device())?)?;
     Ok(())
-}
-
-/// Makes a flat tensor of float32 from values read from a file.
-pub(super) fn flat_from(values: &[f32], params: &Params) -> Result<Tensor> {
-    from_f32(values, &[params.layout.total()], params.flat.device())?
-        .f_to_kind(Kind::Float)
-        .map_err(Error::from)
 }
