@@ -20,7 +20,7 @@ pub(crate) enum MlpTrain {
         /// The reference's own weights, where they are trained.
         reference: Option<PerProjection<ParamId>>,
     },
-    /// A stored MLP's own weights.
+    /// A stored MLP's own weights, in its own layer or in one that shares it without repair.
     Stored(PerProjection<ParamId>),
 }
 

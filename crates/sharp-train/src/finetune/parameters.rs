@@ -46,11 +46,13 @@ impl TrainedParameters {
         }
         layers.sort_by_key(|t| t.layer);
         let stored_mlps = register_mlps(plan, original, options.train_mlps, &mut layout)?;
+        let direct = direct_shares(plan, &stored_mlps);
         let normed = plan.changes.iter().filter(|_| options.train_norms).map(|change| change.layer);
         let first = layers
             .iter()
             .map(|t| t.layer)
             .chain(stored_mlps.keys().copied())
+            .chain(direct.keys().copied())
             .chain(normed)
             .min()
             .ok_or_else(|| {
@@ -73,7 +75,7 @@ impl TrainedParameters {
             let reference = layer.reference.and_then(|r| all.stored_mlps.get(&r)).copied();
             all.places[layer.layer].mlp = Some(layer.train(reference));
         }
-        for (&layer, &ids) in &all.stored_mlps {
+        for (&layer, &ids) in all.stored_mlps.iter().chain(&direct) {
             all.places[layer].mlp = Some(MlpTrain::Stored(ids));
         }
         Ok(all)
@@ -133,6 +135,17 @@ impl TrainedParameters {
         }
         Ok(params)
     }
+}
+
+/// Lists the layers that share a trained MLP without repair, with its parameters.
+fn direct_shares(
+    plan: &Plan,
+    stored_mlps: &BTreeMap<usize, PerProjection<ParamId>>,
+) -> BTreeMap<usize, PerProjection<ParamId>> {
+    let direct = plan.changes.iter().filter(|change| form(&change.treatment).is_none());
+    direct
+        .filter_map(|change| Some((change.layer, *stored_mlps.get(&change.treatment.reference()?)?)))
+        .collect()
 }
 
 /// Registers the three weights of each stored MLP that is trained.

@@ -163,7 +163,7 @@ fn effective_mlps(
     Ok(all)
 }
 
-/// Puts effective MLPs, norms, MLPs used as they are and the places of dropped MLPs into the model.
+/// Puts effective MLPs, MLPs shared without repair, norms and the places of dropped MLPs into the model.
 fn lay_effective(
     model: &mut Llama,
     job: &Job<'_>,
@@ -172,19 +172,20 @@ fn lay_effective(
     mlps: &BTreeMap<usize, Mlp>,
     effective: &Params,
 ) -> Result<()> {
+    for (&layer, mlp) in mlps {
+        model.blocks[layer].mlp = Some(mlp.shallow_clone());
+    }
     for change in &job.plan.changes {
-        let block = &mut model.blocks[change.layer];
         match change.treatment {
-            Treatment::Drop => block.mlp = None,
+            Treatment::Drop => model.blocks[change.layer].mlp = None,
+            // The reference's weights as they are by now: frozen, rounded or trained.
             Treatment::Share { reference, repair: Repair::None } => {
-                block.mlp = Some(original.mlp(reference)?.with_biases_of(original.mlp(change.layer)?));
+                let mlp = model.mlp(reference)?.with_biases_of(original.mlp(change.layer)?);
+                model.blocks[change.layer].mlp = Some(mlp);
             }
             // Made of parameters: among `mlps`.
             Treatment::Share { .. } | Treatment::LowRank { .. } | Treatment::Prune { .. } => {}
         }
-    }
-    for (&layer, mlp) in mlps {
-        model.blocks[layer].mlp = Some(mlp.shallow_clone());
     }
     for (block, train) in model.blocks.iter_mut().zip(&trained.places) {
         if let Some(id) = train.input_norm {

@@ -119,7 +119,34 @@ fn gradients_are_slopes_of_the_loss() {
     check("tied", Treatment::Prune { neurons: 7 }, mixed, false);
     check("gqa_untied", Treatment::Prune { neurons: 7 }, Loss::Completion, true);
     check("tied", Treatment::Drop, mixed, true);
+    check("tied", share(Repair::None), mixed, true);
     check("biases", share(Repair::scaled(ranks)), mixed, true);
+}
+
+/// The written model stores a trained MLP once for all layers that run with it; so must the model in training.
+#[test]
+fn a_layer_that_shares_without_repair_follows_its_trained_reference() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/tied");
+    let source = ModelSource::open(folder).unwrap();
+    let plan = Plan::new("explicit", vec![LayerChange::share(1, 0, Repair::None)]);
+    let options = FinetuneOptions { train_mlps: TrainMlps::Shared, ..FinetuneOptions::default() };
+    let mut student = student(&source, &plan, StartFrom::Zero, 12, 2, &options);
+    let _generator = seeded(5);
+    let noise = Tensor::randn(student.params.flat.size(), (Kind::Float, tch::Device::Cpu)) * 0.05;
+    let _ = student.params.flat.f_add_(&noise).unwrap();
+    student.merge().unwrap();
+    let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + i * i) % source.config().vocab_size as u32).collect();
+    let labels: Vec<i64> = tokens[1..].iter().map(|&t| i64::from(t)).collect();
+    let (positions, rows) = ((0..11).collect(), 1);
+    let batch = [Sequences { rows, tokens: tokens.clone(), positions, labels: labels.clone() }];
+    let found = student.measure(&batch).unwrap().nll;
+
+    let written = ModelSource::overlay(&source, plan, Some(&student.recovery().unwrap())).unwrap();
+    let logits = crate::Llama::load(&written, &Compute::cpu(1), 12).unwrap().logits(&tokens).unwrap();
+    let log = Tensor::from_slice(&logits).reshape([12, -1]).log_softmax(-1, Kind::Float).narrow(0, 0, 11);
+    let nll = log.gather(1, &Tensor::from_slice(&labels).unsqueeze(1), false).sum(Kind::Double);
+    let nll = -scalar(&nll).unwrap();
+    assert!((found - nll).abs() < 1e-4 * nll, "{found} in training, {nll} as written");
 }
 
 /// As on a GPU: several sequences through the model together give the sums of each by itself. What counts
