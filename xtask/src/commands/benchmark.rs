@@ -221,7 +221,6 @@ esac
     #[cfg(unix)]
     fn ratios_are_ours_over_theirs() {
         use clap::Parser;
-        use std::os::unix::fs::PermissionsExt;
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
@@ -229,8 +228,7 @@ esac
         }
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
-        fs::write(&program, PROGRAM).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::commands::stand_in::write(&program, PROGRAM);
         let args = Line::parse_from(["benchmark", "--peer", "x", "--threads", "2", "--repeats", "2"]).args;
         let found = compare(&args, &program, &program, folder.path(), folder.path()).unwrap();
         assert_eq!(found.ratios["prefill_q4_t2"], 15.0);

@@ -425,11 +425,9 @@ esac
     #[test]
     #[cfg(unix)]
     fn figures_are_held_to_their_goals() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
-        fs::write(&program, PROGRAM).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::commands::stand_in::write(&program, PROGRAM);
         for format in ["q4", "q8"] {
             fs::write(folder.path().join(format!("llama-110m-{format}.gguf")), "").unwrap();
         }

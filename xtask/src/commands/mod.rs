@@ -9,5 +9,7 @@ pub(crate) mod interop;
 mod measure;
 pub(crate) mod run;
 pub(crate) mod setup;
+#[cfg(test)]
+mod stand_in;
 pub(crate) mod study;
 pub(crate) mod test;
