@@ -56,7 +56,7 @@ mod tests {
         let large = vec![1u8; before as usize + (64 << 20)];
         assert!(large.iter().all(|byte| *byte == 1));
         assert!(peak_memory(None).unwrap() >= large.len() as u64);
-        assert_eq!(peak_memory(Some(std::process::id())), peak_memory(None));
+        assert!(peak_memory(Some(std::process::id())).unwrap() >= large.len() as u64);
     }
 
     #[test]

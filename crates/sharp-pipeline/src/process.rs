@@ -9,7 +9,7 @@ use crate::error::{Context as _, Error, Result};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// How long a program may take to end by itself after Ctrl-C.
+/// How long a program may take to end by itself after Ctrl-C; then it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Stops every run of this process as soon as its program has ended: for a handler of Ctrl-C and SIGTERM.

@@ -12,7 +12,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Takes this folder, which has to be absolute.
+    /// Takes this folder; a relative path starts at the current one.
     ///
     /// # Errors
     /// Where the path is relative and there is no current folder.

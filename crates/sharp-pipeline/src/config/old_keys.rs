@@ -1,6 +1,6 @@
 //! The keys of configurations before they had sections, and how each is called now.
 
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::error::{Result, bail};
 
@@ -63,12 +63,8 @@ pub(super) const RENAMED: [(&str, &str); 53] = [
 
 /// Refuses a table with old keys, and says how each of them is called now.
 pub(super) fn check(table: &Table) -> Result<()> {
-    // A section may be called as an old key was.
-    let old = |(key, value): (&String, &Value)| {
-        RENAMED.iter().find(|(old, _)| old == key).filter(|_| !value.is_table()).copied()
-    };
-    let found: Vec<String> =
-        table.iter().filter_map(old).map(|(old, new)| format!("\n  {old} is now {new}")).collect();
+    let old = RENAMED.iter().filter(|(old, _)| table.contains_key(*old));
+    let found: Vec<String> = old.map(|(old, new)| format!("\n  {old} is now {new}")).collect();
     if !found.is_empty() {
         bail!(
             "keys are in sections now, for example [finetune] and steps = 8, or --set finetune.steps=8:{}\nWhere 0 or \

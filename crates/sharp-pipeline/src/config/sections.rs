@@ -6,7 +6,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use serde::{Deserialize, Serialize};
 
 use super::data::{Text, resolve_data, task_parts};
-use super::values::{Device, Recipe, Row, optional};
+use super::values::{Device, Recipe, Row, optional, or_none};
 use crate::error::{Result, refuse};
 use crate::workspace::Workspace;
 use sharp_schema::{Bf16, FloatType, Form, Start, StrategyName, TrainMlps, Weighting};
@@ -315,7 +315,7 @@ pub struct Quantize {
     /// What each matrix becomes.
     pub recipe: Recipe,
     /// Tokens of the calibration text that rounding is fitted on; without them each weight is rounded alone.
-    #[serde(deserialize_with = "optional")]
+    #[serde(deserialize_with = "optional", serialize_with = "or_none")]
     pub tokens: Option<NonZeroUsize>,
     /// Steps that train against the rounding.
     #[serde(deserialize_with = "optional")]

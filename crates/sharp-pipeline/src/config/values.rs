@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use sharp_schema::suggest;
 
@@ -27,6 +27,17 @@ where
         )));
     }
     T::deserialize(value).map(Some).map_err(|error| D::Error::custom(error.to_string().trim_end()))
+}
+
+/// Writes a key that [`optional`] reads and that has a default: leaving it out would give the default back.
+pub(super) fn or_none<S: Serializer, T: Serialize>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => value.serialize(serializer),
+        None => serializer.serialize_str("none"),
+    }
 }
 
 /// Reads a value by its name, with a suggestion where there is no such name.

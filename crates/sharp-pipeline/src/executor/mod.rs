@@ -53,8 +53,9 @@ fn forecast(run: &Run, steps: &[Step], span: Span, observer: Observer<'_>) -> Re
 
 /// Makes every step whose outputs are not up to date.
 ///
-/// # Errors [`Error::Stopped`] after [`request_stop`](crate::request_stop); [`Error::StageFailed`] where a
-/// program fails; others where something that the steps need is missing.
+/// # Errors
+/// [`Error::Stopped`] after [`request_stop`](crate::request_stop); [`Error::StageFailed`] where a program
+/// fails; others where something that the steps need is missing.
 pub fn execute(
     run: &Run,
     steps: &[Step],

@@ -9,7 +9,7 @@ use sharp_schema::run::{
 use super::command_line::CommandLine;
 use super::settings::Settings;
 use super::stage::Stage;
-use super::step::{Input, MODEL_FILES, PLAN_INPUT, Step, WARM_LAYERS, data, in_folder};
+use super::step::{COMPACT_FILES, Input, MODEL_FILES, PLAN_INPUT, Step, WARM_LAYERS, data, in_folder};
 use crate::config::{Row, Text, task_parts};
 use crate::error::{Context as _, Result};
 use crate::run_folder::Run;
@@ -88,9 +88,7 @@ fn measured(run: &Run, row: Row) -> (RowRequest, Option<Input>) {
             let input = Input::From(FINETUNE_COLD, &[RECOVERY_FILE]);
             (model(import(), plan(), Some(trained)), Some(input))
         }
-        Row::SlwSft => {
-            (model(in_folder(run, EXPORT, COMPACT), None, None), Some(Input::From(EXPORT, &["compact/"])))
-        }
+        Row::SlwSft => (model(in_folder(run, EXPORT, COMPACT), None, None), Some(COMPACT_FILES)),
         Row::SlwSftQ4 => packed(COMPRESSED_MODEL, &[COMPRESSED_MODEL]),
         Row::UnrepairedQ4 => packed(UNREPAIRED_MODEL, &[UNREPAIRED_MODEL]),
         Row::OriginalQ4 => packed(ORIGINAL_MODEL, &[ORIGINAL_MODEL]),

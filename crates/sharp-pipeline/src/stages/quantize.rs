@@ -11,14 +11,11 @@ use sharp_schema::run::{
 use super::command_line::CommandLine;
 use super::settings::Settings;
 use super::stage::Stage;
-use super::step::{Input, MODEL_FILES, Step, TRAINED, data, in_folder};
+use super::step::{COMPACT_FILES, Input, MODEL_FILES, Step, TRAINED, data, in_folder};
 use super::training;
 use crate::config::Recipe;
 use crate::error::Result;
 use crate::run_folder::Run;
-
-/// The compact checkpoint.
-const COMPACT_FILES: Input = Input::From(EXPORT, &["compact/"]);
 
 pub(super) fn step(run: &Run) -> Result<Step> {
     let config = &run.config;

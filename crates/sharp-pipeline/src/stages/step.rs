@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sharp_schema::run::{FINETUNE, IMPORT, PLAN, PLAN_FILE, RECOVERY_FILE, StageFolder, WARMUP};
+use sharp_schema::run::{EXPORT, FINETUNE, IMPORT, PLAN, PLAN_FILE, RECOVERY_FILE, StageFolder, WARMUP};
 
 use super::command_line::CommandLine;
 use super::settings::Settings;
@@ -31,6 +31,9 @@ pub(super) const PLAN_INPUT: Input = Input::From(PLAN, &[PLAN_FILE]);
 pub(super) const WARM_LAYERS: Input = Input::From(WARMUP, &["layer-"]);
 /// The parameters that fine-tuning trained.
 pub(super) const TRAINED: Input = Input::From(FINETUNE, &[RECOVERY_FILE]);
+
+/// The compact checkpoint.
+pub(super) const COMPACT_FILES: Input = Input::From(EXPORT, &["compact/"]);
 
 /// One folder of a run: a stage, or one of the parts of a stage.
 #[derive(Debug)]

@@ -93,6 +93,7 @@ fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
     assert_eq!(run.config.rows().0, [Row::Original, Row::SlwSft]);
     let made = steps_to_evaluate(&run).unwrap();
     assert!(!folders(&made).contains(&WARMUP));
+    assert!(!folders(&steps(&run).unwrap()).contains(&FINETUNE_COLD));
     let line = |folder: StageFolder| {
         words(&made.iter().find(|step| step.folder == folder).unwrap().command_lines[0]).join(" ")
     };

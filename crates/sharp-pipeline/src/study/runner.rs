@@ -9,7 +9,7 @@ use super::file::{Cell, Study};
 use super::plot::svg;
 use super::table::{State, Table};
 use crate::atomic::write_atomic;
-use crate::error::{Error, Result, chain};
+use crate::error::{Context as _, Error, Result, chain};
 use crate::event::{Event, Observer};
 use crate::executor::{Outcome, Span, StepStatus, dry_run, execute};
 use crate::programs::Programs;
@@ -79,7 +79,9 @@ impl<'a> Runner<'a> {
         command: String,
     ) -> Result<Self> {
         let folder = match out {
-            Some(path) => Workspace::new(path)?.root().to_path_buf(),
+            Some(path) => {
+                std::path::absolute(path).with_context(|| format!("the folder {}", path.display()))?
+            }
             None => workspace.runs().join(&study.name),
         };
         Ok(Self { workspace, study, folder, command })
@@ -106,8 +108,9 @@ impl<'a> Runner<'a> {
     /// Runs the cells and writes the table after each of them. A cell that fails is reported, and the others
     /// go on.
     ///
-    /// # Errors [`Error::Stopped`] after [`request_stop`](crate::request_stop); others where the study's own
-    /// files cannot be written.
+    /// # Errors
+    /// [`Error::Stopped`] after [`request_stop`](crate::request_stop); others where the study's own files
+    /// cannot be written.
     pub fn run(
         &self,
         chosen: &[&Cell],
@@ -186,6 +189,9 @@ impl<'a> Runner<'a> {
         };
         let mut steps = stages::steps_to_evaluate(&run)?;
         stages::check_memory_first(&run, &mut steps)?;
+        for note in steps.iter_mut().flat_map(|step| &mut step.notes) {
+            *note = format!("{}: {note}", cell.name);
+        }
         Ok((run, steps))
     }
 

@@ -34,8 +34,8 @@ struct State {
     fingerprint: String,
 }
 
-/// Computes a blake3 digest of what changes the course of training: plan, parameters, data, start, settings and
-/// number type. The original's weights are not part of it.
+/// Computes a blake3 digest of what changes the course of training: plan, parameters, data, start, settings
+/// and number type. The original's weights are not part of it.
 pub(super) fn fingerprint(
     job: &Job<'_>,
     from: StartFrom<'_>,

@@ -123,7 +123,8 @@ fn gradients_are_slopes_of_the_loss() {
     check("biases", share(Repair::scaled(ranks)), mixed, true);
 }
 
-/// The written model stores a trained MLP once for all layers that run with it; so must the model in training.
+/// The written model stores a trained MLP once for all layers that run with it; so must the model in
+/// training.
 #[test]
 fn a_layer_that_shares_without_repair_follows_its_trained_reference() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama/tied");

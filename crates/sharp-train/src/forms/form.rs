@@ -150,8 +150,9 @@ pub trait Form: Send + Sync + std::fmt::Debug {
     /// Computes the pieces' gradients and the reference's `(out, in)` from the effective weight's gradient
     /// `dw (out, in)`.
     ///
-    /// Exact everywhere and dearer by one full product; needed where the reference is trained too. `reference` is
-    /// given only where it is trained: otherwise it is `None`, also for a layer that has one.
+    /// Exact everywhere and dearer by one full product; needed where the reference is trained too.
+    /// `reference` is given only where it is trained: otherwise it is `None`, also for a layer that has
+    /// one.
     ///
     /// # Errors
     /// As [`Form::effective_into`].
