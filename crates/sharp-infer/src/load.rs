@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use sharp_model::{
-    ModelConfig, ModelLayout, ModelSource, Part, Plan, Projection, Role, TensorSlot, names,
+    ModelConfig, ModelLayout, ModelSource, Part, Plan, Projection, Role, Rotary, TensorSlot, names,
     packed::PackedFile,
 };
 use sharp_quant::{DType, Team};
@@ -88,8 +88,8 @@ impl<'a, T: ModelTensors> Builder<'a, T> {
     /// Begins a model of this configuration.
     ///
     /// # Errors
-    /// [`Error::Argument`] for heads that a forward pass cannot have, which reading a configuration does not
-    /// check.
+    /// [`Error::Argument`] for heads that a forward pass cannot have and for a RoPE without a base, which
+    /// reading a configuration does not check.
     fn new(config: &'a ModelConfig, plan: Option<&'a Plan>, tensors: T) -> Result<Self> {
         let kv = config.num_key_value_heads;
         if kv == 0 || !config.num_attention_heads.is_multiple_of(kv) || !config.head_dim.is_multiple_of(2) {
@@ -97,6 +97,10 @@ impl<'a, T: ModelTensors> Builder<'a, T> {
                 "{} query heads over {kv} key and value heads of {}",
                 config.num_attention_heads, config.head_dim
             )));
+        }
+        let local = (0..config.num_hidden_layers).any(|l| config.layer_kind(l).rotary == Rotary::Local);
+        if local && config.local_rope_theta.is_none() {
+            return Err(Error::argument("layers with a RoPE of their own, and no base for it"));
         }
         Ok(Self { config, plan, layout: ModelLayout::new(config, plan), tensors })
     }
@@ -268,8 +272,16 @@ impl Model {
     /// same.
     ///
     /// # Errors
-    /// Those of [`Model::from_source`].
+    /// Those of [`Model::from_source`]; [`Error::Argument`] for a file with a head beside an embedding that it
+    /// is tied to.
     pub fn from_packed(file: &PackedFile, options: &Options) -> Result<Self> {
+        if file.config().tie_word_embeddings && file.get(names::LM_HEAD).is_some() {
+            return Err(Error::argument(format!(
+                "{}: {} is stored, though the configuration ties the head to the embedding",
+                file.path().display(),
+                names::LM_HEAD
+            )));
+        }
         let tensors = PackedTensors { file, cache: TensorCache::default() };
         Builder::new(file.config(), file.plan(), tensors)?.build(options, DType::F16)
     }

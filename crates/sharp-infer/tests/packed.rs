@@ -8,7 +8,8 @@ use sharp_infer::{
 };
 use sharp_model::{ExportOptions, export_dense};
 use sharp_model::{
-    LayerChange, ModelConfig, ModelSource, Plan, Projection, Ranks, Repair, packed::PackedFile,
+    LayerChange, ModelConfig, ModelSource, Plan, Projection, Ranks, Repair,
+    packed::{BlobFormat, PackedFile, PackedWriter},
 };
 use sharp_progress::Silent;
 use sharp_quant::DType;
@@ -357,4 +358,22 @@ fn a_pruned_model_computes_what_the_dense_one_with_zeros_does() {
             sharp_infer::quantized_bytes(&source, &Recipe::load(recipe).unwrap()).unwrap()
         );
     }
+}
+
+#[test]
+fn a_head_beside_the_embedding_that_it_is_tied_to_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.sharp");
+    let mut tied = config(32, 64, 1, 2, 1);
+    tied.tie_word_embeddings = true;
+    let mut writer = PackedWriter::new(tied.to_json());
+    let head = writer.blob(BlobFormat::F32, 1, 4).unwrap();
+    writer.name("lm_head.weight", head).unwrap();
+    let fill = |_, buffer: &mut Vec<u8>| -> Result<(), sharp_model::Error> {
+        buffer.extend([0; 16]);
+        Ok(())
+    };
+    writer.write(&path, &Silent, fill).unwrap();
+    let error = Model::open(&path, &Options::default()).unwrap_err().to_string();
+    assert!(error.contains("lm_head.weight is stored, though"), "{error}");
 }

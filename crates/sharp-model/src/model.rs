@@ -245,16 +245,11 @@ impl ModelSource {
     }
 
     fn find_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorRef> {
-        self.info_shaped(name, shape)?;
-        self.find(name)
-    }
-
-    fn info_shaped(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
         let info = self.info(name).ok_or_else(|| Error::no_tensor(self.path(), name))?;
         if info.shape != shape {
             return Err(Error::shape(self.path(), name, shape, &info.shape));
         }
-        Ok(info)
+        self.find(name)
     }
 
     /// A tensor by name: embeddings, attention, norms, and MLP weights of layers that keep theirs.
@@ -288,45 +283,17 @@ impl ModelSource {
         self.find(name)
     }
 
-    /// The output head `(vocab_size, hidden_size)`: its own tensor, or the embedding where they are tied.
-    ///
-    /// # Errors
-    /// [`Error::NoTensor`].
-    pub fn lm_head(&self) -> Result<TensorRef> {
-        self.find(if self.config().tie_word_embeddings { names::EMBED } else { names::LM_HEAD })
-    }
-
     /// What a layer's projection is made of. Layers that share a weight get the same bytes (equal pointers).
     ///
     /// # Errors
     /// [`Error::NoTensor`], [`Error::Shape`]; [`Error::Plan`] for a layer the model has not.
     pub fn projection(&self, layer: usize, projection: Projection) -> Result<ProjectionSource> {
-        self.projection_of(layer, projection, |name, shape| self.find_shaped(name, shape))
-    }
-
-    /// The same without the tensors' bytes.
-    ///
-    /// # Errors
-    /// Those of [`ModelSource::projection`].
-    pub fn projection_info(
-        &self,
-        layer: usize,
-        projection: Projection,
-    ) -> Result<ProjectionSource<TensorInfo>> {
-        self.projection_of(layer, projection, |name, shape| self.info_shaped(name, shape))
-    }
-
-    fn projection_of<T>(
-        &self,
-        layer: usize,
-        projection: Projection,
-        find: impl Fn(&str, &[usize]) -> Result<T>,
-    ) -> Result<ProjectionSource<T>> {
         let layers = self.config().num_hidden_layers;
         if layer >= layers {
             return Err(Error::plan(Some(layer), format!("layer {layer} of a model with {layers}")));
         }
-        self.layout().projection(layer, projection).try_map(|slot| find(&slot.stored_as, &slot.shape))
+        let find = |slot: TensorSlot| self.find_shaped(&slot.stored_as, &slot.shape);
+        self.layout().projection(layer, projection).try_map(find)
     }
 
     /// MLP weights stored: those kept and the recovery parameters.

@@ -161,7 +161,7 @@ impl Team {
         let count = items.len();
         let items = DisjointSlice::new(items);
         let slices = slices.map(|(slice, width)| {
-            assert_eq!(slice.len(), count * width, "one row for each item");
+            assert_eq!(Some(slice.len()), count.checked_mul(width), "one row for each item");
             (DisjointSlice::new(slice), width)
         });
         self.run(count, &|i| {

@@ -222,7 +222,8 @@ unsafe fn q8_tile<const T: usize, const STREAM: bool>(
 }
 
 /// # Safety
-/// The processor must have AVX2, FMA and F16C; `w` must hold `acc.len()` groups of `x.blocks()` blocks.
+/// The processor must have AVX2, FMA and F16C; `w` must hold `acc.len()` groups of `x.blocks()` blocks, and
+/// the tokens must keep their floats.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
     let group = x.blocks() * F16_BYTES;
@@ -246,7 +247,7 @@ unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
 
 /// # Safety
 /// The processor must have AVX2, FMA and F16C; `w` must hold one group of `x.blocks()` blocks, and `acc` an
-/// entry for each token.
+/// entry for each token; the tokens must keep their floats.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
     let (tiles, rest) = acc.as_chunks_mut::<6>();
@@ -274,7 +275,7 @@ unsafe fn f16_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
 ///
 /// # Safety
 /// The processor must have AVX2, FMA and F16C; each group must have `x.blocks()` blocks, and `acc` `G * T`
-/// entries.
+/// entries; the tokens must keep their floats.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn f16_tile<const G: usize, const T: usize>(

@@ -21,7 +21,7 @@ macro_rules! gemv {
         kernels! {
             /// # Safety
             /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of
-            /// `x.blocks()` blocks.
+            /// `x.blocks()` blocks. Tokens must keep their floats where the format is `f16x16`.
             unsafe fn $name(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
                 for (i, acc) in acc.iter_mut().enumerate() {
                     // SAFETY: each group has `x.blocks()` blocks, as many as the token.
@@ -40,7 +40,8 @@ macro_rules! gemm {
         kernels! {
             /// # Safety
             /// The processor must have these kernels' instruction set; `w` must hold one group of
-            /// `x.blocks()` blocks, and `acc` an entry for each token of `x`.
+            /// `x.blocks()` blocks, and `acc` an entry for each token of `x`. Tokens must keep their floats
+            /// where the format is `f16x16`.
             unsafe fn $name(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
                 let (n, to) = (acc.len(), acc.as_mut_ptr());
                 let mut t = 0;
@@ -130,8 +131,8 @@ impl<'a> Tokens<'a> {
 /// add to `acc`.
 ///
 /// # Safety
-/// The processor must have the kernel's instruction set, and the lengths must agree; [`Kernels`] sees to
-/// both.
+/// The processor must have the kernel's instruction set, the lengths must agree, and for `f16x16` the tokens
+/// must keep their floats; [`Kernels`] sees to all three.
 type Kernel = unsafe fn(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]);
 
 /// The kernels of one instruction set.
@@ -164,7 +165,7 @@ impl Kernels {
         x.assert_holds(w.format());
         let data = w.group_data(from, from + acc.len());
         // SAFETY: the instruction set exists here because an `Isa` of it does; `data` has `acc.len()` groups
-        // of `x.blocks()` blocks.
+        // of `x.blocks()` blocks, and the tokens hold what the format reads.
         unsafe { self.gemv[index(w.format())](data, x, acc) }
     }
 

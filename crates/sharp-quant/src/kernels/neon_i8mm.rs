@@ -33,17 +33,25 @@ pub(super) static KERNELS: Kernels =
 const TILE: usize = 4;
 
 kernels! {
+    /// # Safety
+    /// The processor must have NEON, `dotprod` and `i8mm`; `w` must hold one group of `x.blocks()`
+    /// blocks, and `acc` an entry for each token.
     unsafe fn q4_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
         // SAFETY: the caller's lengths are a kernel's.
         unsafe { gemm::<false>(w, x, acc, neon::KERNELS.gemm[0]) }
     }
 
+    /// # Safety
+    /// As of `q4_gemm`.
     unsafe fn q8_gemm(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
         // SAFETY: the caller's lengths are a kernel's.
         unsafe { gemm::<true>(w, x, acc, neon::KERNELS.gemm[1]) }
     }
 
     /// Tiles as long as there are whole ones, then `rest`.
+    ///
+    /// # Safety
+    /// As of `q4_gemm`.
     #[inline]
     unsafe fn gemm<const Q8: bool>(w: &[u8], x: Tokens<'_>, acc: &mut [Acc], rest: Kernel) {
         let (tiles, last) = acc.as_chunks_mut::<TILE>();
@@ -59,6 +67,9 @@ kernels! {
     }
 
     /// 4 columns of each of 4 rows, for the 8 runs of 4 columns of a block: rows `4 * k` on of the group.
+    ///
+    /// # Safety
+    /// `w` must have a block of 8 (Q8) or 4 (Q4) times 64 readable bytes, and `k` be below 4.
     #[inline]
     unsafe fn columns<const Q8: bool>(w: *const u8, k: usize) -> [int8x16_t; 8] {
         let mut all = [vdupq_n_s8(0); 8];
@@ -78,6 +89,9 @@ kernels! {
     }
 
     /// One group with `TILE` tokens from `from` on.
+    ///
+    /// # Safety
+    /// `w` must have `x.blocks()` blocks.
     #[inline]
     unsafe fn tile<const Q8: bool>(mut w: *const u8, x: Tokens<'_>, from: usize, acc: &mut [Acc; TILE]) {
         let tokens: [Token<'_>; TILE] = std::array::from_fn(|t| x.get(from + t));

@@ -169,7 +169,7 @@ kernels! {
 
     /// # Safety
     /// The processor must have these kernels' instruction set; `w` must hold `acc.len()` groups of
-    /// `x.blocks()` blocks.
+    /// `x.blocks()` blocks, and the tokens must keep their floats.
     unsafe fn f16_gemv(w: &[u8], x: Tokens<'_>, acc: &mut [Acc]) {
         let group = x.blocks() * F16_BYTES;
         let (w, to) = (w.as_ptr(), acc.as_mut_ptr());
@@ -191,7 +191,8 @@ kernels! {
     /// `G` groups, `group` bytes apart, with the only token.
     ///
     /// # Safety
-    /// Every group must have `x.blocks()` blocks, and `acc` an entry for each group.
+    /// Every group must have `x.blocks()` blocks, and `acc` an entry for each group; the token must keep
+    /// its floats.
     unsafe fn f16_groups<const G: usize>(w: *const u8, group: usize, x: Tokens<'_>, acc: *mut Acc) {
         // SAFETY: every group and the token have `x.blocks()` blocks; `acc` has `G` entries.
         unsafe {
@@ -219,7 +220,8 @@ kernels! {
     /// One group with `T` tokens from `from` on.
     ///
     /// # Safety
-    /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
+    /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token; the tokens must keep
+    /// their floats.
     unsafe fn f16_tile<const T: usize>(w: *const u8, x: Tokens<'_>, from: usize, acc: *mut Acc) {
         // SAFETY: the group and every token have `x.blocks()` blocks; `acc` has `T` entries.
         unsafe {

@@ -167,7 +167,8 @@ kernels! {
     /// One group with `T` tokens from `from` on.
     ///
     /// # Safety
-    /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token.
+    /// `w` must have `x.blocks()` blocks, and `acc` an entry for each token; the tokens must keep
+    /// their floats.
     #[inline]
     unsafe fn f16_tile<const T: usize>(w: *const u8, x: Tokens<'_>, from: usize, acc: *mut Acc) {
         // SAFETY: the group and every token have `x.blocks()` blocks; `acc` has `T` entries.
