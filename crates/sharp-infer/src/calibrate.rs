@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use sharp_model::{
-    ModelSource, Projection, TensorRef,
+    ModelSource, Projection, ProjectionSource, TensorRef,
     names::{self, Attention as Part},
 };
 use sharp_progress::Task;
@@ -18,10 +18,10 @@ use crate::error::{Error, Result};
 use crate::forward::Segment;
 use crate::kv_target::SequenceKv;
 use crate::linear::Linear;
-use crate::model::{Model, Options};
+use crate::model::{Mlp, Model, Options};
 use crate::pack::Packer;
 use crate::recipe::Recipe;
-use crate::workspace::Workspace;
+use crate::workspace::{Buffers, Workspace};
 
 /// What is added to the diagonal of the second moments, as a fraction of its mean.
 const DAMPING: f64 = 0.01;
@@ -84,8 +84,9 @@ impl<'a> Calibrator<'a> {
                 used(source.tensor(&names::attention_weight(index, part))?, index, recipe.attention);
             }
             for projection in Projection::ALL.into_iter().filter(|_| !layer.mlp.zero) {
-                if let Some(base) = source.projection(index, projection)?.base {
-                    used(base, index, recipe.mlp);
+                let stored = source.projection(index, projection)?;
+                for tensor in [stored.base, stored.neurons].into_iter().flatten() {
+                    used(tensor, index, recipe.mlp);
                 }
             }
         }
@@ -153,14 +154,13 @@ impl<'a> Calibrator<'a> {
         if mlp.zero {
             return Ok(());
         }
-        let stored = |p| -> Result<_> { Ok(source.projection(index, p)?.base) };
         model.norm_input(hidden, layer.mlp_norm.as_deref(), &mut b.normed[..n * d]);
-        let inputs = [(stored(Projection::Gate)?, &mlp.gate), (stored(Projection::Up)?, &mlp.up)];
-        rounding.meet(index, inputs, recipe.mlp, &b.normed[..n * d])?;
-        model.run_gates(mlp, n, b)?;
-        let down = [(stored(Projection::Down)?, &mlp.down)];
-        rounding.meet(index, down, recipe.mlp, &b.gate[..n * mlp.down.cols()])?;
-        model.run_down(mlp, n, b)?;
+        rounding.pass_mlp(model, mlp, index, n, b, |source| source.base)?;
+        if let Some(own) = &mlp.own {
+            std::mem::swap(&mut b.delta, &mut b.beside);
+            rounding.pass_mlp(model, own, index, n, b, |source| source.neurons)?;
+            model.add_beside(n, b);
+        }
         let delta = &mut b.delta[..n * d];
         model.finish_branch(layer.after_mlp.as_deref(), delta);
         add(&rounding.team, hidden, delta, d);
@@ -169,6 +169,27 @@ impl<'a> Calibrator<'a> {
 }
 
 impl Rounding<'_> {
+    /// Passes all tokens through an MLP, from `b.normed` (n, d) into `b.delta` (n, d), and rounds the
+    /// matrices that no later layer uses. `stored` finds them among what a projection is made of.
+    fn pass_mlp(
+        &mut self,
+        model: &Model,
+        mlp: &Mlp,
+        index: usize,
+        n: usize,
+        b: &mut Buffers,
+        stored: impl Fn(ProjectionSource) -> Option<TensorRef>,
+    ) -> Result<()> {
+        let (source, format) = (self.source, self.recipe.mlp);
+        let stored = |p| -> Result<_> { Ok(stored(source.projection(index, p)?)) };
+        let inputs = [(stored(Projection::Gate)?, &mlp.gate), (stored(Projection::Up)?, &mlp.up)];
+        self.meet(index, inputs, format, &b.normed[..n * model.config().hidden_size])?;
+        model.run_gates(mlp, n, b)?;
+        let down = [(stored(Projection::Down)?, &mlp.down)];
+        self.meet(index, down, format, &b.gate[..n * mlp.down.cols()])?;
+        model.run_down(mlp, n, b)
+    }
+
     /// Counts the input `x` (n, cols) of some maps of a layer, given with their stored matrices, and rounds
     /// those matrices that no later layer uses.
     fn meet<const N: usize>(

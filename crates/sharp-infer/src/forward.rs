@@ -173,8 +173,24 @@ impl Model {
         }
     }
 
-    /// Runs an MLP from `b.normed` (n, d) into `b.delta` (n, d).
+    /// Runs an MLP, with the neurons beside it, from `b.normed` (n, d) into `b.delta` (n, d).
     pub(crate) fn run_mlp(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
+        self.run_mlp_alone(mlp, n, b)?;
+        let Some(own) = &mlp.own else { return Ok(()) };
+        std::mem::swap(&mut b.delta, &mut b.beside);
+        self.run_mlp_alone(own, n, b)?;
+        self.add_beside(n, b);
+        Ok(())
+    }
+
+    /// Adds `b.beside` to `b.delta`, both (n, d).
+    pub(crate) fn add_beside(&self, n: usize, b: &mut Buffers) {
+        let d = self.config().hidden_size;
+        add(&self.inner.team, &mut b.delta[..n * d], &b.beside[..n * d], d);
+    }
+
+    /// Runs an MLP without what is beside it, from `b.normed` (n, d) into `b.delta` (n, d).
+    fn run_mlp_alone(&self, mlp: &Mlp, n: usize, b: &mut Buffers) -> Result<()> {
         let Some([gate, up, down]) = mlp.fused_kernels() else {
             self.run_gates(mlp, n, b)?;
             return self.run_down(mlp, n, b);

@@ -153,8 +153,19 @@ impl<'a, T: ModelTensors> Builder<'a, T> {
         })
     }
 
-    fn projection(&mut self, layer: usize, projection: Projection) -> Result<Linear> {
+    /// Reads a layer's projection, and that of its own neurons where they are beside another layer's MLP.
+    fn projection(&mut self, layer: usize, projection: Projection) -> Result<(Linear, Option<Linear>)> {
         let s = self.layout.projection(layer, projection);
+        let neurons = match &s.neurons {
+            None => None,
+            Some(slot) => {
+                let base = Some(self.tensors.matrix(slot)?);
+                let shape = (slot.shape[0], slot.shape[1]);
+                Some(Linear::new(shape, LinearParts { base, ..Default::default() })?)
+            }
+        };
+        let shape =
+            s.base.as_ref().map_or((s.out_features, s.in_features), |base| (base.shape[0], base.shape[1]));
         let base = s.base.map(|slot| self.tensors.matrix(&slot)).transpose()?;
         let factors = match &s.lora {
             None => None,
@@ -163,16 +174,23 @@ impl<'a, T: ModelTensors> Builder<'a, T> {
         let vector = |slot: Option<TensorSlot>| slot.map(|slot| self.tensors.vector(&slot)).transpose();
         let (row_scale, col_scale, bias) = (vector(s.row_scale)?, vector(s.col_scale)?, vector(s.bias)?);
         let parts = LinearParts { base, factors, row_scale, col_scale, bias };
-        Linear::new((s.out_features, s.in_features), parts)
+        Ok((Linear::new(shape, parts)?, neurons))
+    }
+
+    fn mlp(&mut self, layer: usize) -> Result<Mlp> {
+        let (gate, own_gate) = self.projection(layer, Projection::Gate)?;
+        let (up, own_up) = self.projection(layer, Projection::Up)?;
+        let (down, own_down) = self.projection(layer, Projection::Down)?;
+        let activation = self.config.family().activation;
+        let mlp = Mlp::new(gate, up, down, activation);
+        Ok(match (own_gate, own_up, own_down) {
+            (Some(gate), Some(up), Some(down)) => mlp.beside(Mlp::new(gate, up, down, activation)),
+            _ => mlp,
+        })
     }
 
     fn layer(&mut self, layer: usize) -> Result<Layer> {
-        let mlp = Mlp::new(
-            self.projection(layer, Projection::Gate)?,
-            self.projection(layer, Projection::Up)?,
-            self.projection(layer, Projection::Down)?,
-            self.config.family().activation,
-        );
+        let mlp = self.mlp(layer)?;
         Ok(Layer {
             attention: Arc::new(self.attention(layer)?),
             mlp_norm: self.norm(Role::MlpNorm, Some(layer))?,
@@ -272,8 +290,8 @@ impl Model {
     /// same.
     ///
     /// # Errors
-    /// Those of [`Model::from_source`]; [`Error::Argument`] for a file with a head beside an embedding that it
-    /// is tied to.
+    /// Those of [`Model::from_source`]; [`Error::Argument`] for a file with a head beside an embedding that
+    /// it is tied to.
     pub fn from_packed(file: &PackedFile, options: &Options) -> Result<Self> {
         if file.config().tie_word_embeddings && file.get(names::LM_HEAD).is_some() {
             return Err(Error::argument(format!(

@@ -99,7 +99,7 @@ impl Attention {
     }
 }
 
-/// One MLP: `down(activation(gate x) * up x)`.
+/// One MLP: `down(activation(gate x) * up x)`, and what neurons of the layer's own add to it.
 #[derive(Debug)]
 pub struct Mlp {
     pub(crate) gate: Linear,
@@ -110,6 +110,8 @@ pub struct Mlp {
     pub(crate) zero: bool,
     /// Whether the packed kernels run it in two regions.
     pub(crate) fused: bool,
+    /// Neurons of the layer's own, where the MLP is another layer's: their output is added.
+    pub(crate) own: Option<Box<Mlp>>,
 }
 
 impl Mlp {
@@ -122,7 +124,12 @@ impl Mlp {
             && down.is_packed()
             && gate.bias.is_none()
             && up.bias.is_none();
-        Self { gate, up, down, activation, zero, fused }
+        Self { gate, up, down, activation, zero, fused, own: None }
+    }
+
+    /// Puts neurons of the layer's own beside it.
+    pub(crate) fn beside(self, own: Mlp) -> Self {
+        Self { own: Some(Box::new(own)), ..self }
     }
 
     /// The projections as the packed kernels take them, if these run it in two regions.
@@ -130,9 +137,15 @@ impl Mlp {
         self.fused.then(|| self.projections().map(|linear| linear.packed().expect("a fused MLP is packed")))
     }
 
-    /// Gate, up and down projections.
+    /// Gate, up and down projections, without those of neurons beside it.
     pub fn projections(&self) -> [&Linear; 3] {
         [&self.gate, &self.up, &self.down]
+    }
+
+    /// All projections, those of neurons beside it included.
+    pub(crate) fn all_projections(&self) -> impl Iterator<Item = &Linear> {
+        let own = self.own.iter().flat_map(|own| own.projections());
+        self.projections().into_iter().chain(own)
     }
 
     /// Whether its output is zero whatever the input (a dropped layer).
@@ -180,6 +193,8 @@ pub(crate) struct Needs {
     /// Whether packed matrices multiply floats.
     pub(crate) floats: bool,
     pub(crate) unfused_mlp: bool,
+    /// Whether layers have neurons of their own beside another layer's MLP.
+    pub(crate) own_neurons: bool,
 }
 
 impl Needs {
@@ -273,13 +288,14 @@ impl Model {
     pub(crate) fn build(mut inner: Inner) -> Self {
         let mut needs = Needs::default();
         for layer in &inner.layers {
-            for linear in layer.attention.projections().into_iter().chain(layer.mlp.projections()) {
+            for linear in layer.attention.projections().into_iter().chain(layer.mlp.all_projections()) {
                 linear.weights().for_each(|w| needs.add(&w));
                 needs.rank = needs.rank.max(linear.rank());
                 needs.col_scale |= linear.col_scale.is_some();
                 needs.floats |= linear.col_scale.is_some();
             }
-            needs.unfused_mlp |= !layer.mlp.fused;
+            needs.unfused_mlp |= !layer.mlp.fused || layer.mlp.own.as_ref().is_some_and(|own| !own.fused);
+            needs.own_neurons |= layer.mlp.own.is_some();
         }
         needs.add(&inner.head);
         inner.needs = needs;
@@ -392,7 +408,7 @@ impl Model {
             rest += vector(&layer.mlp_norm) + vector(&layer.after_mlp);
             rest += vector(&layer.attention.q_norm) + vector(&layer.attention.k_norm);
             for (linear, mlp) in (layer.attention.projections().into_iter().map(|l| (l, false)))
-                .chain(layer.mlp.projections().into_iter().map(|l| (l, true)))
+                .chain(layer.mlp.all_projections().map(|l| (l, true)))
             {
                 let small = vector(&linear.row_scale) + vector(&linear.col_scale) + vector(&linear.bias);
                 let mut new = small;
@@ -422,7 +438,12 @@ impl Model {
     /// Those of [`sharp_quant::bare_loop`].
     pub fn bare_loop(&self, tokens: usize) -> Result<Option<Duration>> {
         let layers = self.inner.layers.iter().flat_map(|layer| {
-            layer.attention.projections().into_iter().chain(layer.mlp.projections()).flat_map(Linear::weights)
+            layer
+                .attention
+                .projections()
+                .into_iter()
+                .chain(layer.mlp.all_projections())
+                .flat_map(Linear::weights)
         });
         let mut weights = Vec::new();
         for weight in layers.chain([self.inner.head.clone()]) {

@@ -142,7 +142,7 @@ impl Recipe {
             Role::Embedding => BlobFormat::Packed(self.embedding),
             Role::Head => BlobFormat::Packed(self.head),
             Role::Attention(_, Part::Weight) => BlobFormat::Packed(self.attention),
-            Role::Mlp(_, Part::Weight) => BlobFormat::Packed(self.mlp),
+            Role::Mlp(_, Part::Weight | Part::Neurons) => BlobFormat::Packed(self.mlp),
             Role::Attention(_, Part::LoraA | Part::LoraB) | Role::Mlp(_, Part::LoraA | Part::LoraB) => {
                 BlobFormat::Packed(self.recovery)
             }

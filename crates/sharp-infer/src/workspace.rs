@@ -30,6 +30,8 @@ pub(crate) struct Buffers {
     pub(crate) mixed: Vec<f32>,
     /// (n, d): what attention or the MLP adds.
     pub(crate) delta: Vec<f32>,
+    /// (n, d): another layer's MLP's output, while neurons of the layer's own run beside it.
+    pub(crate) beside: Vec<f32>,
     /// (n, f); not used where the packed kernels fuse it.
     pub(crate) gate: Vec<f32>,
     /// (n, f)
@@ -96,6 +98,7 @@ impl Workspace {
                 v: vec![0.0; n * kv],
                 mixed: vec![0.0; n * q],
                 delta: vec![0.0; n * d],
+                beside: floats(needs.own_neurons, d),
                 gate: floats(needs.unfused_mlp, f),
                 up: floats(needs.unfused_mlp, f),
                 mlp_acts: activations(packed, f)?,

@@ -81,6 +81,7 @@ impl<'a> ModelLayout<'a> {
             in_features: input,
             base: None,
             lora: None,
+            neurons: None,
             row_scale: None,
             col_scale: None,
             bias: None,
@@ -89,6 +90,10 @@ impl<'a> ModelLayout<'a> {
             return source;
         }
         if let Some(owner) = treatment.map_or(Some(layer), |t| t.owner_of_weights(layer)) {
+            let (out, input) = match treatment {
+                Some(treatment) if treatment.stores_weights() => treatment.own_shape(projection, self.config),
+                _ => projection.shape(self.config),
+            };
             let own = slot(Part::Weight, names::mlp_weight(layer, projection), vec![out, input]);
             source.base = Some(TensorSlot { stored_as: names::mlp_weight(owner, projection), ..own });
         }
@@ -96,7 +101,11 @@ impl<'a> ModelLayout<'a> {
             source.bias = Some(slot(Part::Bias, names::mlp_bias(layer, projection), vec![out]));
         }
         let Some(treatment) = treatment else { return source };
-        let (rank, scales) = (treatment.ranks()[projection], treatment.scales());
+        let (rank, scales) = (treatment.ranks()[projection], treatment.scales(projection));
+        if treatment.has_neurons_beside() {
+            let (out, input) = treatment.own_shape(projection, self.config);
+            source.neurons = Some(slot(Part::Neurons, names::neurons(layer, projection), vec![out, input]));
+        }
         if rank > 0 {
             source.lora = Some(LoraSource {
                 rank,
@@ -146,7 +155,7 @@ impl<'a> ModelLayout<'a> {
                 (Role::Mlp(..), Some(Treatment::Drop)) => continue,
                 (Role::Mlp(_, Part::Weight), Some(t)) if !t.stores_weights() => continue,
                 (Role::Mlp(projection, Part::Weight), Some(treatment)) => {
-                    let (out, input) = treatment.shape(projection, self.config);
+                    let (out, input) = treatment.own_shape(projection, self.config);
                     vec![out, input]
                 }
                 _ => info.shape,
@@ -162,6 +171,13 @@ impl<'a> ModelLayout<'a> {
             }
         }
         all
+    }
+
+    /// How many neurons an MLP must have so that every layer's fits into it: the width of a dense export.
+    pub fn widest_mlp(&self) -> usize {
+        let changed = self.plan.map_or(&[][..], |p| &p.changes).iter();
+        let beside = changed.filter(|c| c.treatment.has_neurons_beside()).map(|c| c.treatment.neurons());
+        self.config.intermediate_size + beside.max().unwrap_or(0)
     }
 
     fn shape(&self, layer: usize, projection: Projection) -> (usize, usize) {

@@ -80,6 +80,12 @@ pub fn col_scale(layer: usize, projection: Projection) -> String {
     format!("{}.col_scale", mlp(layer, projection))
 }
 
+/// `model.layers.5.mlp.gate_proj.neurons.weight`: neurons of the layer's own beside another layer's, shape
+/// `(k, d)` for gate and up, `(d, k)` for down.
+pub fn neurons(layer: usize, projection: Projection) -> String {
+    format!("{}.neurons.weight", mlp(layer, projection))
+}
+
 /// `model.layers.5.self_attn.q_proj.weight`, shape [`Attention::shape`].
 pub fn attention_weight(layer: usize, matrix: Attention) -> String {
     format!("model.layers.{layer}.self_attn.{}.weight", matrix.name())

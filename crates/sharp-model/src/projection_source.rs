@@ -17,7 +17,8 @@ pub struct LoraSource<T = TensorRef> {
 }
 
 /// What one MLP projection of one layer is made of: `diag(row_scale) base diag(col_scale) + B A`, then the
-/// bias. What is absent counts as nothing (scales: as ones).
+/// neurons of its own, as further rows of gate and up and further columns of down, then the bias. What is
+/// absent counts as nothing (scales: as ones).
 ///
 /// Of tensors, or of their descriptions alone ([`crate::ModelLayout::projection`]).
 #[derive(Debug, Clone)]
@@ -30,11 +31,13 @@ pub struct ProjectionSource<T = TensorRef> {
     pub out_features: usize,
     /// Columns of the effective weight.
     pub in_features: usize,
-    /// The stored weight `(out, in)`; its name is the reference's where it is shared. None for low rank
-    /// alone and for dropped layers.
+    /// The stored weight `(out, in)`, without the neurons beside it; its name is the reference's where it is
+    /// shared. None for low rank alone and for dropped layers.
     pub base: Option<T>,
     /// Low-rank factors.
     pub lora: Option<LoraSource<T>>,
+    /// Neurons of the layer's own: `(k, in)` for gate and up, `(out, k)` for down.
+    pub neurons: Option<T>,
     /// `(out)`.
     pub row_scale: Option<T>,
     /// `(in)`.
@@ -44,14 +47,14 @@ pub struct ProjectionSource<T = TensorRef> {
 }
 
 impl<T> ProjectionSource<T> {
-    /// Returns what there is of base, `A`, `B`, row scale, column scale and bias.
+    /// Returns what there is of base, `A`, `B`, neurons, row scale, column scale and bias.
     pub fn into_tensors(self) -> impl Iterator<Item = T> {
         let (a, b) = self.lora.map_or((None, None), |lora| (Some(lora.a), Some(lora.b)));
-        [self.base, a, b, self.row_scale, self.col_scale, self.bias].into_iter().flatten()
+        [self.base, a, b, self.neurons, self.row_scale, self.col_scale, self.bias].into_iter().flatten()
     }
 
-    /// Turns each tensor into something else with `f`, in the order base, `A`, `B`, row scale, column scale,
-    /// bias.
+    /// Turns each tensor into something else with `f`, in the order base, `A`, `B`, neurons, row scale,
+    /// column scale, bias.
     ///
     /// # Errors
     /// The first error of `f`.
@@ -68,6 +71,7 @@ impl<T> ProjectionSource<T> {
             in_features: self.in_features,
             base,
             lora,
+            neurons: self.neurons.map(&mut f).transpose()?,
             row_scale: self.row_scale.map(&mut f).transpose()?,
             col_scale: self.col_scale.map(&mut f).transpose()?,
             bias: self.bias.map(&mut f).transpose()?,
@@ -83,7 +87,8 @@ impl ProjectionSource {
 
     /// Whether the effective weight is the stored one as it lies.
     pub fn is_plain(&self) -> bool {
-        self.base.is_some() && self.lora.is_none() && self.row_scale.is_none() && self.col_scale.is_none()
+        let Self { base, lora, neurons, row_scale, col_scale, .. } = self;
+        base.is_some() && lora.is_none() && neurons.is_none() && row_scale.is_none() && col_scale.is_none()
     }
 
     /// The effective weight `(out, in)`, row-major, computed in float32 (sums over the rank in ascending
@@ -92,7 +97,7 @@ impl ProjectionSource {
     /// # Errors
     /// [`Error::Quant`](crate::Error::Quant) if stored bytes cannot be converted.
     pub fn effective_f32(&self) -> Result<Vec<f32>> {
-        let (out, input) = (self.out_features, self.in_features);
+        let (out, input) = self.inner_shape();
         let mut weight = match &self.base {
             Some(base) => base.f32()?,
             None => vec![0.0; out * input],
@@ -119,20 +124,41 @@ impl ProjectionSource {
                 }
             });
         }
-        Ok(weight)
+        let Some(neurons) = &self.neurons else { return Ok(weight) };
+        let neurons = neurons.f32()?;
+        if self.projection != Projection::Down {
+            weight.extend(neurons);
+            return Ok(weight);
+        }
+        let mut joined = Vec::with_capacity(out * self.in_features);
+        for (row, own) in weight.chunks_exact(input).zip(neurons.chunks_exact(self.in_features - input)) {
+            joined.extend_from_slice(row);
+            joined.extend_from_slice(own);
+        }
+        Ok(joined)
     }
 
-    /// The effective weight in the shape that the model's other layers have: neurons that a pruned MLP lost
+    /// `(out, in)` of the base and of `B A`: the effective weight's without the neurons beside.
+    fn inner_shape(&self) -> (usize, usize) {
+        let Some(neurons) = &self.neurons else { return (self.out_features, self.in_features) };
+        match self.projection {
+            Projection::Gate | Projection::Up => (self.out_features - neurons.shape()[0], self.in_features),
+            Projection::Down => (self.out_features, self.in_features - neurons.shape()[1]),
+        }
+    }
+
+    /// The effective weight in an MLP of `width` neurons, at least as many as it has: those that it has not
     /// are zeros at the end.
     ///
     /// # Errors
     /// As [`ProjectionSource::effective_f32`].
-    pub fn padded_f32(&self, config: &ModelConfig) -> Result<Vec<f32>> {
+    pub fn padded_f32(&self, config: &ModelConfig, width: usize) -> Result<Vec<f32>> {
         let weight = self.effective_f32()?;
-        let (out, input) = self.projection.shape(config);
+        let (out, input) = self.projection.shape_with(config.hidden_size, width);
         if (out, input) == (self.out_features, self.in_features) {
             return Ok(weight);
         }
+        assert!(self.out_features <= out && self.in_features <= input, "an MLP wider than {width} neurons");
         let mut padded = vec![0.0; out * input];
         for (to, from) in padded.chunks_exact_mut(input).zip(weight.chunks_exact(self.in_features)) {
             to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);

@@ -19,7 +19,8 @@ use crate::tensors::{self, Role};
 /// File with every layer's recovery parameters.
 pub const RECOVERY_FILE: &str = "recovery.safetensors";
 
-/// Recovery of one projection: effective weight `diag(row_scale) W_ref diag(col_scale) + B A`.
+/// Recovery of one projection: effective weight `diag(row_scale) W_ref diag(col_scale) + B A`, and the
+/// layer's own neurons beside it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ProjectionRecovery {
     /// `r`; 0 where there are only scales.
@@ -32,15 +33,17 @@ pub struct ProjectionRecovery {
     pub row_scale: Option<Vec<f32>>,
     /// `(in)`.
     pub col_scale: Option<Vec<f32>>,
+    /// Neurons of the layer's own: `(k, d)` for gate and up, `(d, k)` for down.
+    pub neurons: Option<StoredTensor>,
 }
 
 /// Recovery of one layer's MLP.
 pub type LayerRecovery = PerProjection<Option<ProjectionRecovery>>;
 
-/// A trained MLP weight: a whole one, or what a pruned MLP keeps of it.
+/// A trained MLP weight: a whole one, or what a layer keeps of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredTensor {
-    /// Row-major shape `(out, in)`, as [`crate::Treatment::shape`] says.
+    /// Row-major shape `(out, in)`, as [`crate::Treatment::own_shape`] says for changed layers.
     pub shape: Vec<usize>,
     /// The values.
     pub values: Vec<f32>,
@@ -49,7 +52,7 @@ pub struct StoredTensor {
 /// Everything that training has made for a plan.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Recovery {
-    /// Low-rank matrices and scales, by layer.
+    /// Low-rank matrices, scales and neurons beside a reference, by layer.
     pub layers: BTreeMap<usize, LayerRecovery>,
     /// MLP weights that take the place of the original's, by layer: whole ones, and what pruned MLPs keep.
     pub mlps: BTreeMap<usize, PerProjection<Option<StoredTensor>>>,
@@ -162,6 +165,12 @@ impl Recovery {
                     return Err(twice());
                 }
             }
+            ("neurons.weight", &[_, _]) => {
+                let neurons = StoredTensor { shape: dims.to_vec(), values: tensor.f32()? };
+                if slot.neurons.replace(neurons).is_some() {
+                    return Err(twice());
+                }
+            }
             _ => return Err(wrong()),
         }
         Ok(())
@@ -201,7 +210,7 @@ impl Recovery {
                     return Err(Error::tensor(here, name, what));
                 }
                 (Role::Mlp(projection, _), Some(treatment)) => {
-                    let (out, input) = treatment.shape(projection, config);
+                    let (out, input) = treatment.own_shape(projection, config);
                     vec![out, input]
                 }
                 _ => info.shape.clone(),
@@ -223,14 +232,14 @@ impl Recovery {
         let layer = *layer;
         let fault = |what: String| Error::plan(Some(layer), format!("{}: {what}", projection.name()));
         let found = self.layers.get(&layer).and_then(|l| l[projection].as_ref());
-        let (rank, scales) = (treatment.ranks()[projection], treatment.scales());
-        let (rows, cols) = (scales.rows(), scales.columns());
+        let (rank, scales) = (treatment.ranks()[projection], treatment.scales(projection));
+        let (rows, cols, beside) = (scales.rows(), scales.columns(), treatment.has_neurons_beside());
         let kept = self.mlps.get(&layer).and_then(|weights| weights[projection].as_ref());
         if treatment.stores_weights() && kept.is_none() {
             return Err(fault("nothing says which of its neurons stay".into()));
         }
         let Some(found) = found else {
-            return match rank > 0 || rows || cols {
+            return match rank > 0 || rows || cols || beside {
                 true => Err(fault("no recovery parameters for it".into())),
                 false => Ok(()),
             };
@@ -250,7 +259,17 @@ impl Recovery {
         want("lora_A", Some(found.a.len()), Some(rank * input))?;
         want("lora_B", Some(found.b.len()), Some(out * rank))?;
         want("row_scale", found.row_scale.as_ref().map(Vec::len), rows.then_some(out))?;
-        want("col_scale", found.col_scale.as_ref().map(Vec::len), cols.then_some(input))
+        want("col_scale", found.col_scale.as_ref().map(Vec::len), cols.then_some(input))?;
+        let (own_out, own_input) = treatment.own_shape(projection, config);
+        match &found.neurons {
+            Some(_) if !beside => want("neurons", Some(0), None),
+            None if beside => want("neurons", None, Some(0)),
+            Some(neurons) if neurons.shape != [own_out, own_input] => {
+                let (here, name) = (Path::new("recovery parameters"), names::neurons(layer, projection));
+                Err(Error::shape(here, name, &[own_out, own_input], &neurons.shape))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All tensors, named and shaped as in files, in the order of layers.
@@ -292,7 +311,7 @@ impl Recovery {
 }
 
 fn is_recovery(part: &str) -> bool {
-    matches!(part, "lora_A.weight" | "lora_B.weight" | "row_scale" | "col_scale")
+    matches!(part, "lora_A.weight" | "lora_B.weight" | "row_scale" | "col_scale" | "neurons.weight")
 }
 
 fn check_factors(path: &Path, layer: usize, projection: Projection, p: &ProjectionRecovery) -> Result<()> {
@@ -325,6 +344,9 @@ fn layer_parts(layer: usize, recovery: &LayerRecovery) -> Result<Vec<Part<'_>>> 
             let (a, b) = (names::lora_a(layer, projection), names::lora_b(layer, projection));
             all.push((a, vec![p.rank, p.a.len() / p.rank], &p.a));
             all.push((b, vec![p.b.len() / p.rank, p.rank], &p.b));
+        }
+        if let Some(StoredTensor { shape, values }) = &p.neurons {
+            all.push((names::neurons(layer, projection), shape.clone(), values));
         }
         if let Some(scale) = &p.row_scale {
             all.push((names::row_scale(layer, projection), vec![scale.len()], scale));

@@ -55,6 +55,8 @@ pub enum Part {
     LoraA,
     /// `B (out, r)` of a low-rank product.
     LoraB,
+    /// Neurons of the layer's own beside another layer's MLP: `(k, d)`, of the down map `(d, k)`.
+    Neurons,
     /// A factor for each row, `(out)`.
     RowScale,
     /// A factor for each column, `(in)`.

@@ -95,6 +95,8 @@ names! {
         ScaledLowRank = "scaled_low_rank",
         /// `diag(row_scale) W_ref diag(col_scale) + B A`.
         RowColumnScaledLowRank = "row_column_scaled_low_rank",
+        /// `W_ref`, its output scaled for each channel, beside a few neurons of the layer's own.
+        Neurons = "neurons",
         /// `B A`, nothing shared: the baseline of low rank alone.
         LowRankOnly = "low_rank_only",
         /// The layer's own MLP with fewer neurons: structured pruning.

@@ -3,11 +3,9 @@
 use sharp_model::{Ranks, Treatment};
 use sharp_schema::{Form, StrategyName};
 
+use crate::options::neuron_step;
 use crate::problem::{Choice, Problem, Strategy};
 use crate::{Error, Result};
-
-/// Neurons are kept in multiples of this, the block of the packed formats, where the MLP's width is one.
-const BLOCK: usize = 32;
 
 /// Every layer of the range that need not keep its MLP gives up the same part of it; nothing is shared. A
 /// budget decides how large that part is, not how many layers there are.
@@ -29,9 +27,7 @@ impl Even {
         let (d, f) = (problem.config().hidden_size, problem.config().intermediate_size);
         match problem.form() {
             // Neurons.
-            Form::Pruned => {
-                Ok(Unit { parameters: 3 * d, most: f, step: if f.is_multiple_of(BLOCK) { BLOCK } else { 1 } })
-            }
+            Form::Pruned => Ok(Unit { parameters: 3 * d, most: f, step: neuron_step(problem.config()) }),
             // Ranks of all three projections.
             Form::LowRankOnly => Ok(Unit { parameters: 3 * (d + f), most: d.min(f), step: 1 }),
             Form::Drop => Err(Error::InvalidOption {
@@ -39,15 +35,17 @@ impl Even {
                 value: problem.form().to_string(),
                 expected: "pruned or low_rank_only with the strategy `even`".into(),
             }),
-            Form::None | Form::LowRank | Form::ScaledLowRank | Form::RowColumnScaledLowRank => {
-                Err(Error::InvalidOption {
-                    what: "strategy",
-                    value: self.name().into(),
-                    expected: "one that shares; with `even` no layer uses another's MLP (forms pruned, \
-                               low_rank_only)"
-                        .into(),
-                })
-            }
+            Form::None
+            | Form::LowRank
+            | Form::ScaledLowRank
+            | Form::RowColumnScaledLowRank
+            | Form::Neurons => Err(Error::InvalidOption {
+                what: "strategy",
+                value: self.name().into(),
+                expected: "one that shares; with `even` no layer uses another's MLP (forms pruned, \
+                           low_rank_only)"
+                    .into(),
+            }),
         }
     }
 }

@@ -41,8 +41,8 @@ pub struct Options {
     pub form: Form,
     /// The ranks of every changed layer; `None`: from `rho`.
     pub ranks: Option<Ranks>,
-    /// Recovery parameters of one layer as a fraction of one MLP: rho = r(d+f)/(d f). The paper's headline
-    /// figures imply 0.134.
+    /// Recovery parameters of one layer as a fraction of one MLP: rho = r(d+f)/(d f), or, with neurons
+    /// beside a reference, k/f. The paper's headline figures imply 0.134.
     pub rho: f64,
 }
 
@@ -69,6 +69,30 @@ impl Options {
         if let Some(ranks) = self.ranks {
             return Ok(ranks);
         }
+        self.check_rho()?;
+        Ok(Ranks::uniform(sharp_model::rank_for_rho(config, self.rho)))
+    }
+
+    /// How many neurons of its own every changed layer has beside its reference's MLP: whole blocks of the
+    /// packed formats where the MLP's width is one, at least one of them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a `rho` that is not between 0 and 1, and for ranks.
+    pub(crate) fn neurons(&self, config: &ModelConfig) -> Result<usize> {
+        if let Some(ranks) = self.ranks {
+            return Err(Error::InvalidOption {
+                what: "ranks",
+                value: format!("{}/{}/{}", ranks.gate, ranks.up, ranks.down),
+                expected: "none with the form `neurons`; rho decides how many there are".into(),
+            });
+        }
+        self.check_rho()?;
+        let step = neuron_step(config);
+        let steps = (self.rho * config.intermediate_size as f64 / step as f64).round().max(1.0);
+        Ok((steps as usize * step).min(config.intermediate_size))
+    }
+
+    fn check_rho(&self) -> Result<()> {
         if !(self.rho > 0.0 && self.rho < 1.0) {
             return Err(Error::InvalidOption {
                 what: "rho",
@@ -76,8 +100,15 @@ impl Options {
                 expected: "a fraction of one MLP between 0 and 1 (the paper: 0.134)".into(),
             });
         }
-        Ok(Ranks::uniform(sharp_model::rank_for_rho(config, self.rho)))
+        Ok(())
     }
+}
+
+/// Neurons are kept in multiples of this: the block of the packed formats, where the MLP's width is whole
+/// blocks.
+pub(crate) fn neuron_step(config: &ModelConfig) -> usize {
+    const BLOCK: usize = 32;
+    if config.intermediate_size.is_multiple_of(BLOCK) { BLOCK } else { 1 }
 }
 
 impl Budget {

@@ -52,6 +52,7 @@ impl<'a> Problem<'a> {
             Form::LowRank => Uniform::Share(Repair::low_rank(options.ranks(config)?)),
             Form::ScaledLowRank => Uniform::Share(Repair::scaled(options.ranks(config)?)),
             Form::RowColumnScaledLowRank => Uniform::Share(Repair::row_column_scaled(options.ranks(config)?)),
+            Form::Neurons => Uniform::Share(Repair::Neurons { neurons: options.neurons(config)? }),
             Form::LowRankOnly => Uniform::Alone(Treatment::LowRank { ranks: options.ranks(config)? }),
             Form::Drop => Uniform::Alone(Treatment::Drop),
             Form::Pruned => Uniform::Sized,

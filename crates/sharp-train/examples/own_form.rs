@@ -13,7 +13,7 @@ use std::path::Path;
 use sharp_data::TokenBlocks;
 use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Repair};
 use sharp_progress::Silent;
-use sharp_train::forms::{Flow, Form, Pieces};
+use sharp_train::forms::{Flow, Form, Pieces, Size};
 use sharp_train::warmup::{WarmupOptions, fit_form};
 use sharp_train::{Compute, Error, Job, Result};
 use tch::{Kind, Tensor};
@@ -26,8 +26,8 @@ impl Form for ColumnScaled {
         "column_scaled"
     }
 
-    fn shapes(&self, _out: usize, input: usize, _rank: usize) -> Pieces<Vec<usize>> {
-        Pieces { col: Some(vec![input]), ..Pieces::default() }
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>> {
+        Pieces { col: Some(vec![size.input]), ..Pieces::default() }
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The gated MLP, `down(silu(gate x) ∘ up x)`, forwards and backwards.
 
-use sharp_model::{ModelSource, PerProjection, Projection, Treatment, names};
+use sharp_model::{ModelSource, PerProjection, Projection, Repair, Treatment, names};
 use tch::{Kind, Tensor};
 
 use crate::device::Compute;
@@ -95,10 +95,13 @@ impl Mlp {
         Ok(Self { gate_up: blank(&self.gate_up)?, down: blank(&self.down)?, inner: self.inner })
     }
 
-    /// Makes an MLP as [`Self::blank`] does, with the neurons that `treatment` keeps.
+    /// Makes an MLP as [`Self::blank`] does, with as many neurons as a layer has under `treatment`.
     pub(crate) fn blank_for(&self, treatment: &Treatment) -> Result<Self> {
-        let Treatment::Prune { neurons } = *treatment else { return self.blank() };
-        let inner = dim(neurons)?;
+        let inner = match *treatment {
+            Treatment::Prune { neurons } => dim(neurons)?,
+            Treatment::Share { repair: Repair::Neurons { neurons }, .. } => self.inner + dim(neurons)?,
+            Treatment::Share { .. } | Treatment::LowRank { .. } | Treatment::Drop => return self.blank(),
+        };
         let outer = self.down.weight.size2()?.0;
         let zeros = |rows, cols| -> Result<Linear> {
             let like = (self.down.weight.f_kind()?, self.down.weight.device());

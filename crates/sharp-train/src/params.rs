@@ -18,6 +18,8 @@ pub(crate) enum Group {
     StoredMlp,
     /// A pruned MLP's weight `(out, in)`.
     Pruned,
+    /// Neurons of a layer's own beside a reference's MLP.
+    Neurons,
     /// Row and column scales.
     Scale,
     /// RMS norm weights `(d)`.
@@ -27,7 +29,7 @@ pub(crate) enum Group {
 impl Group {
     /// Whether weight decay applies: to matrices, not to scales and norms.
     pub(crate) fn decays(self) -> bool {
-        matches!(self, Self::Factor | Self::StoredMlp | Self::Pruned)
+        matches!(self, Self::Factor | Self::StoredMlp | Self::Pruned | Self::Neurons)
     }
 }
 

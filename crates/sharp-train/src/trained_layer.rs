@@ -2,11 +2,12 @@
 
 use sharp_model::{
     LayerChange, LayerRecovery, ModelConfig, PerProjection, Projection, ProjectionRecovery, Recovery,
+    StoredTensor,
 };
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::forms::{Form, Piece, Pieces};
+use crate::forms::{Form, Piece, Pieces, Size};
 use crate::mlp::Mlp;
 use crate::mlp_train::MlpTrain;
 use crate::params::{Layout, ParamId, Params};
@@ -32,7 +33,8 @@ impl TrainedLayer {
         let (layer, treatment) = (change.layer, &change.treatment);
         let ids = PerProjection::try_from_fn(|projection| {
             let (out, input) = treatment.shape(projection, config);
-            let shapes = form.shapes(out, input, treatment.ranks()[projection]);
+            let (rank, neurons) = (treatment.ranks()[projection], treatment.neurons());
+            let shapes = form.shapes(&Size { projection, out, input, rank, neurons });
             shapes.try_map(|piece, shape| {
                 layout.add(piece.tensor_name(layer, projection), shape, piece.group())
             })
@@ -75,6 +77,7 @@ impl TrainedLayer {
                     Piece::B => Some(&found.b),
                     Piece::Row => found.row_scale.as_ref(),
                     Piece::Col => found.col_scale.as_ref(),
+                    Piece::Neurons => found.neurons.as_ref().map(|neurons| &neurons.values),
                     Piece::Weight => None,
                 };
                 if let Some(values) = values {
@@ -85,8 +88,8 @@ impl TrainedLayer {
         Ok(())
     }
 
-    /// Copies low-rank matrices and scales into the form in which they are written to a file; `None` without
-    /// any.
+    /// Copies low-rank matrices, scales and neurons beside a reference into the form in which they are
+    /// written to a file; `None` without any.
     pub(crate) fn layer_recovery(&self, params: &Params) -> Result<Option<LayerRecovery>> {
         let mut all = LayerRecovery::default();
         for (projection, ids) in self.ids.iter() {
@@ -98,10 +101,15 @@ impl TrainedLayer {
                 b: get(ids.b)?.unwrap_or_default(),
                 row_scale: get(ids.row)?,
                 col_scale: get(ids.col)?,
+                neurons: match ids.neurons {
+                    None => None,
+                    Some(id) => {
+                        let shape = params.layout.spec(id).shape.clone();
+                        Some(StoredTensor { shape, values: params.get(id)? })
+                    }
+                },
             };
-            if rank > 0 || found.row_scale.is_some() || found.col_scale.is_some() {
-                all[projection] = Some(found);
-            }
+            all[projection] = (found != ProjectionRecovery::default()).then_some(found);
         }
         Ok((all != LayerRecovery::default()).then_some(all))
     }

@@ -14,7 +14,8 @@ SHAPE = dict(
     vocab_size=360, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=None,
     attn_implementation="eager",
 )
-# Every form of recovery, uneven ranks, a shared and an unshared neighbour, a layer without an MLP, and one with fewer neurons.
+# Every form of recovery, uneven ranks, a shared and an unshared neighbour, a layer without an MLP, one with fewer neurons, and
+# one with neurons of its own beside a shared MLP.
 TARGETS = [
     dict(layer=1, reference=0, form="low_rank", ranks=dict(gate=5, up=3, down=4)),
     dict(layer=2, reference=0, form="scaled_low_rank", ranks=dict(gate=4, up=4, down=4)),
@@ -28,6 +29,7 @@ OTHERS = [
 ]
 PRUNED = [
     dict(layer=1, form="pruned", neurons=37),
+    dict(layer=2, reference=0, form="neurons", neurons=9),
     dict(layer=4, reference=3, form="low_rank", ranks=dict(gate=2, up=2, down=2)),
     dict(layer=6, form="pruned", neurons=64),
 ]
@@ -65,6 +67,12 @@ def recovery(config, targets, seed):
             if form == "pruned":
                 shape = (out, target["neurons"]) if projection == "down" else (target["neurons"], width)
                 tensors[f"{name}.weight"] = torch.randn(shape) * (1.6 / width**0.5)
+                continue
+            if form == "neurons":
+                shape = (out, target["neurons"]) if projection == "down" else (target["neurons"], width)
+                tensors[f"{name}.neurons.weight"] = torch.randn(shape) * (1.6 / width**0.5)
+                if projection == "down":
+                    tensors[f"{name}.row_scale"] = 1.0 + 0.3 * torch.randn(out)
                 continue
             rank = target.get("ranks", {}).get(projection, 0)
             if rank:
@@ -112,7 +120,10 @@ def effective(folder, targets, tensors):
                 weight = weight * tensors[f"{name}.col_scale"]
             if f"{name}.lora_A.weight" in tensors:
                 weight = weight + tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
-            own.weight.copy_(weight)
+            if f"{name}.neurons.weight" in tensors:
+                beside = tensors[f"{name}.neurons.weight"]
+                weight = torch.cat((weight, beside), dim=1 if projection == "down" else 0)
+            own.weight = torch.nn.Parameter(weight)
             if target.get("dropped") and own.bias is not None:
                 own.bias.zero_()
     return model

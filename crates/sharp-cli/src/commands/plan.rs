@@ -62,7 +62,7 @@ pub(crate) struct Args {
     /// Rank of all three projections, instead of --rho.
     #[arg(long, value_name = "RANK", conflicts_with = "rho")]
     rank: Option<usize>,
-    /// Recovery form: none, low_rank, scaled_low_rank, row_column_scaled_low_rank; sharing nothing:
+    /// Recovery form: none, low_rank, scaled_low_rank, row_column_scaled_low_rank, neurons; sharing nothing:
     /// low_rank_only, pruned.
     #[arg(long, default_value = "low_rank")]
     form: String,

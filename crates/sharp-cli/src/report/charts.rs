@@ -61,13 +61,14 @@ pub(super) fn plan(plan: &Plan, layers: usize, whole: usize) -> String {
             cell - 3.0,
             escape(&format!("layer {layer}: {what}"))
         );
-        if let Some(Treatment::Prune { neurons }) = treatment {
+        let neurons = treatment.map_or(0, |t| t.neurons());
+        if neurons > 0 {
             let filled = 20.0 * neurons.min(whole) as f64 / whole.max(1) as f64;
             let _ = write!(
                 s,
                 "<rect class=\"own\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{filled:.1}\"/>",
                 x(layer),
-                42.0 - filled,
+                y + 20.0 - filled,
                 cell - 3.0
             );
         }
@@ -229,8 +230,7 @@ pub(super) fn neurons(plan: &Plan, layers: usize, whole: usize) -> String {
     for layer in 0..layers {
         let kept = match plan.treatment(layer) {
             None => whole,
-            Some(Treatment::Prune { neurons }) => neurons.min(whole),
-            Some(Treatment::Share { .. } | Treatment::LowRank { .. } | Treatment::Drop) => 0,
+            Some(treatment) => treatment.neurons().min(whole),
         };
         let at = y.at(kept as f64);
         let _ = write!(

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::error::Result;
 use crate::model::ModelSource;
 use crate::origin::Origin;
-use crate::plan::Treatment;
+use crate::plan::{Repair, Treatment};
 
 /// What a model card says besides what the model itself tells.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -68,6 +68,9 @@ fn what_they_do(source: &ModelSource) -> String {
     let mut phrases: Vec<&str> = Vec::new();
     for change in source.changes() {
         let phrase = match change.treatment {
+            Treatment::Share { repair: Repair::Neurons { .. }, .. } => {
+                "some run with another layer's MLP beside a few neurons of their own"
+            }
             Treatment::Share { .. } => {
                 "some run with another layer's MLP, repaired by parameters of their own"
             }

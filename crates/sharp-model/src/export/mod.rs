@@ -12,6 +12,7 @@ use sharp_quant::DType;
 
 use crate::checkpoint::source::TensorInfo;
 use crate::checkpoint::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::ModelSource;
 use crate::names;
@@ -106,7 +107,8 @@ pub fn export_compact(
 
 /// Writes a dense checkpoint: every layer with its effective MLP weights, a plain model of its family that
 /// any tool loads. It is as large as the original. An MLP that the plan drops becomes one whose down
-/// projection is zero, and a pruned one gets neurons of zeros in the place of those it lost.
+/// projection is zero, and a pruned one gets neurons of zeros in the place of those it lost. Where layers
+/// have neurons beside a reference's MLP, all MLPs become as wide as the widest, with neurons of zeros.
 ///
 /// # Errors
 /// As [`export_compact`].
@@ -127,34 +129,35 @@ fn write_dense(
     progress: &dyn Progress,
     factors: bool,
 ) -> Result<ExportSummary> {
-    let mut config = source.config().to_json();
+    let dense = ModelConfig { intermediate_size: source.layout().widest_mlp(), ..source.config().clone() };
+    let mut config = dense.to_json();
     set_dtype(&mut config, options.dtype);
-    let rules = tensors::tensors_of(source.config(), options.dtype);
+    let rules = tensors::tensors_of(&dense, options.dtype);
     let tensors: Vec<TensorInfo> = rules.iter().map(|(_, _, info)| info.clone()).collect();
     let mut writer = begin(source, out, options, &tensors, COMPANIONS)?;
     if factors && source.plan().is_some() {
         let card = card::write(source, card::Kind::Dense, &options.card)?;
         writer.add_file(CARD_FILE, card.as_bytes())?;
     }
+    let wider = dense.intermediate_size != source.config().intermediate_size;
     let task = progress.task("writing the dense checkpoint", tensors.len() as u64, "tensors");
     for (_, layer, info) in &rules {
         let treatment = layer.and_then(|l| source.treatment(l));
         match (names::parse_mlp(&info.name), treatment) {
-            (Some((layer, projection, "weight")), Some(_)) => {
+            // A dropped MLP has no biases either.
+            (Some((_, _, "bias")), Some(Treatment::Drop)) => {
+                writer.append_f32(&info.name, &vec![0.0; info.elements()?])?;
+            }
+            (Some((layer, projection, "weight")), treatment) if wider || treatment.is_some() => {
                 let mut part = source.projection(layer, projection)?;
                 part.lora = part.lora.filter(|_| factors);
-                writer.append_f32(&info.name, &part.padded_f32(source.config())?)?;
-            }
-            // A dropped MLP has no biases either.
-            (Some(_), Some(Treatment::Drop)) => {
-                writer.append_f32(&info.name, &vec![0.0; info.elements()?])?;
+                writer.append_f32(&info.name, &part.padded_f32(&dense, dense.intermediate_size)?)?;
             }
             _ => writer.copy(&info.name, &source.tensor(&info.name)?)?,
         }
         task.advance(1);
     }
-    let layers = source.config().num_hidden_layers as u64;
-    let mlp_parameters = layers * source.config().mlp_parameters_per_layer();
+    let mlp_parameters = dense.num_hidden_layers as u64 * dense.mlp_parameters_per_layer();
     Ok(ExportSummary { written: writer.finish(&config)?, mlp_parameters })
 }
 

@@ -50,7 +50,8 @@ pub fn export_gguf(
     options: GgufOptions,
     progress: &dyn Progress,
 ) -> Result<u64> {
-    let config = source.config();
+    let wide = ModelConfig { intermediate_size: source.layout().widest_mlp(), ..source.config().clone() };
+    let config = &wide;
     let features = config.non_llama_features(0);
     if !features.is_empty() {
         let what = format!("a GGUF file of a model with {}", features.join(", "));
@@ -59,7 +60,7 @@ pub fn export_gguf(
     // GGUF files of families without a name of their own call themselves `llama`, whose shape they have.
     let arch = config.family().gguf_architecture.unwrap_or("llama");
     let mut file = GgufWriter::new();
-    describe(&mut file, source, arch, options);
+    describe(&mut file, source, config, arch, options);
     match tokenizer {
         Some(tokenizer) => describe_tokenizer(&mut file, path, tokenizer, config)?,
         None => no_tokenizer(&mut file),
@@ -81,11 +82,11 @@ pub fn export_gguf(
             let values = freqs.iter().flatten();
             return values.map(|f| f.to_le_bytes()).try_for_each(|bytes| out(&bytes));
         }
-        let Some((rule, layer, info)) = next.next() else {
+        let Some((rule, _, info)) = next.next() else {
             return Err(Error::no_tensor(source.path(), declared.name.as_str()));
         };
         let mut bytes = Vec::new();
-        rows(source, rule, *layer, info, &mut |values| {
+        rows(source, config, rule, info, &mut |values| {
             bytes.resize(declared.dtype.nbytes(values.len())?, 0);
             sharp_quant::quantize(declared.dtype, ScaleRule::Max, values, &mut bytes)?;
             out(&bytes)
@@ -103,23 +104,26 @@ fn dtype_of(shape: &[usize], wanted: DType) -> DType {
     }
 }
 
-/// Calls `f` with the effective values of a tensor, whole rows at a time, in the order a GGUF file has them.
+/// Calls `f` with the effective values of a tensor of a model with this configuration, whole rows at a time,
+/// in the order a GGUF file has them.
 fn rows(
     source: &ModelSource,
+    config: &ModelConfig,
     rule: &TensorRule,
-    layer: Option<usize>,
     info: &TensorInfo,
     f: &mut dyn FnMut(&[f32]) -> Result<()>,
 ) -> Result<()> {
-    let config = source.config();
     let cols = match info.shape.as_slice() {
         [_, cols] => *cols,
         _ => 1,
     };
     let step = CHUNK.next_multiple_of(cols.max(1));
-    let treatment = layer.and_then(|l| source.treatment(l));
-    if let (Some((layer, projection, "weight")), Some(_)) = (names::parse_mlp(&info.name), treatment) {
-        let values = source.projection(layer, projection)?.padded_f32(source.config())?;
+    let width = config.intermediate_size;
+    let changes = |layer| source.treatment(layer).is_some() || width != source.config().intermediate_size;
+    if let Some((layer, projection)) = names::parse_mlp_weight(&info.name)
+        && changes(layer)
+    {
+        let values = source.projection(layer, projection)?.padded_f32(config, width)?;
         return values.chunks(step).try_for_each(f);
     }
     let tensor = source.tensor(&info.name)?;
@@ -167,8 +171,13 @@ fn frequency_factors(config: &ModelConfig) -> Option<Vec<f32>> {
     Some(config.inv_freq().iter().enumerate().map(|(i, f)| (plain(i) / f) as f32).collect())
 }
 
-fn describe(file: &mut GgufWriter, source: &ModelSource, arch: &str, options: GgufOptions) {
-    let config = source.config();
+fn describe(
+    file: &mut GgufWriter,
+    source: &ModelSource,
+    config: &ModelConfig,
+    arch: &str,
+    options: GgufOptions,
+) {
     let name = source.path().file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy());
     file.string("general.architecture", arch);
     file.string("general.type", "model");

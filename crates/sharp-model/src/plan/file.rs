@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sharp_schema::{Form, suggest};
 
-use super::{LayerChange, PLAN_VERSION, Plan, Ranks, Treatment};
+use super::{LayerChange, PLAN_VERSION, Plan, Ranks, Repair, Treatment};
 use crate::error::{Error, Result};
 
 const PLAN_KEYS: [&str; 3] = ["version", "strategy", "targets"];
@@ -17,6 +17,7 @@ const RANK_KEYS: [&str; 3] = ["gate", "up", "down"];
 const COMMENT: &str = "\
 # What each layer named here has in place of its own MLP, by `form`:
 # none | low_rank | scaled_low_rank | row_column_scaled_low_rank: the MLP of the layer `reference`, so repaired;
+# neurons: the MLP of the layer `reference` with `neurons` of its own MLP's neurons beside it;
 # low_rank_only: a low-rank MLP; pruned: `neurons` of its own MLP's neurons; `dropped = true`: no MLP.
 # Layers not named keep their own MLP. Edit freely; the plan is checked before it is used.
 
@@ -94,11 +95,7 @@ impl From<LayerChange> for ChangeFile {
             Form::Drop => (Form::None, true),
             form => (form, false),
         };
-        let neurons = match treatment {
-            Treatment::Prune { neurons } => neurons,
-            Treatment::Share { .. } | Treatment::LowRank { .. } | Treatment::Drop => 0,
-        };
-        let (reference, ranks) = (treatment.reference(), treatment.ranks());
+        let (reference, ranks, neurons) = (treatment.reference(), treatment.ranks(), treatment.neurons());
         Self { layer, reference, form, ranks, neurons, dropped, reason }
     }
 }
@@ -121,7 +118,7 @@ impl TryFrom<ChangeFile> for LayerChange {
         let form = match (file.form, file.dropped) {
             (Form::Drop, _) => return fault("form `drop` is written `dropped = true`"),
             (Form::None, true) => Form::Drop,
-            (Form::Pruned, true) => return fault("dropped, and yet it keeps neurons"),
+            (Form::Pruned | Form::Neurons, true) => return fault("dropped, and yet it keeps neurons"),
             (_, true) => return fault("dropped, and yet it has recovery parameters"),
             (form, false) => form,
         };
@@ -171,7 +168,8 @@ impl Plan {
             }
             match treatment {
                 Treatment::Drop => text += "dropped = true\n",
-                Treatment::Prune { neurons } => {
+                Treatment::Share { repair: Repair::Neurons { neurons }, .. }
+                | Treatment::Prune { neurons } => {
                     text += &format!("form = \"{}\"\nneurons = {neurons}\n", treatment.form());
                 }
                 Treatment::Share { .. } | Treatment::LowRank { .. } => {

@@ -171,15 +171,21 @@ fn check_treatment(
     }
     match *treatment {
         Treatment::Share { reference, .. } if reference == layer => Err("its reference is itself".into()),
+        Treatment::Share { repair: Repair::Neurons { neurons }, .. } | Treatment::Prune { neurons }
+            if !(1..=config.intermediate_size).contains(&neurons) =>
+        {
+            Err(format!(
+                "keeps {neurons} neurons; the MLP has {}, and at least one must stay",
+                config.intermediate_size
+            ))
+        }
+        Treatment::Share { repair: Repair::Neurons { .. }, .. } | Treatment::Prune { .. }
+            if config.mlp_bias =>
+        {
+            Err(format!("form `{}` is for MLPs without biases, and this model's have some", treatment.form()))
+        }
         Treatment::Share { reference, .. } => {
             check_layer(reference, config).map_err(|what| format!("reference {reference}: {what}"))
-        }
-        Treatment::Prune { neurons } if !(1..=config.intermediate_size).contains(&neurons) => Err(format!(
-            "keeps {neurons} neurons; the MLP has {}, and at least one must stay",
-            config.intermediate_size
-        )),
-        Treatment::Prune { .. } if config.mlp_bias => {
-            Err("form `pruned` is for MLPs without biases, and this model's have some".into())
         }
         Treatment::Prune { .. } | Treatment::LowRank { .. } | Treatment::Drop => Ok(()),
     }

@@ -47,6 +47,12 @@ pub enum Repair {
         /// Ranks of `B A`. Without scales at least one is above 0.
         ranks: Ranks,
     },
+    /// Neurons of the layer's own MLP beside the reference's, whose output has a scale for each channel:
+    /// `y = row_scale * MLP_ref(x) + MLP_own(x)`.
+    Neurons {
+        /// How many, at least 1.
+        neurons: usize,
+    },
 }
 
 /// Which scales a repair has.
@@ -95,6 +101,7 @@ impl Repair {
             Self::LowRank { scales: Scales::None, .. } => Form::LowRank,
             Self::LowRank { scales: Scales::Rows, .. } => Form::ScaledLowRank,
             Self::LowRank { scales: Scales::RowsAndColumns, .. } => Form::RowColumnScaledLowRank,
+            Self::Neurons { .. } => Form::Neurons,
         }
     }
 }
@@ -108,12 +115,17 @@ impl Treatment {
     pub fn new(form: Form, reference: Option<usize>, ranks: Ranks, neurons: usize) -> Result<Self> {
         let fault = |what: String| Err(Error::plan(None, what));
         let unranked = ranks == Ranks::default();
-        if neurons != 0 && form != Form::Pruned {
+        if !unranked && matches!(form, Form::Pruned | Form::Neurons) {
+            return fault(format!("form `{form}` has no ranks, only `neurons`"));
+        }
+        if neurons != 0 && !matches!(form, Form::Pruned | Form::Neurons) {
             let name = if form == Form::Drop { Form::None } else { form };
-            return fault(format!("form `{name}` keeps no neurons of its own; only `pruned` has `neurons`"));
+            return fault(format!(
+                "form `{name}` keeps no neurons of its own; only `pruned` and `neurons` have `neurons`"
+            ));
         }
         let scales = match form {
-            Form::None | Form::LowRank => Scales::None,
+            Form::None | Form::LowRank | Form::Neurons => Scales::None,
             Form::ScaledLowRank => Scales::Rows,
             Form::RowColumnScaledLowRank => Scales::RowsAndColumns,
             Form::Drop if reference.is_some() => return fault("dropped, and yet it has a reference".into()),
@@ -125,9 +137,6 @@ impl Treatment {
                     "form `{form}` shares nothing, and yet reference {reference} is given"
                 ));
             }
-            Form::Pruned if !unranked => {
-                return fault("form `pruned` has no ranks, only `neurons`".into());
-            }
             Form::Pruned => return Ok(Self::Prune { neurons }),
             Form::LowRankOnly => return Self::LowRank { ranks }.checked(),
         };
@@ -137,6 +146,7 @@ impl Treatment {
                 return fault("form `none` has no ranks; did you mean `low_rank`?".into());
             }
             Form::None => Repair::None,
+            Form::Neurons => Repair::Neurons { neurons },
             _ => Repair::LowRank { scales, ranks },
         };
         Self::Share { reference, repair }.checked()
@@ -189,6 +199,19 @@ impl Treatment {
         }
     }
 
+    /// How many neurons of the layer's own MLP it keeps.
+    pub fn neurons(&self) -> usize {
+        match self {
+            Self::Prune { neurons } | Self::Share { repair: Repair::Neurons { neurons }, .. } => *neurons,
+            Self::Share { .. } | Self::LowRank { .. } | Self::Drop => 0,
+        }
+    }
+
+    /// Whether it has neurons of its own beside another layer's MLP.
+    pub fn has_neurons_beside(&self) -> bool {
+        matches!(self, Self::Share { repair: Repair::Neurons { .. }, .. })
+    }
+
     /// Whether the layer stores MLP weights under its own name.
     pub fn stores_weights(&self) -> bool {
         match self {
@@ -201,27 +224,37 @@ impl Treatment {
     pub fn ranks(&self) -> Ranks {
         match self {
             Self::Share { repair: Repair::LowRank { ranks, .. }, .. } | Self::LowRank { ranks } => *ranks,
-            Self::Share { repair: Repair::None, .. } | Self::Prune { .. } | Self::Drop => Ranks::default(),
+            Self::Share { .. } | Self::Prune { .. } | Self::Drop => Ranks::default(),
         }
     }
 
-    /// Which scales it has.
-    pub fn scales(&self) -> Scales {
+    /// Which scales a projection has.
+    pub fn scales(&self, projection: Projection) -> Scales {
         match self {
             Self::Share { repair: Repair::LowRank { scales, .. }, .. } => *scales,
-            Self::Share { repair: Repair::None, .. }
-            | Self::LowRank { .. }
-            | Self::Prune { .. }
-            | Self::Drop => Scales::None,
+            Self::Share { repair: Repair::Neurons { .. }, .. } if projection == Projection::Down => {
+                Scales::Rows
+            }
+            Self::Share { .. } | Self::LowRank { .. } | Self::Prune { .. } | Self::Drop => Scales::None,
         }
     }
 
-    /// `(out, in)` of a projection as the layer computes it: the model's shape, or that of fewer neurons.
+    /// `(out, in)` of a projection as the layer computes it: the model's shape, that of fewer neurons, or,
+    /// with neurons beside a reference's, of more.
     pub fn shape(&self, projection: Projection, config: &ModelConfig) -> (usize, usize) {
-        match self {
-            Self::Prune { neurons } => projection.shape_with(config.hidden_size, *neurons),
-            Self::Share { .. } | Self::LowRank { .. } | Self::Drop => projection.shape(config),
-        }
+        let whole = config.intermediate_size;
+        let neurons = match self {
+            Self::Prune { neurons } => *neurons,
+            Self::Share { repair: Repair::Neurons { neurons }, .. } => whole + neurons,
+            Self::Share { .. } | Self::LowRank { .. } | Self::Drop => whole,
+        };
+        projection.shape_with(config.hidden_size, neurons)
+    }
+
+    /// `(out, in)` of what is stored of a projection for the layer's own neurons; without neurons one of the
+    /// two is 0.
+    pub fn own_shape(&self, projection: Projection, config: &ModelConfig) -> (usize, usize) {
+        projection.shape_with(config.hidden_size, self.neurons())
     }
 
     /// How many parameters the layer stores of its own: low-rank matrices and scales, or the neurons it
@@ -232,27 +265,25 @@ impl Treatment {
 
     /// Of [`Treatment::stored_parameters`], those in matrices.
     pub(super) fn matrix_parameters(&self, config: &ModelConfig) -> u64 {
-        let (ranks, whole) = (self.ranks(), self.stores_weights());
+        let ranks = self.ranks();
         let of = |p: Projection| {
-            let (out, input) = self.shape(p, config);
-            let (out, input) = (out as u64, input as u64);
-            ranks[p] as u64 * (out + input) + if whole { out * input } else { 0 }
+            let ((out, input), (own_out, own_input)) = (p.shape(config), self.own_shape(p, config));
+            ranks[p] as u64 * (out + input) as u64 + own_out as u64 * own_input as u64
         };
         Projection::ALL.into_iter().map(of).sum()
     }
 
     /// Of [`Treatment::stored_parameters`], those in scales.
     pub(super) fn scale_parameters(&self, config: &ModelConfig) -> u64 {
-        let scales = self.scales();
         let of = |p: Projection| {
-            let (out, input) = self.shape(p, config);
+            let (scales, (out, input)) = (self.scales(p), p.shape(config));
             (if scales.rows() { out as u64 } else { 0 }) + if scales.columns() { input as u64 } else { 0 }
         };
         Projection::ALL.into_iter().map(of).sum()
     }
 
-    /// What is left of it without training: another layer's MLP as it is, and nothing of low-rank matrices.
-    /// Pruning stays what it is.
+    /// What is left of it without training: another layer's MLP as it is, and nothing of low-rank matrices
+    /// or of neurons beside it. Pruning stays what it is.
     #[must_use]
     pub fn untrained(self) -> Self {
         match self {
@@ -267,6 +298,12 @@ impl Treatment {
         match self {
             Self::Share { reference, repair: Repair::None } => {
                 format!("the MLP of layer {reference} as it is")
+            }
+            Self::Share { reference, repair: Repair::Neurons { neurons: 1 } } => {
+                format!("the MLP of layer {reference} and 1 neuron of its own")
+            }
+            Self::Share { reference, repair: Repair::Neurons { neurons } } => {
+                format!("the MLP of layer {reference} and {neurons} neurons of its own")
             }
             Self::Share { reference, repair } => {
                 format!("the MLP of layer {reference}, {} of {}", repair.form(), in_words(self.ranks()))

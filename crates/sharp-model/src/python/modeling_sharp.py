@@ -8,6 +8,7 @@ model of the original family from transformers and puts another module in the pl
     y = row_scale * (W_reference (col_scale * x)) + lora_B (lora_A x) + bias
 
 where `W_reference` is the reference layer's own module, not a copy of it. What a target's form does not have is left out.
+With the form `neurons`, gate and up have further rows and down has further columns, `neurons`: neurons of the target's own.
 A pruned target has its own projections, with fewer neurons.
 The rest of the model, attention, cache and generation included, is the family's own code.
 
@@ -62,6 +63,33 @@ class SharedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, shared={shared}"
 
 
+class WiderLinear(nn.Module):
+    """Gate or up of a target with neurons of its own: the reference's outputs, then those of its own neurons."""
+
+    def __init__(self, own, reference, neurons):
+        super().__init__()
+        self._reference = (reference,)
+        self.neurons = nn.Linear(own.in_features, neurons, bias=False)
+
+    def forward(self, x):
+        return torch.cat((self._reference[0](x).to(x.device), self.neurons(x)), dim=-1)
+
+
+class LongerLinear(nn.Module):
+    """Down of a target with neurons of its own: the reference's of its inputs, scaled, and that of its own neurons."""
+
+    def __init__(self, own, reference, neurons):
+        super().__init__()
+        self._reference = (reference,)
+        self.neurons = nn.Linear(neurons, own.out_features, bias=False)
+        self.row_scale = nn.Parameter(torch.ones(own.out_features))
+
+    def forward(self, x):
+        (reference,) = self._reference
+        shared, own = x.split((x.shape[-1] - self.neurons.in_features, self.neurons.in_features), dim=-1)
+        return reference(shared).to(x.device) * self.row_scale.to(x.dtype) + self.neurons(own)
+
+
 class NoMlp(nn.Module):
     """The MLP of a layer that has none: its output is zero."""
 
@@ -88,6 +116,12 @@ def share(layers, plan):
             continue
         if target["form"] == "pruned":
             prune(layer.mlp, target["neurons"])
+            continue
+        if target["form"] == "neurons":
+            for projection in PROJECTIONS:
+                name, module = projection + "_proj", LongerLinear if projection == "down" else WiderLinear
+                shared = getattr(layers[target["reference"]].mlp, name)
+                setattr(layer.mlp, name, module(getattr(layer.mlp, name), shared, target["neurons"]))
             continue
         ranks = target["ranks"]
         if isinstance(ranks, int):

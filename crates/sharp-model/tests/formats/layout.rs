@@ -71,7 +71,7 @@ fn tensors_come_in_the_order_of_the_computation() {
 
 #[test]
 fn every_treatment_says_what_a_projection_is_made_of() {
-    let config = config("LlamaForCausalLM", "llama", serde_json::json!({"num_hidden_layers": 6}));
+    let config = config("LlamaForCausalLM", "llama", serde_json::json!({"num_hidden_layers": 7}));
     let ranks = Ranks { gate: 2, up: 3, down: 0 };
     let plan = Plan::new(
         "x",
@@ -81,6 +81,7 @@ fn every_treatment_says_what_a_projection_is_made_of() {
             LayerChange::low_rank(3, Ranks::uniform(2)),
             LayerChange::prune(4, 5),
             LayerChange::drop(5),
+            LayerChange::share(6, 0, Repair::Neurons { neurons: 3 }),
         ],
     );
     plan.validate(&config).unwrap();
@@ -105,11 +106,18 @@ fn every_treatment_says_what_a_projection_is_made_of() {
     assert_eq!(parts(3, up), [a(3, 2), b(3, 2)]);
     assert_eq!(parts(4, up), [weight(4, &[5, 8])]);
     assert_eq!(parts(5, up), []);
-    let shape = |p| {
-        let made = layout.projection(4, p);
+    let neurons = |p, shape: &[usize]| (Part::Neurons, names::neurons(6, p), shape.to_vec());
+    assert_eq!(parts(6, up), [weight(0, &[12, 8]), neurons(up, &[3, 8])]);
+    let down = (Part::Weight, names::mlp_weight(0, Projection::Down), vec![8, 12]);
+    let row = (Part::RowScale, names::row_scale(6, Projection::Down), vec![8]);
+    assert_eq!(parts(6, Projection::Down), [down, neurons(Projection::Down, &[8, 3]), row]);
+    let shape = |layer, p| {
+        let made = layout.projection(layer, p);
         (made.out_features, made.in_features)
     };
-    assert_eq!((shape(up), shape(Projection::Down)), ((5, 8), (8, 5)));
+    assert_eq!((shape(4, up), shape(4, Projection::Down)), ((5, 8), (8, 5)));
+    assert_eq!((shape(6, up), shape(6, Projection::Down)), ((15, 8), (8, 15)));
+    assert_eq!(layout.widest_mlp(), 15);
 
     // What is stored is each of these once, and nothing else.
     let mut stored: Vec<String> = layout.stored().into_iter().map(|slot| slot.stored_as).collect();

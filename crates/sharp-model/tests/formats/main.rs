@@ -6,6 +6,7 @@ mod gguf_golden;
 mod gguf_hostile;
 mod import;
 mod layout;
+mod neurons;
 mod packed;
 mod packed_hostile;
 mod plan;

@@ -22,6 +22,7 @@ fn repairs() -> impl Strategy<Value = Repair> {
         // Without scales and ranks it would be no repair.
         (ranks(0), 1usize..50).prop_map(|(ranks, down)| Repair::low_rank(Ranks { down, ..ranks })),
         (scaled, ranks(0)).prop_map(|(scales, ranks)| Repair::LowRank { scales, ranks }),
+        (1usize..4000).prop_map(|neurons| Repair::Neurons { neurons }),
     ]
 }
 
@@ -55,11 +56,8 @@ proptest! {
 
     #[test]
     fn a_treatment_is_made_again_of_its_words_and_numbers(treatment in treatments()) {
-        let neurons = match treatment {
-            Treatment::Prune { neurons } => neurons,
-            _ => 0,
-        };
-        let again = Treatment::new(treatment.form(), treatment.reference(), treatment.ranks(), neurons);
+        let (reference, ranks, neurons) = (treatment.reference(), treatment.ranks(), treatment.neurons());
+        let again = Treatment::new(treatment.form(), reference, ranks, neurons);
         prop_assert_eq!(again.unwrap(), treatment);
     }
 }
@@ -130,7 +128,7 @@ fn combinations_that_mean_nothing_are_refused_when_read_and_the_layer_is_named()
         ("dropped = true\nform = \"pruned\"\nneurons = 3", "dropped, and yet it keeps neurons"),
         (
             "dropped = true\nneurons = 3",
-            "form `none` keeps no neurons of its own; only `pruned` has `neurons`",
+            "form `none` keeps no neurons of its own; only `pruned` and `neurons` have `neurons`",
         ),
         ("form = \"drop\"", "form `drop` is written `dropped = true`"),
         (
@@ -149,7 +147,10 @@ fn combinations_that_mean_nothing_are_refused_when_read_and_the_layer_is_named()
         ("form = \"scaled_low_rank\"\nranks = 3", "form `scaled_low_rank` needs a reference"),
         ("reference = 1\nranks = 3", "form `none` has no ranks; did you mean `low_rank`?"),
         ("reference = 1\nform = \"low_rank\"", "form `low_rank` with all ranks 0; use `none`"),
-        ("reference = 1\nform = \"low_rank\"\nranks = 2\nneurons = 5", "only `pruned` has `neurons`"),
+        ("reference = 1\nform = \"low_rank\"\nranks = 2\nneurons = 5", "only `pruned` and `neurons`"),
+        ("form = \"neurons\"\nneurons = 3", "form `neurons` needs a reference"),
+        ("form = \"neurons\"\nreference = 1\nneurons = 3\nranks = 2", "form `neurons` has no ranks"),
+        ("dropped = true\nform = \"neurons\"\nneurons = 3", "dropped, and yet it keeps neurons"),
     ] {
         let error = refused(lines);
         assert!(error.contains(message) && error.contains("layer 7"), "{lines}: {error}");
@@ -174,6 +175,7 @@ fn misspelt_words_and_other_versions_are_refused_with_what_was_meant() {
 fn a_plan_that_does_not_fit_the_model_is_refused_and_the_layer_is_named() {
     let config = ModelConfig::llama(24, 40, 4, 4, 2, 64).unwrap();
     let share = |reference| LayerChange::share(2, reference, Repair::None);
+    let neurons = |neurons| LayerChange::share(2, 1, Repair::Neurons { neurons });
     let ranks = |up| Ranks { gate: 1, up, down: 1 };
     for (changes, message) in [
         (vec![LayerChange::drop(4)], "layer 4: the model has layers 0 to 3"),
@@ -186,6 +188,8 @@ fn a_plan_that_does_not_fit_the_model_is_refused_and_the_layer_is_named() {
         (vec![LayerChange::share(2, 1, Repair::low_rank(Ranks::default()))], "layer 2: form `low_rank`"),
         (vec![LayerChange::prune(2, 0)], "layer 2: keeps 0 neurons; the MLP has 40"),
         (vec![LayerChange::prune(2, 41)], "layer 2: keeps 41 neurons; the MLP has 40"),
+        (vec![neurons(0)], "layer 2: keeps 0 neurons; the MLP has 40"),
+        (vec![neurons(41)], "layer 2: keeps 41 neurons; the MLP has 40"),
     ] {
         let error = Plan::new("x", changes).validate(&config).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
@@ -202,6 +206,7 @@ fn treatments_are_told_in_words() {
     assert_eq!(share(Repair::low_rank(Ranks::uniform(56))), "the MLP of layer 3, low_rank of rank 56");
     let ranks = Ranks { gate: 1, up: 2, down: 3 };
     assert_eq!(share(Repair::scaled(ranks)), "the MLP of layer 3, scaled_low_rank of ranks 1/2/3");
+    assert_eq!(share(Repair::Neurons { neurons: 192 }), "the MLP of layer 3 and 192 neurons of its own");
     assert_eq!(words(Treatment::LowRank { ranks }), "a low-rank MLP of ranks 1/2/3");
     assert_eq!(words(Treatment::Prune { neurons: 736 }), "736 neurons of its own MLP");
     assert_eq!(words(Treatment::Drop), "no MLP");

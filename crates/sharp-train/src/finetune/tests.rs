@@ -121,6 +121,8 @@ fn gradients_are_slopes_of_the_loss() {
     check("tied", Treatment::Drop, mixed, true);
     check("tied", share(Repair::None), mixed, true);
     check("biases", share(Repair::scaled(ranks)), mixed, true);
+    check("tied", share(Repair::Neurons { neurons: 5 }), mixed, false);
+    check("gqa_untied", share(Repair::Neurons { neurons: 5 }), Loss::Completion, true);
 }
 
 /// The written model stores a trained MLP once for all layers that run with it; so must the model in

@@ -2,11 +2,12 @@
 
 use tch::{Kind, Tensor};
 
-use super::form::{Flow, Pieces};
+use super::form::{Flow, Pieces, Size};
 use crate::error::{Error, Result};
 
-/// Returns the shapes of the factors of a projection `(out, in)`; without any where the rank is 0.
-pub(super) fn shapes(out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
+/// Returns the shapes of the factors of a projection; without any where the rank is 0.
+pub(super) fn shapes(size: &Size) -> Pieces<Vec<usize>> {
+    let Size { out, input, rank, .. } = *size;
     if rank == 0 {
         return Pieces::default();
     }

@@ -21,11 +21,14 @@ pub struct Pieces<T = Tensor> {
     pub col: Option<T>,
     /// The whole weight `(out, in)`, where the layer has one of its own.
     pub weight: Option<T>,
+    /// Neurons of the layer's own beside a reference: the last `k` rows `(k, in)` of gate and up, the last
+    /// `k` columns `(out, k)` of down.
+    pub neurons: Option<T>,
 }
 
 impl<T> Default for Pieces<T> {
     fn default() -> Self {
-        Self { a: None, b: None, row: None, col: None, weight: None }
+        Self { a: None, b: None, row: None, col: None, weight: None, neurons: None }
     }
 }
 
@@ -42,6 +45,7 @@ impl<T> Pieces<T> {
             Piece::Row => self.row.as_ref(),
             Piece::Col => self.col.as_ref(),
             Piece::Weight => self.weight.as_ref(),
+            Piece::Neurons => self.neurons.as_ref(),
         }
     }
 
@@ -54,6 +58,7 @@ impl<T> Pieces<T> {
             row: of(Piece::Row)?,
             col: of(Piece::Col)?,
             weight: of(Piece::Weight)?,
+            neurons: of(Piece::Neurons)?,
         })
     }
 }
@@ -66,11 +71,12 @@ pub(crate) enum Piece {
     Row,
     Col,
     Weight,
+    Neurons,
 }
 
 impl Piece {
     /// In the order in which they lie among the parameters.
-    pub(crate) const ALL: [Self; 5] = [Self::A, Self::B, Self::Row, Self::Col, Self::Weight];
+    pub(crate) const ALL: [Self; 6] = [Self::A, Self::B, Self::Row, Self::Col, Self::Weight, Self::Neurons];
 
     /// The tensor's name in a recovery file.
     pub(crate) fn tensor_name(self, layer: usize, projection: Projection) -> String {
@@ -80,6 +86,7 @@ impl Piece {
             Self::Row => names::row_scale(layer, projection),
             Self::Col => names::col_scale(layer, projection),
             Self::Weight => names::mlp_weight(layer, projection),
+            Self::Neurons => names::neurons(layer, projection),
         }
     }
 
@@ -89,8 +96,24 @@ impl Piece {
             Self::A | Self::B => Group::Factor,
             Self::Row | Self::Col => Group::Scale,
             Self::Weight => Group::Pruned,
+            Self::Neurons => Group::Neurons,
         }
     }
+}
+
+/// How large a projection and its pieces are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Which of the three.
+    pub projection: Projection,
+    /// Rows of the effective weight, neurons beside a reference included.
+    pub out: usize,
+    /// Columns of the effective weight, neurons beside a reference included.
+    pub input: usize,
+    /// Rank of the low-rank factors; 0: there are none.
+    pub rank: usize,
+    /// Neurons of the layer's own, beside a reference or alone.
+    pub neurons: usize,
 }
 
 /// What passes through a projection in one backward pass.
@@ -114,9 +137,8 @@ pub trait Form: Send + Sync + std::fmt::Debug {
     /// Names the form, for messages.
     fn name(&self) -> &str;
 
-    /// Returns the shapes of the pieces that a projection `(out, in)` has at a rank. With rank 0 there are no
-    /// factors.
-    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>>;
+    /// Returns the shapes of the pieces that a projection has.
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>>;
 
     /// Writes the effective weight into `out (out, in)`, float32.
     ///

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::factors::{self, need};
-use super::form::{Flow, Form, Pieces};
+use super::form::{Flow, Form, Pieces, Size};
 use crate::error::Result;
 
 /// `W_ref + B A`.
@@ -15,8 +15,8 @@ impl Form for LowRank {
         "low_rank"
     }
 
-    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
-        factors::shapes(out, input, rank)
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>> {
+        factors::shapes(size)
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::factors;
-use super::form::{Flow, Form, Pieces};
+use super::form::{Flow, Form, Pieces, Size};
 use crate::error::Result;
 
 /// `B A`.
@@ -15,8 +15,8 @@ impl Form for LowRankOnly {
         "low_rank_only"
     }
 
-    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
-        factors::shapes(out, input, rank)
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>> {
+        factors::shapes(size)
     }
 
     fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

@@ -12,6 +12,7 @@ mod factors;
 mod form;
 mod low_rank;
 mod low_rank_only;
+mod neurons;
 mod pruned;
 mod row_column;
 mod scaled;
@@ -19,9 +20,10 @@ mod scaled;
 use sharp_model::{Repair, Scales, Treatment};
 
 pub(crate) use form::Piece;
-pub use form::{Flow, Form, Pieces};
+pub use form::{Flow, Form, Pieces, Size};
 pub use low_rank::LowRank;
 pub use low_rank_only::LowRankOnly;
+pub use neurons::Neurons;
 pub use pruned::Pruned;
 pub use row_column::RowColumnScaledLowRank;
 pub use scaled::ScaledLowRank;
@@ -36,6 +38,7 @@ pub fn form(treatment: &Treatment) -> Option<&'static dyn Form> {
             Scales::Rows => &ScaledLowRank,
             Scales::RowsAndColumns => &RowColumnScaledLowRank,
         }),
+        Treatment::Share { repair: Repair::Neurons { .. }, .. } => Some(&Neurons),
         Treatment::LowRank { .. } => Some(&LowRankOnly),
         Treatment::Prune { .. } => Some(&Pruned),
     }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::factors::need;
-use super::form::{Flow, Form, Pieces};
+use super::form::{Flow, Form, Pieces, Size};
 use crate::error::Result;
 
 /// `W`: the layer's own weight with the neurons it keeps, trained as a whole.
@@ -15,8 +15,8 @@ impl Form for Pruned {
         "pruned"
     }
 
-    fn shapes(&self, out: usize, input: usize, _rank: usize) -> Pieces<Vec<usize>> {
-        Pieces { weight: Some(vec![out, input]), ..Pieces::default() }
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>> {
+        Pieces { weight: Some(vec![size.out, size.input]), ..Pieces::default() }
     }
 
     fn effective_into(&self, out: &mut Tensor, _reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

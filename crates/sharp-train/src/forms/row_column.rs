@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::factors::{self, need};
-use super::form::{Flow, Form, Pieces};
+use super::form::{Flow, Form, Pieces, Size};
 use super::scaled::row_gradient;
 use crate::error::Result;
 
@@ -16,8 +16,8 @@ impl Form for RowColumnScaledLowRank {
         "row_column_scaled_low_rank"
     }
 
-    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
-        Pieces { row: Some(vec![out]), col: Some(vec![input]), ..factors::shapes(out, input, rank) }
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>> {
+        Pieces { row: Some(vec![size.out]), col: Some(vec![size.input]), ..factors::shapes(size) }
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {
@@ -41,7 +41,7 @@ impl Form for RowColumnScaledLowRank {
             let _ = product.f_sub_(&factors::dot(a, da, 0)?)?;
         }
         let col = factors::safe_ratio(&product, need(pieces.col.as_ref(), "column scales")?)?;
-        Ok(Pieces { a, b, row: Some(row), col: Some(col), weight: None })
+        Ok(Pieces { a, b, row: Some(row), col: Some(col), ..Pieces::default() })
     }
 
     fn weight_gradients(
@@ -57,6 +57,6 @@ impl Form for RowColumnScaledLowRank {
         let d_row = by_element.f_mv(col)?;
         let d_col = by_element.f_tr()?.f_mv(row)?;
         let d_ref = dw.f_mul(&row.f_unsqueeze(1)?)?.f_mul_(col)?;
-        Ok((Pieces { a, b, row: Some(d_row), col: Some(d_col), weight: None }, Some(d_ref)))
+        Ok((Pieces { a, b, row: Some(d_row), col: Some(d_col), ..Pieces::default() }, Some(d_ref)))
     }
 }

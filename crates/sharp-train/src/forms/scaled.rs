@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::factors::{self, need};
-use super::form::{Flow, Form, Pieces};
+use super::form::{Flow, Form, Pieces, Size};
 use crate::error::Result;
 
 /// `diag(row_scale) W_ref + B A`.
@@ -15,8 +15,8 @@ impl Form for ScaledLowRank {
         "scaled_low_rank"
     }
 
-    fn shapes(&self, out: usize, input: usize, rank: usize) -> Pieces<Vec<usize>> {
-        Pieces { row: Some(vec![out]), ..factors::shapes(out, input, rank) }
+    fn shapes(&self, size: &Size) -> Pieces<Vec<usize>> {
+        Pieces { row: Some(vec![size.out]), ..factors::shapes(size) }
     }
 
     fn effective_into(&self, out: &mut Tensor, reference: Option<&Tensor>, pieces: &Pieces) -> Result<()> {

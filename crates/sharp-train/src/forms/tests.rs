@@ -1,9 +1,9 @@
 //! Every form's effective weight against its formula, and both gradients against libtorch's autograd.
 
-use sharp_model::{Ranks, Repair, Treatment};
+use sharp_model::{Projection, Ranks, Repair, Treatment};
 use tch::{Device, Kind, Tensor};
 
-use super::{Flow, Pieces, form};
+use super::{Flow, Pieces, Size, form};
 use crate::testing::seeded;
 
 fn random(shape: &[i64]) -> Tensor {
@@ -24,7 +24,7 @@ fn with_rank(treatment: Treatment, rank: i64) {
     let _generator = seeded(7);
     let (n, input, output) = (19, 11, 13);
     let (shares, pruned) = (treatment.reference().is_some(), treatment.stores_weights());
-    let (scales, kind) = (treatment.scales(), treatment.form());
+    let (scales, kind) = (treatment.scales(Projection::Down), treatment.form());
     let reference = leaf(random(&[output, input]));
     let a = leaf(random(&[rank, input]));
     let b = leaf(random(&[output, rank]));
@@ -55,6 +55,7 @@ fn with_rank(treatment: Treatment, rank: i64) {
         row: scales.rows().then(|| row.detach()),
         col: scales.columns().then(|| col.detach()),
         weight: pruned.then(|| own.detach()),
+        neurons: None,
     };
     let form = form(&treatment).unwrap();
     let held = reference.detach();
@@ -97,6 +98,66 @@ fn effective_weights_and_gradients_agree_with_autograd() {
         with_rank(Treatment::Prune { neurons: 13 }, rank as i64);
         if rank > 0 {
             with_rank(Treatment::LowRank { ranks }, rank as i64);
+        }
+    }
+}
+
+/// `[W_ref; N]` without scales, `[diag(row) W_ref, N]` with them.
+fn with_neurons(projection: Projection, neurons: i64) {
+    let _generator = seeded(9);
+    let (n, input, output) = (19, 11, 13);
+    let treatment = Treatment::Share { reference: 0, repair: Repair::Neurons { neurons: neurons as usize } };
+    let reference = leaf(random(&[output, input]));
+    let row = leaf(random(&[output]) + 2.0);
+    let (own, weight) = match projection {
+        Projection::Down => {
+            let own = leaf(random(&[output, neurons]));
+            let weight = Tensor::cat(&[row.unsqueeze(1) * &reference, own.shallow_clone()], 1);
+            (own, weight)
+        }
+        Projection::Gate | Projection::Up => {
+            let own = leaf(random(&[neurons, input]));
+            let weight = Tensor::cat(&[&reference, &own], 0);
+            (own, weight)
+        }
+    };
+    let scaled = projection == Projection::Down;
+    let (rows, columns) = weight.size2().unwrap();
+    let (x, dy) = (random(&[n, columns]), random(&[n, rows]));
+    let y = x.matmul(&weight.tr());
+    (&y * &dy).sum(Kind::Float).backward();
+
+    let form = form(&treatment).unwrap();
+    let size =
+        Size { projection, out: rows as usize, input: columns as usize, rank: 0, neurons: neurons as usize };
+    let pieces =
+        Pieces { row: scaled.then(|| row.detach()), neurons: Some(own.detach()), ..Pieces::default() };
+    let shapes = form.shapes(&size);
+    assert_eq!(shapes.row.is_some(), scaled);
+    let shape = |t: &Tensor| t.size().into_iter().map(|n| n as usize).collect::<Vec<_>>();
+    assert_eq!(shapes.neurons, Some(shape(&own)));
+    let held = reference.detach();
+    let mut effective = Tensor::zeros([rows, columns], (Kind::Float, Device::Cpu));
+    form.effective_into(&mut effective, Some(&held), &pieces).unwrap();
+    close("effective", &effective, &weight.detach());
+    let y0 = y.detach();
+    let by_flow = form.gradients(&pieces, &Flow { x: &x, y: &y0, dy: &dy, dx: None }).unwrap();
+    let (by_weight, d_ref) = form.weight_gradients(Some(&held), &pieces, &dy.tr().matmul(&x)).unwrap();
+    for (path, found) in [("flow", by_flow), ("weight", by_weight)] {
+        close(&format!("{projection:?} {path} neurons"), &found.neurons.unwrap(), &own.grad());
+        assert_eq!(found.row.is_some(), scaled);
+        if let Some(found) = found.row {
+            close(&format!("{path} row"), &found, &row.grad());
+        }
+    }
+    close("reference", &d_ref.unwrap(), &reference.grad());
+}
+
+#[test]
+fn neurons_beside_a_reference_agree_with_autograd() {
+    for neurons in [1, 5] {
+        for projection in Projection::ALL {
+            with_neurons(projection, neurons);
         }
     }
 }

@@ -4,11 +4,12 @@ mod align;
 mod assignment;
 mod input;
 mod moments;
+mod neurons;
 mod pruned;
 mod whitened;
 mod zero;
 
-use sharp_model::{PerProjection, Treatment};
+use sharp_model::{PerProjection, Repair, Treatment};
 use sharp_schema::Start;
 
 use crate::device::Compute;
@@ -35,6 +36,9 @@ pub(crate) fn begin(
         (Start::Whitened, Treatment::Prune { neurons }) => {
             pruned::fitted(neurons, input.original, input.activations, input.pool)
         }
+        (Start::Whitened, Treatment::Share { repair: Repair::Neurons { neurons }, .. }) => {
+            neurons::fitted(neurons, input)
+        }
         (Start::Whitened, _) => whitened(treatment, input),
     }
 }
@@ -50,6 +54,7 @@ pub(crate) fn begin_cold(
 ) -> Result<PerProjection<Pieces>> {
     match *treatment {
         Treatment::Prune { neurons } => pruned::largest(neurons, original),
+        Treatment::Share { repair: Repair::Neurons { neurons }, .. } => neurons::silent(neurons, original),
         Treatment::Share { .. } | Treatment::LowRank { .. } | Treatment::Drop => {
             zero(layer, layout, seed, compute)
         }

@@ -18,21 +18,26 @@ use crate::pool::Pool;
 use crate::tensors::{dim, size, to_vec};
 
 /// Added to the second moment's diagonal, as a fraction of its mean.
-const RIDGE: f64 = 1e-3;
+pub(super) const RIDGE: f64 = 1e-3;
 
 /// One over the fraction of the remaining neurons that is removed at a time.
 const STEPS: i64 = 16;
 
 /// Keeps the neurons with the largest weights ([`sharp_model::largest_neurons`]), unchanged.
 pub(crate) fn largest(keep: usize, original: &Mlp) -> Result<PerProjection<Pieces>> {
+    let kept = largest_neurons(keep, original)?;
+    let down = original.down.weight.f_index_select(1, &kept)?;
+    pieces(original, &kept, down)
+}
+
+/// Finds the neurons with the largest weights ([`sharp_model::largest_neurons`]); their numbers ascend.
+pub(super) fn largest_neurons(keep: usize, original: &Mlp) -> Result<Tensor> {
     let values = |p| -> Result<Vec<f32>> { to_vec(&original.weight(p)?) };
     let [gate, up, down] = [values(Projection::Gate)?, values(Projection::Up)?, values(Projection::Down)?];
     let neurons = size(original.down.weight.size2()?.1);
     let kept = sharp_model::largest_neurons([&gate, &up, &down], neurons, keep);
     let kept = kept.into_iter().map(dim).collect::<Result<Vec<i64>>>()?;
-    let kept = Tensor::f_from_slice(&kept)?.f_to_device(original.down.weight.device())?;
-    let down = original.down.weight.f_index_select(1, &kept)?;
-    pieces(original, &kept, down)
+    Ok(Tensor::f_from_slice(&kept)?.f_to_device(original.down.weight.device())?)
 }
 
 /// Keeps the neurons that explain the original's outputs best, with the down projection that does so.

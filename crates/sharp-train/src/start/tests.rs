@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::StartInput;
 use super::align::permuted;
 use super::moments::Second;
+use super::neurons;
 use super::pruned::{Explained, fitted, largest, select};
 use super::whitened::{regression, truncated, whitened};
 use crate::activations::Activations;
@@ -253,4 +254,102 @@ fn left_with_all(original: &Mlp, rows: &Activations, pool: &Pool<()>, x: &Tensor
     let PerProjection { gate, up, down } = pieces.map(|p| p.weight.unwrap());
     let made = from_weights(gate, up, down);
     error(made.forward(x).unwrap().y(), y)
+}
+
+/// Fits neurons beside a reference that has nothing to do with the original.
+fn beside(
+    keep: usize,
+    original: &Mlp,
+    reference: &Mlp,
+    rows: &Activations,
+) -> PerProjection<crate::forms::Pieces> {
+    let pool = Pool::new(vec![(), ()]).unwrap();
+    let compute = Compute::cpu(1);
+    let input = StartInput {
+        original,
+        reference: Some(reference),
+        activations: rows,
+        seed: 0,
+        pool: &pool,
+        compute: &compute,
+    };
+    neurons::fitted(keep, &input).unwrap()
+}
+
+/// The layer that the pieces make of the reference.
+fn made(pieces: &PerProjection<crate::forms::Pieces>, original: &Mlp, reference: &Mlp, keep: usize) -> Mlp {
+    let treatment = Treatment::Share { reference: 0, repair: Repair::Neurons { neurons: keep } };
+    let made = original.blank_for(&treatment).unwrap();
+    for projection in Projection::ALL {
+        let base = reference.weight(projection).unwrap();
+        let mut place = made.weight(projection).unwrap();
+        form(&treatment).unwrap().effective_into(&mut place, Some(&base), &pieces[projection]).unwrap();
+    }
+    made
+}
+
+#[test]
+fn all_neurons_beside_a_reference_are_the_original_and_fewer_are_fitted_by_least_squares() {
+    let _generator = seeded(11);
+    let (d, f, n) = (8, 12, 700);
+    let (original, reference) = (mlp(d, f), mlp(d, f));
+    let x = random(&[n, d]).to_kind(Kind::Float);
+    let of = |mlp: &Mlp| mlp.forward(&x).unwrap().y().shallow_clone();
+    // The original is a sum of what the reference gives and of what it does not.
+    let y = of(&original);
+    let weight = (random(&[n, 1]).abs() + 0.1).to_kind(Kind::Float);
+    let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight: weight.shallow_clone() };
+    let whole = beside(f as usize, &original, &reference, &rows);
+    let left = error(&of(&made(&whole, &original, &reference, f as usize)), &y);
+    assert!(left < 1e-5, "with all neurons {left} is left");
+
+    let keep = 4;
+    let pieces = beside(keep, &original, &reference, &rows);
+    let gate = pieces.gate.neurons.as_ref().unwrap();
+    let up = pieces.up.neurons.as_ref().unwrap();
+    let hidden = x.matmul(&gate.tr()).silu() * x.matmul(&up.tr());
+    let root = weight.sqrt().to_kind(Kind::Double);
+    let b = of(&reference).to_kind(Kind::Double);
+    for channel in 0..d {
+        // One regression for each channel, by libtorch: the reference's output beside the hidden activations.
+        let regressors = Tensor::cat(&[b.narrow(1, channel, 1), hidden.to_kind(Kind::Double)], 1) * &root;
+        let wanted = y.to_kind(Kind::Double).narrow(1, channel, 1) * &root;
+        let best = regressors.linalg_lstsq(&wanted, None::<f64>, "gelsd").0;
+        let residue = |solution: &Tensor| {
+            scalar(&(regressors.matmul(solution) - &wanted).square().sum(Kind::Double)).unwrap()
+        };
+        let ours = Tensor::cat(
+            &[
+                pieces.down.row.as_ref().unwrap().narrow(0, channel, 1),
+                pieces.down.neurons.as_ref().unwrap().get(channel),
+            ],
+            0,
+        );
+        let (ours, best) = (residue(&ours.to_kind(Kind::Double).unsqueeze(1)), residue(&best));
+        assert!(ours <= best * 1.002 + 1e-9, "channel {channel}: {ours}, least squares {best}");
+    }
+    let fitted = error(&of(&made(&pieces, &original, &reference, keep)), &y);
+    let alone = error(&(&b * 0.0).to_kind(Kind::Float), &y);
+    assert!(fitted < alone, "{fitted} is left, of nothing {alone}");
+}
+
+#[test]
+fn a_reference_that_is_the_original_needs_no_neurons() {
+    let _generator = seeded(12);
+    let (d, f, n) = (8, 12, 300);
+    let original = mlp(d, f);
+    let x = random(&[n, d]).to_kind(Kind::Float);
+    let y = original.forward(&x).unwrap().y().shallow_clone();
+    let weight = Tensor::ones([n, 1], (Kind::Float, Device::Cpu));
+    let rows = Activations { x: x.shallow_clone(), y: y.shallow_clone(), weight };
+    let pieces = beside(2, &original, &original, &rows);
+    let found = made(&pieces, &original, &original, 2);
+    let left = error(found.forward(&x).unwrap().y(), &y);
+    assert!(left < 1e-9, "{left}");
+    // The zero start is the reference as it is.
+    let silent = neurons::silent(2, &original).unwrap();
+    let other = mlp(d, f);
+    let left =
+        error(made(&silent, &original, &other, 2).forward(&x).unwrap().y(), other.forward(&x).unwrap().y());
+    assert!(left < 1e-12, "{left}");
 }

@@ -26,7 +26,8 @@ const RIDGE: f64 = 1e-4;
 /// (rank, in)` and `B (out, rank)` of each projection. Takes a few decompositions of `(d, d)` and `(f, f)`
 /// matrices.
 pub(crate) fn whitened(treatment: &Treatment, input: &StartInput<'_>) -> Result<PerProjection<Pieces>> {
-    let (form_scales, ranks) = (treatment.scales(), treatment.ranks());
+    // A low-rank form has the same scales in all projections.
+    let (form_scales, ranks) = (treatment.scales(Projection::Down), treatment.ranks());
     let StartInput { original, reference, activations, pool, compute, .. } = *input;
     let (metric, importance) = statistics(original, activations, pool)?;
     let aligned = match reference {

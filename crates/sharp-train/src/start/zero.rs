@@ -40,7 +40,7 @@ pub(crate) fn zero(
                 Piece::B if layer.form.draws_b() => uniform(shape),
                 Piece::B => Ok(Tensor::f_zeros(sizes, options)?),
                 Piece::Row | Piece::Col => Ok(Tensor::f_ones(sizes, options)?),
-                Piece::Weight => Err(Error::invalid(format!(
+                Piece::Weight | Piece::Neurons => Err(Error::invalid(format!(
                     "form `{}` has a weight of its own, for which there is no zero start",
                     layer.form.name()
                 ))),

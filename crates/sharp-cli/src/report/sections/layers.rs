@@ -26,7 +26,7 @@ pub(in crate::report) fn layers(run: &Run, blocks: &mut Vec<Block>) {
             blocks.push(Block::Picture(picture));
             blocks.push(Block::Note(
                 "Upper line: layers with an MLP of their own, filled as far as they keep its neurons. Lower line: \
-                 layers joined to the layer whose MLP they use; dashed, layers with low-rank matrices or no MLP."
+                 layers joined to the layer whose MLP they use, filled as far as they keep neurons of their own; dashed, layers with low-rank matrices or no MLP."
                     .into(),
             ));
         }

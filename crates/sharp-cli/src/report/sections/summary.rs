@@ -1,6 +1,6 @@
 //! Section "summary": the change, the saving and the perplexity in a few sentences.
 
-use sharp_model::{ModelConfig, Plan, Treatment};
+use sharp_model::{ModelConfig, Plan, Repair, Treatment};
 
 use crate::report::blocks::Block;
 use crate::report::collect::Run;
@@ -37,10 +37,11 @@ pub(in crate::report) fn summary(run: &Run, rows: &[Row], blocks: &mut Vec<Block
 /// What the plan does, a sentence for each kind of layer.
 fn what_changes(plan: &Plan, model: &ModelConfig) -> Vec<String> {
     let layers = model.num_hidden_layers;
-    let mut kept = Vec::new();
+    let (mut kept, mut beside) = (Vec::new(), Vec::new());
     let (mut sharing, mut dropped, mut low_rank) = (0, 0, 0);
     for change in &plan.changes {
         match change.treatment {
+            Treatment::Share { repair: Repair::Neurons { neurons }, .. } => beside.push(neurons),
             Treatment::Share { .. } => sharing += 1,
             Treatment::LowRank { .. } => low_rank += 1,
             Treatment::Prune { neurons } => kept.push(neurons),
@@ -48,12 +49,18 @@ fn what_changes(plan: &Plan, model: &ModelConfig) -> Vec<String> {
         }
     }
     let mut lines = Vec::new();
-    if let (Some(&least), Some(&most)) = (kept.iter().min(), kept.iter().max()) {
-        let range = if least == most {
-            count(least as u64)
-        } else {
-            format!("{} to {}", count(least as u64), count(most as u64))
-        };
+    let range = |of: &[usize]| {
+        let (&least, &most) = (of.iter().min()?, of.iter().max()?);
+        let (least, most) = (count(least as u64), count(most as u64));
+        Some(if least == most { least } else { format!("{least} to {most}") })
+    };
+    if let Some(range) = range(&beside) {
+        lines.push(format!(
+            "{} of {layers} layers run with another layer's MLP and {range} neurons of their own.",
+            beside.len()
+        ));
+    }
+    if let Some(range) = range(&kept) {
         lines.push(format!(
             "{} of {layers} layers keep {range} of their {} neurons.",
             kept.len(),
