@@ -132,7 +132,7 @@ pub fn parse_mlp_weight(name: &str) -> Option<(usize, Projection)> {
 }
 
 /// Layer, projection and the rest (`weight`, `lora_A.weight`, `row_scale`, ...) of any MLP tensor's name.
-pub fn parse_mlp(name: &str) -> Option<(usize, Projection, &str)> {
+pub(crate) fn parse_mlp(name: &str) -> Option<(usize, Projection, &str)> {
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once(".mlp.")?;
     let (matrix, rest) = rest.split_once('.')?;
     let projection = Projection::ALL.into_iter().find(|p| p.name() == matrix)?;

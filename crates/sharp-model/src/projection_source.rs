@@ -147,11 +147,13 @@ impl ProjectionSource {
         }
     }
 
-    /// The effective weight in an MLP of `width` neurons, at least as many as it has: those that it has not
-    /// are zeros at the end.
+    /// The effective weight in an MLP of `width` neurons: those that it has not are zeros at the end.
     ///
     /// # Errors
     /// As [`ProjectionSource::effective_f32`].
+    ///
+    /// # Panics
+    /// If it has more than `width` neurons; see [`crate::ModelLayout::widest_mlp`].
     pub fn padded_f32(&self, config: &ModelConfig, width: usize) -> Result<Vec<f32>> {
         let weight = self.effective_f32()?;
         let (out, input) = self.projection.shape_with(config.hidden_size, width);

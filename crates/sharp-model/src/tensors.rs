@@ -142,7 +142,7 @@ impl When {
     }
 }
 
-/// Whose head order a GGUF file may have interleaved (see [`Family::gguf_interleaved_rope`]).
+/// Whose head order a GGUF file may have interleaved (see [`crate::Family::gguf_interleaved_rope`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Heads {
     /// Rows are not heads.

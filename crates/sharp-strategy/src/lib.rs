@@ -18,7 +18,7 @@ pub use problem::{Choice, Problem, Strategy};
 pub use search::{Greedy, MAX_OPTIMAL_WINDOW, Optimal};
 pub use sharp_schema::{Form, StrategyName};
 
-use sharp_model::{LayerChange, ModelConfig, Plan, Repair, Treatment};
+use sharp_model::{LayerChange, ModelConfig, Plan};
 
 /// Returns the strategy of this name. `group` is the group size of `groups` (default 3), `back` and `front`
 /// (default: the smallest that meets the budget).
@@ -73,21 +73,4 @@ pub fn make_plan(
     let plan = Plan::new(strategy.name(), choices.into_iter().map(change).collect());
     plan.validate(config)?;
     Ok(plan)
-}
-
-/// Makes the baseline twin of a plan that shares: the same layers with the same ranks or neurons, without
-/// their references.
-///
-/// Its stored size equals the plan's but for scales, which fall away.
-pub fn low_rank_twin(plan: &Plan) -> Plan {
-    let twin = |c: &LayerChange| {
-        let treatment = match c.treatment {
-            Treatment::Share { repair: Repair::Neurons { neurons }, .. } | Treatment::Prune { neurons } => {
-                Treatment::Prune { neurons }
-            }
-            other => Treatment::LowRank { ranks: other.ranks() },
-        };
-        LayerChange { treatment, ..c.clone() }
-    };
-    Plan::new(format!("{}, without sharing", plan.strategy), plan.changes.iter().map(twin).collect())
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use sharp_model::{ModelConfig, Plan, Ranks, Treatment};
 use sharp_strategy::{
     Back, Budget, Cost, Error, Even, Explicit, Form, Front, Greedy, Groups, LayerCosts, Optimal, Options,
-    Pairs, Strategy as Sharing, StrategyName, by_name, low_rank_twin, make_plan,
+    Pairs, Strategy as Sharing, StrategyName, by_name, make_plan,
 };
 
 fn config(layers: usize) -> ModelConfig {
@@ -131,7 +131,9 @@ proptest! {
     #[test]
     fn every_plan_is_valid_and_meets_its_budget(
         case in cases(), size in 2usize..5, fraction in 0.0f64..0.9, first in 0usize..3,
-        form in prop_oneof![Just(Form::LowRank), Just(Form::LowRankOnly), Just(Form::Drop)],
+        form in prop_oneof![
+            Just(Form::LowRank), Just(Form::Neurons), Just(Form::LowRankOnly), Just(Form::Drop)
+        ],
     ) {
         let layers = case.costs.num_layers;
         let config = config(layers);
@@ -147,7 +149,8 @@ proptest! {
                     prop_assert!(t.layer >= options.first);
                     prop_assert!(!t.reason.is_empty());
                     prop_assert_eq!(t.treatment.form(), form);
-                    prop_assert_eq!(t.treatment.reference().is_some(), form == Form::LowRank);
+                    let shares = matches!(form, Form::LowRank | Form::Neurons);
+                    prop_assert_eq!(t.treatment.reference().is_some(), shares);
                 }
                 match budget {
                     Budget::Targets(n) => prop_assert_eq!(plan.changes.len(), n),
@@ -342,13 +345,23 @@ fn names_are_known_or_nearly() {
 }
 
 #[test]
-fn the_twin_without_sharing_is_as_large() {
-    let config = config(6);
-    let plan =
-        make_plan(&config, &Pairs, &LayerCosts::unmeasured(6), Budget::Pattern, &Options::default()).unwrap();
-    let twin = low_rank_twin(&plan);
-    twin.validate(&config).unwrap();
-    assert_eq!(twin.stored_mlp_parameters(&config), plan.stored_mlp_parameters(&config));
+fn neurons_beside_a_reference_are_whole_blocks_and_have_no_ranks() {
+    let plan = |intermediate, options: &Options| {
+        let config = ModelConfig::llama(64, intermediate, 6, 4, 2, 90).unwrap();
+        make_plan(&config, &Pairs, &LayerCosts::unmeasured(6), Budget::Pattern, options)
+    };
+    let options = |rho| Options { form: Form::Neurons, rho, ..Options::default() };
+    let kept = |intermediate, rho| {
+        let plan = plan(intermediate, &options(rho)).unwrap();
+        assert_eq!(plan.changes.len(), 3);
+        plan.changes[0].treatment.neurons()
+    };
+    // The nearest number of blocks of 32, at least one; single neurons where the width is no whole blocks.
+    assert_eq!([kept(256, 0.25), kept(256, 0.134), kept(256, 0.01)], [64, 32, 32]);
+    assert_eq!(kept(250, 0.1), 25);
+    let ranked = Options { ranks: Some(Ranks::uniform(4)), ..options(0.25) };
+    let error = plan(256, &ranked).unwrap_err().to_string();
+    assert!(error.contains("none with the form `neurons`"), "{error}");
 }
 
 /// Layers that keep a part of their neurons, and how many.

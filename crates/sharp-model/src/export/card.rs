@@ -39,11 +39,11 @@ pub(super) fn write(source: &ModelSource, kind: Kind, notes: &CardNotes) -> Resu
     let saved = 100.0 * (1.0 - stored as f64 / original as f64);
     let _ = writeln!(
         text,
-        "{} of {layers} layers do not keep their whole MLP ({}; SHARP, \
+        "{} of {layers} layers do not keep their whole MLP ({}SHARP, \
          [arXiv 2502.07832](https://arxiv.org/abs/2502.07832)). The MLPs come to {:.1} M parameters instead of {:.1} M, \
          {saved:.1} % fewer.\n",
         changes.len(),
-        what_they_do(source),
+        what_they_do(source).map_or_else(String::new, |what| what + "; "),
         stored as f64 / 1e6,
         original as f64 / 1e6,
     );
@@ -63,11 +63,12 @@ pub(super) fn write(source: &ModelSource, kind: Kind, notes: &CardNotes) -> Resu
     Ok(text + &origin.licence_text())
 }
 
-/// What changed layers do, a phrase for each kind that there is.
-fn what_they_do(source: &ModelSource) -> String {
+/// What changed layers do, a phrase for each kind that there is; `None` where no layer changes.
+fn what_they_do(source: &ModelSource) -> Option<String> {
     let mut phrases: Vec<&str> = Vec::new();
     for change in source.changes() {
         let phrase = match change.treatment {
+            Treatment::Share { repair: Repair::None, .. } => "some run with another layer's MLP as it is",
             Treatment::Share { repair: Repair::Neurons { .. }, .. } => {
                 "some run with another layer's MLP beside a few neurons of their own"
             }
@@ -82,7 +83,7 @@ fn what_they_do(source: &ModelSource) -> String {
             phrases.push(phrase);
         }
     }
-    phrases.join(", ")
+    (!phrases.is_empty()).then(|| phrases.join(", "))
 }
 
 fn usage(kind: Kind) -> &'static str {

@@ -25,7 +25,8 @@ const BASE: &str = "base";
 /// is as large as the original.
 ///
 /// # Errors
-/// As [`super::export_compact`]; [`Error::Unsupported`] for a model without low-rank factors.
+/// As [`super::export_compact`]; [`Error::Unsupported`] for a model without low-rank factors, and for
+/// one with neurons beside shared MLPs.
 pub fn export_peft(
     source: &ModelSource,
     out: impl AsRef<Path>,
@@ -38,6 +39,10 @@ pub fn export_peft(
     let Some(&rank) = ranks.values().max() else {
         return Err(Error::unsupported(out, "an adapter of a model without low-rank recovery parameters"));
     };
+    if source.layout().widest_mlp() != source.config().intermediate_size {
+        let what = "an adapter of a model with neurons beside shared MLPs";
+        return Err(Error::unsupported(out, what));
+    }
     write_dense(source, &out.join(BASE), options, progress, false)?;
 
     let mut tensors = Vec::new();

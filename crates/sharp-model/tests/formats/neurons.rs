@@ -1,10 +1,8 @@
 //! Neurons of a layer's own beside another layer's MLP: what it computes, recovery files, exports.
 
-use std::path::Path;
-
 use sharp_model::{
     ExportOptions, LayerChange, LayerRecovery, ModelSource, PerProjection, Plan, Projection,
-    ProjectionRecovery, Recovery, Repair, StoredTensor, export_compact, export_dense,
+    ProjectionRecovery, Ranks, Recovery, Repair, StoredTensor, export_compact, export_dense, export_peft,
     gguf::{GgufOptions, export_gguf},
     names,
 };
@@ -150,12 +148,28 @@ fn a_recovery_file_holds_neurons_and_what_does_not_fit_is_refused() {
     assert!(error.contains(&names::neurons(1, Projection::Gate)), "{error}");
     let other = Plan::new("x", vec![LayerChange::share(1, 0, Repair::None)]);
     let error = refused(&|_| {}, &other);
-    assert!(
-        error.contains("has neurons, which form `none` has not") || error.contains("row_scale"),
-        "{error}"
-    );
+    assert!(error.contains("has neurons, which form `none` has not"), "{error}");
     let biased = ModelSource::open(golden("hf_llama/biases")).unwrap();
     let error = plan().validate(biased.config()).unwrap_err().to_string();
     assert!(error.contains("without biases"), "{error}");
-    assert!(Path::new(&file).exists());
+}
+
+#[test]
+fn an_adapter_cannot_be_wider_than_its_base() {
+    let base = base();
+    let mut mixed = plan();
+    mixed.changes.push(LayerChange::share(2, 0, Repair::low_rank(Ranks::uniform(1))));
+    let (d, f) = (base.config().hidden_size, base.config().intermediate_size);
+    let factors = |p: Projection| {
+        let (out, input) = p.shape_with(d, f);
+        Some(ProjectionRecovery { rank: 1, a: values(input, 1), b: values(out, 2), ..Default::default() })
+    };
+    let mut recovery = recovery(&base);
+    recovery.layers.insert(2, PerProjection::from_fn(factors));
+    let source = ModelSource::overlay(&base, mixed, Some(&recovery)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("adapter");
+    let error = export_peft(&source, &out, &ExportOptions::new(DType::F32), &Silent).unwrap_err();
+    assert!(error.to_string().contains("neurons beside shared MLPs"), "{error}");
+    assert!(!out.exists());
 }

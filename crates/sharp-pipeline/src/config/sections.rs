@@ -154,7 +154,7 @@ impl Plan {
         if self.targets.is_none() {
             check_fraction("plan.remove", self.remove, " of the MLP parameters")?;
         }
-        if !(self.rho > 0.0 && self.rho <= 1.0) {
+        if !(self.rho > 0.0 && self.rho < 1.0) {
             refuse!("plan.rho", "{} is not between 0 and 1", self.rho);
         }
         if (self.strategy == StrategyName::Explicit) != self.explicit.is_some() {
