@@ -1,12 +1,10 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) with moments that can be saved: libtorch's C++ optimisers,
 //! as tch binds them, cannot.
 
-use std::ops::Range;
-
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::params::Layout;
+use crate::params::{Layout, Segment};
 use crate::tensors::{dim, from_f32, scalar};
 
 /// AdamW's constants.
@@ -32,7 +30,7 @@ impl Default for AdamWConfig {
 #[derive(Debug)]
 pub(crate) struct AdamW {
     config: AdamWConfig,
-    segments: Vec<(Range<usize>, bool)>,
+    segments: Vec<Segment>,
     first: Tensor,
     second: Tensor,
     step: u64,
@@ -53,13 +51,13 @@ impl AdamW {
         })
     }
 
-    /// Returns the number of steps taken.
+    /// Returns the number of steps taken since it was made or reset.
     pub(crate) fn step_count(&self) -> u64 {
         self.step
     }
 
-    /// Takes one step: moves `flat` (n) against the gradient `grad` (n), both of the layout given to
-    /// [`AdamW::new`].
+    /// Takes one step at the rate `lr`, times each parameter's own factor: moves `flat` (n) against the
+    /// gradient `grad` (n), both of the layout given to [`AdamW::new`].
     ///
     /// # Errors
     /// From libtorch, if the sizes differ.
@@ -69,7 +67,8 @@ impl AdamW {
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
         let correction1 = 1.0 - beta1.powi(exponent);
         let correction2 = 1.0 - beta2.powi(exponent);
-        for (range, decays) in pieces(&self.segments, flat.device()) {
+        for Segment { range, decays, rate } in pieces(&self.segments, flat.device()) {
+            let lr = lr * rate;
             let (start, len) = (dim(range.start)?, dim(range.len())?);
             let part = |t: &Tensor| t.f_narrow(0, start, len);
             let (mut flat, grad) = (part(flat)?, part(grad)?);
@@ -85,6 +84,17 @@ impl AdamW {
             let update = first.f_mul_scalar(-lr / correction1)?;
             let _ = flat.f_addcdiv_(&update, &denominator)?;
         }
+        Ok(())
+    }
+
+    /// Forgets the moments, as if no step had been taken.
+    ///
+    /// # Errors
+    /// From libtorch.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        let _ = self.first.f_zero_()?;
+        let _ = self.second.f_zero_()?;
+        self.step = 0;
         Ok(())
     }
 
@@ -122,11 +132,13 @@ fn piece(device: Device) -> usize {
 }
 
 /// Cuts segments to pieces of at most [`piece`] elements.
-fn pieces(segments: &[(Range<usize>, bool)], device: Device) -> impl Iterator<Item = (Range<usize>, bool)> {
+fn pieces(segments: &[Segment], device: Device) -> impl Iterator<Item = Segment> {
     let piece = piece(device);
-    segments.iter().flat_map(move |(range, decays)| {
+    segments.iter().flat_map(move |segment| {
+        let Segment { ref range, decays, rate } = *segment;
         let end = range.end;
-        range.clone().step_by(piece).map(move |start| (start..end.min(start + piece), *decays))
+        let part = move |start| Segment { range: start..end.min(start + piece), decays, rate };
+        range.clone().step_by(piece).map(part)
     })
 }
 
@@ -137,7 +149,8 @@ fn pieces(segments: &[(Range<usize>, bool)], device: Device) -> impl Iterator<It
 pub(crate) fn clip(grad: &mut Tensor, limit: f64) -> Result<f64> {
     // In float64: a float32 sum of millions of squares loses digits that depend on the order.
     let mut squares = 0.0;
-    for (range, _) in pieces(&[(0..grad.numel(), false)], grad.device()) {
+    let whole = Segment { range: 0..grad.numel(), decays: false, rate: 1.0 };
+    for Segment { range, .. } in pieces(&[whole], grad.device()) {
         let part = grad.f_narrow(0, dim(range.start)?, dim(range.len())?)?;
         squares += scalar(&part.f_square()?.f_sum(Kind::Double)?)?;
     }
@@ -209,6 +222,27 @@ mod tests {
         }
         assert_eq!(to_vec(&flat).unwrap(), got);
         assert!(resumed.restore(1, &[0.0; 4], &[0.0; 5]).is_err());
+    }
+
+    #[test]
+    fn a_parameter_with_a_rate_of_its_own_moves_by_so_much_less() {
+        let step = |rate: f64| {
+            let mut layout = Layout::default();
+            layout.add("a", &[2], Group::Scale).unwrap();
+            let b = layout.add("b", &[3], Group::Scale).unwrap();
+            layout.set_rate(b, rate);
+            let mut params = Params::zeros(layout.clone(), Device::Cpu).unwrap();
+            let grad = Tensor::from_slice(&[0.5f32, -2.0, 1.0, -0.25, 3.0]);
+            let mut adamw = AdamW::new(AdamWConfig::default(), &layout, Device::Cpu).unwrap();
+            adamw.step(&mut params.flat, &grad, 1e-2).unwrap();
+            to_vec(&params.flat).unwrap()
+        };
+        let (whole, part) = (step(1.0), step(0.125));
+        assert_eq!(part[..2], whole[..2]);
+        assert!(whole.iter().all(|moved| moved.abs() > 9e-3));
+        for (part, whole) in part[2..].iter().zip(&whole[2..]) {
+            assert!((part * 8.0 / whole - 1.0).abs() < 1e-6);
+        }
     }
 
     #[test]

@@ -283,8 +283,16 @@ fn run_finetune(a: &FinetuneArgs, json: bool) -> Result<()> {
     let summary = finetune(&ready.job(&a.common.out), from, &options)?;
     report(json, &summary, || {
         format!(
-            "held-out perplexity {:.2} -> {:.2} in {} steps, {:.0} tokens/s\n",
-            summary.start_perplexity, summary.perplexity, summary.steps, summary.tokens_per_second
+            "held-out perplexity {:.2} -> {:.2} in {} steps{}, {:.0} tokens/s\n",
+            summary.start_perplexity,
+            summary.perplexity,
+            summary.steps,
+            match summary.kept_step {
+                kept if kept == summary.steps => String::new(),
+                0 => ": no step made it better, and what it began with is kept".into(),
+                kept => format!(": the state after step {kept} was the best, and is kept"),
+            },
+            summary.tokens_per_second
         )
     })
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::tensors::{dim, from_f32, shape_of, to_vec};
+use crate::tensors::{dim, from_f32, scalar, shape_of, to_vec};
 
 /// How the optimiser treats a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,14 +27,15 @@ pub(crate) enum Group {
 }
 
 impl Group {
-    /// Whether weight decay applies: to matrices, not to scales and norms.
-    pub(crate) fn decays(self) -> bool {
+    /// Whether it is a matrix: weight decay applies, and rates go by the size of the original's weights. Not
+    /// so scales and norms.
+    pub(crate) fn is_matrix(self) -> bool {
         matches!(self, Self::Factor | Self::StoredMlp | Self::Pruned | Self::Neurons)
     }
 }
 
 /// One parameter: its name, shape and place in the flat tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ParamSpec {
     /// The tensor's name in a recovery file.
     pub(crate) name: String,
@@ -42,6 +43,8 @@ pub(crate) struct ParamSpec {
     pub(crate) shape: Vec<usize>,
     /// How the optimiser treats it.
     pub(crate) group: Group,
+    /// What the learning rate is multiplied by.
+    pub(crate) rate: f64,
     /// First element in the flat tensor.
     offset: usize,
 }
@@ -70,7 +73,7 @@ impl ParamId {
 }
 
 /// The parameters and their places in a flat tensor. The same for values, gradients and moments.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Layout {
     specs: Vec<ParamSpec>,
     by_name: HashMap<String, usize>,
@@ -94,9 +97,14 @@ impl Layout {
         }
         let id = self.specs.len();
         self.by_name.insert(name.clone(), id);
-        self.specs.push(ParamSpec { name, shape: shape.to_vec(), group, offset: self.total });
+        self.specs.push(ParamSpec { name, shape: shape.to_vec(), group, rate: 1.0, offset: self.total });
         self.total += len;
         Ok(ParamId(id))
+    }
+
+    /// Has the optimiser multiply the learning rate by `rate` for a parameter.
+    pub(crate) fn set_rate(&mut self, id: ParamId, rate: f64) {
+        self.specs[id.0].rate = rate;
     }
 
     /// Returns all parameters in order.
@@ -149,18 +157,44 @@ impl Layout {
         Ok(flat.f_narrow(0, dim(spec.offset)?, dim(spec.len())?)?.f_view(&shape[..])?)
     }
 
-    /// Joins neighbouring parameters that decay alike into runs, as (elements, decays).
-    pub(crate) fn segments(&self) -> Vec<(Range<usize>, bool)> {
-        let mut runs: Vec<(Range<usize>, bool)> = Vec::new();
+    /// Joins neighbouring parameters that the optimiser treats alike.
+    pub(crate) fn segments(&self) -> Vec<Segment> {
+        let mut runs: Vec<Segment> = Vec::new();
         for spec in &self.specs {
+            let (decays, rate) = (spec.group.is_matrix(), spec.rate);
             match runs.last_mut() {
-                Some((range, decays)) if *decays == spec.group.decays() => range.end = spec.range().end,
-                _ => runs.push((spec.range(), spec.group.decays())),
+                Some(run) if (run.decays, run.rate) == (decays, rate) => run.range.end = spec.range().end,
+                _ => runs.push(Segment { range: spec.range(), decays, rate }),
             }
         }
         runs
     }
 }
+
+/// Elements that the optimiser treats alike.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Segment {
+    pub(crate) range: Range<usize>,
+    /// Whether weight decay applies.
+    pub(crate) decays: bool,
+    /// What the learning rate is multiplied by.
+    pub(crate) rate: f64,
+}
+
+/// Computes what the learning rate of a matrix is multiplied by, from the original's weight in its place.
+///
+/// AdamW moves every weight by about the rate, whatever its size. Rates are given for weights of a root mean
+/// square of [`USUAL_SIZE`], SmolLM2's; smaller weights get as much less. The factor is a power of two, so
+/// that a rounding of the sum changes nothing.
+pub(crate) fn relative_rate(weight: &Tensor) -> Result<f64> {
+    let squares = scalar(&weight.f_to_kind(Kind::Float)?.f_square()?.f_mean(Kind::Double)?)?;
+    let doublings = (squares.sqrt() / USUAL_SIZE).log2().round().clamp(-12.0, 2.0);
+    // A weight of zeros has no size to go by.
+    Ok(if squares > 0.0 { 2f64.powf(doublings) } else { 1.0 })
+}
+
+/// The root mean square of the weights that learning rates are given for.
+const USUAL_SIZE: f64 = 0.19;
 
 /// Values of a layout's parameters.
 #[derive(Debug)]
@@ -214,13 +248,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rates_follow_the_size_of_weights_in_powers_of_two() {
+        let rate = |size: f64| {
+            let signs = Tensor::from_slice(&[1.0f32, -1.0, 1.0, -1.0]).reshape([2, 2]);
+            relative_rate(&(signs * size)).unwrap()
+        };
+        // SmolLM2's sizes, Qwen2.5's and the usual 0.02 of other families.
+        assert_eq!([0.181, 0.2, 0.203].map(rate), [1.0; 3]);
+        assert_eq!([0.0164, 0.0044, 0.02].map(rate), [1.0 / 16.0, 1.0 / 32.0, 1.0 / 8.0]);
+        assert_eq!([0.0, 1e-6, 1e6].map(rate), [1.0, 2f64.powi(-12), 4.0]);
+    }
+
+    #[test]
     fn views_share_memory_and_segments_join_neighbours() {
         let mut layout = Layout::default();
         let a = layout.add("a", &[2, 3], Group::Factor).unwrap();
         let b = layout.add("b", &[4], Group::StoredMlp).unwrap();
         let c = layout.add("c", &[5], Group::Norm).unwrap();
         assert!(layout.add("a", &[1], Group::Norm).is_err());
-        assert_eq!(layout.segments(), vec![(0..10, true), (10..15, false)]);
+        let of = |range, decays, rate| Segment { range, decays, rate };
+        assert_eq!(layout.segments(), vec![of(0..10, true, 1.0), of(10..15, false, 1.0)]);
+        let mut slow = layout.clone();
+        slow.set_rate(b, 0.25);
+        assert_eq!(slow.segments(), vec![of(0..6, true, 1.0), of(6..10, true, 0.25), of(10..15, false, 1.0)]);
         let mut params = Params::zeros(layout, Device::Cpu).unwrap();
         params.set(b, &[1.0, 2.0, 3.0, 4.0]).unwrap();
         assert_eq!(to_vec(&params.flat).unwrap()[6..10], [1.0, 2.0, 3.0, 4.0]);

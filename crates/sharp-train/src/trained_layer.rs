@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::forms::{Form, Piece, Pieces, Size};
 use crate::mlp::Mlp;
 use crate::mlp_train::MlpTrain;
-use crate::params::{Layout, ParamId, Params};
+use crate::params::{Layout, ParamId, Params, relative_rate};
 use crate::tensors::to_vec;
 
 /// One layer that has recovery parameters.
@@ -23,11 +23,13 @@ pub(crate) struct TrainedLayer {
 }
 
 impl TrainedLayer {
-    /// Adds the pieces that `form` has in the layer of `change` to `layout`.
+    /// Adds the pieces that `form` has in the layer of `change` to `layout`. `original` is the layer's own
+    /// MLP; matrices learn at a rate that goes by the size of its weights.
     pub(crate) fn register(
         change: &LayerChange,
         form: &'static dyn Form,
         config: &ModelConfig,
+        original: &Mlp,
         layout: &mut Layout,
     ) -> Result<Self> {
         let (layer, treatment) = (change.layer, &change.treatment);
@@ -35,8 +37,13 @@ impl TrainedLayer {
             let (out, input) = treatment.shape(projection, config);
             let (rank, neurons) = (treatment.ranks()[projection], treatment.neurons());
             let shapes = form.shapes(&Size { projection, out, input, rank, neurons });
+            let rate = relative_rate(&original.weight(projection)?)?;
             shapes.try_map(|piece, shape| {
-                layout.add(piece.tensor_name(layer, projection), shape, piece.group())
+                let id = layout.add(piece.tensor_name(layer, projection), shape, piece.group())?;
+                if piece.group().is_matrix() {
+                    layout.set_rate(id, rate);
+                }
+                Ok(id)
             })
         })?;
         Ok(Self { layer, reference: treatment.reference(), form, ids })

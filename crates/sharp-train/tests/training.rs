@@ -187,6 +187,37 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
     }
 }
 
+/// A rate that ruins the model must not ruin the result: the best state by held-out loss is what is written.
+#[test]
+fn training_that_diverges_goes_back_and_never_ends_worse_than_it_began() {
+    let mut run = Run::new("tied", trainable(1)[1]);
+    run.options.train_mlps = TrainMlps::All;
+    run.options.train_norms = true;
+    run.options.steps = 24;
+    run.options.lr = 10.0;
+    run.options.save_every = 7;
+    let (_a, whole) = folder();
+    let done = run.go(&whole).unwrap();
+    assert!(done.setbacks > 0, "{done:?}");
+    assert!(done.perplexity <= done.start_perplexity, "{done:?}");
+    let text = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let measured = |line: &serde_json::Value| line["held_out_perplexity"].as_f64();
+    let best = lines.iter().filter_map(measured).fold(f64::INFINITY, f64::min);
+    assert!((done.perplexity / best - 1.0).abs() < 1e-9, "{done:?}, measured {best}");
+    let worst = lines.iter().filter_map(measured).fold(0.0, f64::max);
+    assert!(worst > 1.5 * done.start_perplexity, "the rate is no danger: {worst}");
+    // The best state is part of a checkpoint: resumed, the run ends with the same bytes.
+    let (_b, parts) = folder();
+    run.options.stop_after = Some(16);
+    run.go(&parts).unwrap();
+    run.options.stop_after = None;
+    let resumed = run.go(&parts).unwrap();
+    assert_eq!((resumed.resumed_from, resumed.setbacks), (Some(14), done.setbacks));
+    assert_eq!(resumed.kept_step, done.kept_step);
+    assert!(bytes(&parts) == bytes(&whole));
+}
+
 #[test]
 fn a_fitted_form_is_what_the_warm_up_makes_of_a_plan_that_names_it() {
     let source = model("tied");
@@ -273,12 +304,12 @@ fn a_machine_too_small_is_told_before_anything_is_read() {
     let mut run = Run::new("tied", trainable(1)[0]);
     run.options.train_mlps = TrainMlps::All;
     let needed = sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options);
-    // The weights in float32, and for each trained value itself, its gradient, two moments and its place
-    // among the weights.
+    // The weights in float32, and for each trained value itself, its gradient, two moments, its best value
+    // and its place among the weights.
     let weights = 4 * run.source.config().total_parameters();
     let (_dir, out) = folder();
     let trained = run.go(&out).unwrap().parameters;
-    assert_eq!(needed, weights + 20 * trained);
+    assert_eq!(needed, weights + 24 * trained);
 
     run.options.memory_bytes = Some(needed - 1);
     let (_dir, out) = folder();

@@ -106,9 +106,10 @@ pub fn export_compact(
 }
 
 /// Writes a dense checkpoint: every layer with its effective MLP weights, a plain model of its family that
-/// any tool loads. It is as large as the original, or larger. An MLP that the plan drops becomes one whose down
-/// projection is zero, and a pruned one gets neurons of zeros in the place of those it lost. Where layers
-/// have neurons beside a reference's MLP, all MLPs become as wide as the widest, with neurons of zeros.
+/// any tool loads. It is as large as the original, or larger. An MLP that the plan drops becomes one whose
+/// down projection is zero, and a pruned one gets neurons of zeros in the place of those it lost. Where
+/// layers have neurons beside a reference's MLP, all MLPs become as wide as the widest, with neurons of
+/// zeros.
 ///
 /// # Errors
 /// As [`export_compact`].

@@ -8,6 +8,7 @@ use sharp_model::RECOVERY_FILE;
 use sharp_model::{DType, HfCheckpoint, Recovery, SafetensorsWriter, TensorInfo, TensorSource, write_atomic};
 use tch::Tensor;
 
+use super::best::{Best, Record};
 use super::options::{FinetuneOptions, StartFrom};
 use crate::adamw::AdamW;
 use crate::error::{Error, Result};
@@ -20,7 +21,7 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The file that says what a checkpoint was made with.
 const STATE_FILE: &str = "state.json";
 /// Version of the format.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Checkpoints kept; one suffices to go on, and the one before it is there while the new one is written.
 const KEPT: usize = 1;
 
@@ -30,8 +31,11 @@ const KEPT: usize = 1;
 struct State {
     version: u32,
     step: u64,
+    /// Steps that the optimiser has taken since it last began anew.
+    optimizer_step: u64,
     parameters: usize,
     fingerprint: String,
+    best: Record,
 }
 
 /// Computes a blake3 digest of what changes the course of training: plan, parameters, data, start, settings
@@ -120,19 +124,27 @@ pub(super) fn save(
     recovery: &Recovery,
     params: &Params,
     optimiser: &AdamW,
+    best: &Best,
 ) -> Result<()> {
     let partial = out.join(".partial-step");
     remove(&partial)?;
     fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
     recovery.save(partial.join(RECOVERY_FILE))?;
     let [first, second] = optimiser.moments();
-    let vectors = [("model.exp_avg", first), ("model.exp_avg_sq", second), ("model.values", &params.flat)];
+    let vectors = [
+        ("model.exp_avg", first),
+        ("model.exp_avg_sq", second),
+        ("model.values", &params.flat),
+        ("model.best", &best.flat),
+    ];
     save_flat(&partial.join(OPTIMIZER_FILE), vectors)?;
     let state = State {
         version: VERSION,
-        step: optimiser.step_count(),
+        step,
+        optimizer_step: optimiser.step_count(),
         parameters: params.layout.total(),
         fingerprint: print.to_owned(),
+        best: best.record,
     };
     let text = serde_json::to_string_pretty(&state)
         .map_err(|e| Error::state(partial.join(STATE_FILE), e.to_string()))?;
@@ -146,7 +158,7 @@ pub(super) fn save(
 }
 
 /// Writes flat vectors as one file, a piece at a time: together they are several times the model.
-fn save_flat(path: &Path, vectors: [(&str, &Tensor); 3]) -> Result<()> {
+fn save_flat(path: &Path, vectors: [(&str, &Tensor); 4]) -> Result<()> {
     const PIECE: usize = 1 << 20;
     let infos = vectors.map(|(name, vector)| TensorInfo {
         name: name.to_owned(),
@@ -171,8 +183,13 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// Restores parameters and optimiser from a checkpoint and returns its step.
-pub(super) fn load(folder: &Path, print: &str, params: &mut Params, optimiser: &mut AdamW) -> Result<u64> {
+/// Restores parameters and optimiser from a checkpoint and returns its step and the best state until then.
+pub(super) fn load(
+    folder: &Path,
+    print: &str,
+    params: &mut Params,
+    optimiser: &mut AdamW,
+) -> Result<(u64, Best)> {
     let path = folder.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
     let state: State = serde_json::from_str(&text).map_err(|e| Error::state(&path, e.to_string()))?;
@@ -190,8 +207,9 @@ pub(super) fn load(folder: &Path, print: &str, params: &mut Params, optimiser: &
     let file = folder.join(OPTIMIZER_FILE);
     let source = HfCheckpoint::open(&file)?;
     let get = |name: &str| -> Result<Vec<f32>> { Ok(source.f32(&format!("model.{name}"))?) };
-    optimiser.restore(state.step, &get("exp_avg")?, &get("exp_avg_sq")?)?;
-    let values = from_f32(&get("values")?, &[params.layout.total()], params.flat.device())?;
+    optimiser.restore(state.optimizer_step, &get("exp_avg")?, &get("exp_avg_sq")?)?;
+    let flat = |name| from_f32(&get(name)?, &[params.layout.total()], params.flat.device());
+    let (values, best) = (flat("values")?, flat("best")?);
     params.flat.f_copy_(&values)?;
-    Ok(state.step)
+    Ok((state.step, Best { record: state.best, flat: best }))
 }

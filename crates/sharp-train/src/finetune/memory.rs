@@ -7,9 +7,9 @@ use super::parameters::trained_mlp_layers;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 
-/// Bytes for each trained value: the float32 value, its gradient and two moments. Its copy among the weights
-/// comes on top.
-const TRAINED: u64 = 16;
+/// Bytes for each trained value: the float32 value, its gradient, two moments and the best value so far. Its
+/// copy among the weights comes on top.
+const TRAINED: u64 = 20;
 
 /// Computes the bytes that fine-tuning takes at least: the original's weights, and what is trained with its
 /// gradient and moments. Activations, norms and the rest come on top.

@@ -6,6 +6,7 @@
 //! a checkpoint gives the bits of one that was never stopped. On a GPU, a single worker takes many sequences
 //! through the model together.
 
+mod best;
 mod checkpoint;
 mod memory;
 mod options;
@@ -26,6 +27,10 @@ use run::Run;
 ///
 /// Writes `step-NNNNNN/{recovery.safetensors, optimizer.safetensors, state.json}`, `metrics.jsonl` and, at
 /// the end, `recovery.safetensors` into the job's folder. Goes on from the last checkpoint there.
+///
+/// The result is the best state by held-out loss, which may be the one that training began in. Where two
+/// measurements in a row are worse than the best, or one by far, training goes back to it and on at half the
+/// learning rate.
 ///
 /// # Errors
 /// [`Error::Invalid`] for settings that make no sense, [`Error::Memory`] for a machine that is too small,

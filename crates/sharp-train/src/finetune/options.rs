@@ -150,8 +150,12 @@ pub struct FinetuneSummary {
     pub parameters: u64,
     /// Held-out perplexity before the first step.
     pub start_perplexity: f64,
-    /// Held-out perplexity at the end.
+    /// Held-out perplexity of the result; of the last measurement where steps are left.
     pub perplexity: f64,
+    /// The step whose state is the result, the best on held-out text. 0: training made nothing better.
+    pub kept_step: u64,
+    /// How often training diverged, went back and on at half the learning rate.
+    pub setbacks: u32,
     /// Training tokens a second in this call.
     pub tokens_per_second: f64,
 }

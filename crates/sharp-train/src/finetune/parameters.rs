@@ -13,7 +13,7 @@ use crate::forms::form;
 use crate::job::Job;
 use crate::llama::Llama;
 use crate::mlp_train::MlpTrain;
-use crate::params::{Group, Layout, ParamId, Params};
+use crate::params::{Group, Layout, ParamId, Params, relative_rate};
 use crate::start::begin_cold;
 use crate::tensors::shape_of;
 use crate::trained_layer::TrainedLayer;
@@ -41,7 +41,8 @@ impl TrainedParameters {
         let mut layers = Vec::new();
         for change in &plan.changes {
             if let Some(form) = form(&change.treatment) {
-                layers.push(TrainedLayer::register(change, form, job.source.config(), &mut layout)?);
+                let (config, own) = (job.source.config(), original.mlp(change.layer)?);
+                layers.push(TrainedLayer::register(change, form, config, own, &mut layout)?);
             }
         }
         layers.sort_by_key(|t| t.layer);
@@ -158,8 +159,10 @@ fn register_mlps(
     let mut all = BTreeMap::new();
     for layer in trained_mlp_layers(plan, original.blocks.len(), which) {
         let ids = PerProjection::try_from_fn(|p| {
-            let shape = shape_of(&original.mlp(layer)?.weight(p)?);
-            layout.add(names::mlp_weight(layer, p), &shape, Group::StoredMlp)
+            let weight = original.mlp(layer)?.weight(p)?;
+            let id = layout.add(names::mlp_weight(layer, p), &shape_of(&weight), Group::StoredMlp)?;
+            layout.set_rate(id, relative_rate(&weight)?);
+            Ok::<_, Error>(id)
         })?;
         all.insert(layer, ids);
     }

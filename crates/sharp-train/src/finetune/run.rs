@@ -6,6 +6,7 @@ use std::time::Instant;
 use sharp_model::RECOVERY_FILE;
 use sharp_schema::metrics::{FinetuneLine, HeldOut};
 
+use super::best::{Best, Verdict};
 use super::checkpoint;
 use super::options::{FinetuneOptions, FinetuneSummary, StartFrom};
 use super::sequences::{RowOrder, Sequences};
@@ -30,6 +31,8 @@ pub(super) struct Run<'a> {
     rows_per_step: usize,
     held_out: Vec<Sequences>,
     metrics_path: PathBuf,
+    /// Where the result is taken from; `None` until the start is measured.
+    best: Option<Best>,
     /// The lines of `metrics.jsonl`, those before a resume included.
     lines: Vec<FinetuneLine>,
     /// The step of the checkpoint that this call went on from.
@@ -72,6 +75,7 @@ impl<'a> Run<'a> {
             rows_per_step: (options.batch_tokens / job.train.seq_len).max(1),
             held_out: Sequences::of_rows(job.held_out, 0..job.held_out.rows()),
             metrics_path: job.out.join(metrics::FILE),
+            best: None,
             lines: Vec::new(),
             resumed_from: None,
             seconds_before: 0.0,
@@ -87,7 +91,8 @@ impl<'a> Run<'a> {
     pub(super) fn resume(&mut self) -> Result<u64> {
         if let Some(found) = checkpoint::latest(self.job.out)? {
             let (params, optimiser) = (&mut self.student.params, &mut self.optimiser);
-            let step = checkpoint::load(&found, &self.fingerprint, params, optimiser)?;
+            let (step, best) = checkpoint::load(&found, &self.fingerprint, params, optimiser)?;
+            self.best = Some(best);
             self.lines = metrics::finetune_lines(&self.metrics_path)?;
             // What a killed run did after its last checkpoint is done again.
             self.lines.retain(|line| line.step() <= step);
@@ -102,11 +107,13 @@ impl<'a> Run<'a> {
 
     /// Measures the held-out loss before the first step, unless an earlier call has done so.
     pub(super) fn measure_start(&mut self) -> Result<()> {
-        self.start_nll = match self.lines.first().and_then(FinetuneLine::held_out) {
+        let begun = self.lines.first().and_then(FinetuneLine::held_out);
+        self.start_nll = match begun.filter(|_| self.best.is_some()) {
             Some(held_out) => held_out.loss,
             None => {
-                let held_out = self.measure()?;
-                self.lines.push(FinetuneLine::Start { step: 0, held_out, seconds: 0.0 });
+                let (held_out, loss) = self.measure()?;
+                self.best = Some(Best::start(loss, held_out.perplexity, &self.student.params.flat)?);
+                self.lines = vec![FinetuneLine::Start { step: 0, held_out, seconds: 0.0 }];
                 metrics::write_finetune(&self.metrics_path, &self.lines)?;
                 held_out.loss
             }
@@ -129,7 +136,7 @@ impl<'a> Run<'a> {
         if !grad_norm.is_finite() {
             return Err(Error::NotFinite { what: "the gradient's norm".into(), step, value: grad_norm });
         }
-        let lr = self.schedule.at(step);
+        let lr = self.schedule.at(step) * self.best.as_ref().map_or(1.0, |best| best.record.rate());
         self.optimiser.step(&mut self.student.params.flat, &grad, lr)?;
         drop(grad);
         self.student.merge()?;
@@ -138,13 +145,15 @@ impl<'a> Run<'a> {
         Ok(StepResult { step, sums, grad_norm, lr })
     }
 
-    /// Adds a step's line to the metrics, with the held-out loss where it is due.
+    /// Adds a step's line to the metrics, with the held-out loss where it is due. Where that says that
+    /// training has diverged, goes back to the best state.
     pub(super) fn log(&mut self, result: &StepResult) -> Result<()> {
         let StepResult { step, sums, grad_norm, lr } = *result;
         let options = self.options;
         let seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
         let due = options.eval_every > 0 && step.is_multiple_of(options.eval_every);
-        let held_out = if due || step == options.steps { Some(self.measure()?) } else { None };
+        let measured = if due || step == options.steps { Some(self.measure()?) } else { None };
+        let held_out = measured.map(|(held_out, _)| held_out);
         self.last_nll = held_out.map_or(self.last_nll, |held_out| held_out.loss);
         self.lines.push(FinetuneLine::Step {
             step,
@@ -156,14 +165,33 @@ impl<'a> Run<'a> {
             seconds,
             held_out,
         });
+        let Some((held_out, loss)) = measured else { return Ok(()) };
+        let best = self.best.as_mut().expect("the start was measured");
+        let verdict = best.measured(step, loss, held_out.perplexity, &self.student.params.flat)?;
+        if verdict == Verdict::Diverged && step < options.steps {
+            self.go_back(step, held_out.perplexity)?;
+        }
         Ok(())
     }
 
-    /// Measures the model on the held-out rows.
-    fn measure(&self) -> Result<HeldOut> {
+    /// Puts the best state in the place of the present one, and halves the learning rate.
+    fn go_back(&mut self, step: u64, perplexity: f64) -> Result<()> {
+        let best = self.best.as_mut().expect("the start was measured");
+        best.went_back();
+        let (to, rate) = (best.record.step, best.record.rate());
+        self.student.params.flat.f_copy_(&best.flat)?;
+        self.optimiser.reset()?;
+        self.student.merge()?;
+        tracing::warn!(step, perplexity, to, rate, "training diverged; it goes back and on more slowly");
+        Ok(())
+    }
+
+    /// Measures the model on the held-out rows; also returns the mean of what is minimised.
+    fn measure(&self) -> Result<(HeldOut, f64)> {
         let sums = self.student.measure(&self.held_out)?;
         let loss = sums.mean_nll();
-        Ok(HeldOut { loss, perplexity: loss.exp(), kl: mean_kl(self.options.loss, &sums) })
+        let held_out = HeldOut { loss, perplexity: loss.exp(), kl: mean_kl(self.options.loss, &sums) };
+        Ok((held_out, sums.mean(self.options.loss)))
     }
 
     /// Says in a few words how training goes.
@@ -187,13 +215,23 @@ impl<'a> Run<'a> {
             &recovery,
             &self.student.params,
             &self.optimiser,
+            self.best.as_ref().expect("the start was measured"),
         )
     }
 
-    /// Writes the result if all steps are taken, and sums up.
-    pub(super) fn finish(self) -> Result<FinetuneSummary> {
+    /// Writes the best state if all steps are taken, and sums up.
+    pub(super) fn finish(mut self) -> Result<FinetuneSummary> {
         let steps = self.lines.last().map_or(0, FinetuneLine::step);
+        let best = self.best.as_ref().expect("the start was measured");
+        let record = best.record;
         if steps == self.options.steps {
+            if record.step < steps {
+                let (step, last, kept) = (steps, self.last_nll.exp(), record.step);
+                self.student.params.flat.f_copy_(&best.flat)?;
+                self.student.merge()?;
+                self.last_nll = record.perplexity.ln();
+                tracing::warn!(step, last, kept, "an earlier state was better on held-out text, and is kept");
+            }
             metrics::write_finetune(&self.metrics_path, &self.lines)?;
             self.student.recovery()?.save(self.job.out.join(RECOVERY_FILE))?;
         }
@@ -203,6 +241,8 @@ impl<'a> Run<'a> {
             parameters: self.student.params.layout.total() as u64,
             start_perplexity: self.start_nll.exp(),
             perplexity: self.last_nll.exp(),
+            kept_step: if steps == self.options.steps { record.step } else { steps },
+            setbacks: record.setbacks,
             tokens_per_second: self.tokens_per_second(),
         })
     }

@@ -110,7 +110,7 @@ impl Fitter<'_> {
     ) -> Result<Fit<'_>> {
         let mut layout = Layout::default();
         let student = original.blank_for(&change.treatment)?;
-        let layer = TrainedLayer::register(change, form, self.job.source.config(), &mut layout)?;
+        let layer = TrainedLayer::register(change, form, self.job.source.config(), original, &mut layout)?;
         let params = Params::zeros(layout.clone(), self.job.compute.device)?;
         let given = StartInput {
             original,
