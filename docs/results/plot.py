@@ -13,7 +13,7 @@ import pathlib
 
 HERE = pathlib.Path(__file__).parent
 METHODS = [
-    ("default", "own neurons (the default)"),
+    ("default", "own neurons"),
     ("sharing", "shared MLPs, repaired"),
     ("low-rank-alone", "low rank alone"),
     ("drop", "MLPs dropped"),
