@@ -37,12 +37,13 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn decoding_and_sampling_allocate_nothing() {
-    let config = ModelConfig::llama(64, 160, 4, 4, 2, 300).unwrap();
+    let config = ModelConfig::llama(64, 160, 5, 4, 2, 300).unwrap();
     let plan = Plan::new(
         "explicit",
         vec![
             LayerChange::share(1, 0, Repair::low_rank(Ranks::uniform(6))),
             LayerChange::share(3, 2, Repair::row_column_scaled(Ranks::uniform(6))),
+            LayerChange::share(4, 2, Repair::Neurons { neurons: 32 }),
         ],
     );
     let source = Synthetic::in_memory(&config, Some(&plan), 1).unwrap();

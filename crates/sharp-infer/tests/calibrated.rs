@@ -23,6 +23,7 @@ fn every_form() -> Plan {
             LayerChange::share(5, 4, Repair::row_column_scaled(Ranks::uniform(7))),
             LayerChange::low_rank(6, Ranks::uniform(9)),
             LayerChange::drop(7),
+            LayerChange::share(8, 4, Repair::Neurons { neurons: 32 }),
         ],
     )
 }
@@ -65,7 +66,7 @@ fn distance(model: &Path, original: &Model) -> f64 {
 #[test]
 fn the_model_comes_nearer_to_its_original_at_the_same_size() {
     let plan = every_form();
-    for source in [source(None, 4), source(Some(&plan), 8)] {
+    for source in [source(None, 4), source(Some(&plan), 9)] {
         let original = Model::from_source(&source, &Options::default()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let plain = folder.path().join("plain.sharp");
@@ -81,7 +82,7 @@ fn the_model_comes_nearer_to_its_original_at_the_same_size() {
 #[test]
 fn bytes_do_not_depend_on_threads_and_the_file_says_what_was_done() {
     let plan = every_form();
-    let source = source(Some(&plan), 8);
+    let source = source(Some(&plan), 9);
     let folder = tempfile::tempdir().unwrap();
     let [(one, report), (two, _)] =
         [1, 2].map(|threads| calibrated(&source, &Recipe::q4(), folder.path(), threads));
@@ -99,7 +100,7 @@ fn bytes_do_not_depend_on_threads_and_the_file_says_what_was_done() {
 #[test]
 fn only_what_is_new_is_rounded_onto_a_file() {
     let plan = every_form();
-    let source = source(Some(&plan), 8);
+    let source = source(Some(&plan), 9);
     let folder = tempfile::tempdir().unwrap();
     let (base, _) = calibrated(&source, &Recipe::q4(), folder.path(), 2);
     let base = PackedFile::open(base).unwrap();
@@ -119,10 +120,10 @@ fn only_what_is_new_is_rounded_onto_a_file() {
         let [onto, base, plain] =
             [&onto, &base, &plain].map(|file| file.tensor(name).unwrap().bytes.to_vec());
         differ += usize::from(base != plain);
-        // Layers 2, 3 and 5 use layer 4's.
+        // Layers 2, 3, 5 and 8 use layer 4's.
         let new = anew.contains(&name)
             || (name.ends_with("mlp.up_proj.weight")
-                && ["2", "3", "5"].iter().any(|l| name.contains(&format!("layers.{l}."))));
+                && ["2", "3", "5", "8"].iter().any(|l| name.contains(&format!("layers.{l}."))));
         assert!(onto == if new { plain } else { base }, "{name}");
     }
     assert!(differ > 20, "calibration changed {differ} matrices");
@@ -139,7 +140,7 @@ fn only_what_is_new_is_rounded_onto_a_file() {
 #[test]
 fn recipes_of_every_format_are_calibrated() {
     let plan = every_form();
-    let source = source(Some(&plan), 8);
+    let source = source(Some(&plan), 9);
     let original = Model::from_source(&source, &Options::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (attention, mlp, most) in

@@ -59,17 +59,7 @@ pub(crate) fn statistics(
             let slope = gate.f_silu_backward(&up)?;
             Ok([xx, mean(slope)?, mean(silu.shallow_clone())?, mean(silu.f_mul(&up)?)?])
         },
-        |part| {
-            match &mut sums {
-                None => sums = Some(part),
-                Some(sums) => {
-                    for (sum, part) in sums.iter_mut().zip(&part) {
-                        let _ = sum.f_add_(part)?;
-                    }
-                }
-            }
-            Ok(())
-        },
+        |part| add(&mut sums, part),
     )?;
     let [xx, gate, up, hidden] = sums.ok_or_else(|| Error::invalid("no activations to fit on"))?;
     let n = activations.rows()? as f64;
@@ -129,6 +119,19 @@ pub(crate) fn hidden_moments(
         },
     )?;
     Ok(second)
+}
+
+/// Adds what one part of the activations gives to the sums so far.
+pub(crate) fn add<const N: usize>(sums: &mut Option<[Tensor; N]>, part: [Tensor; N]) -> Result<()> {
+    match sums {
+        None => *sums = Some(part),
+        Some(sums) => {
+            for (sum, part) in sums.iter_mut().zip(&part) {
+                let _ = sum.f_add_(part)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Computes the lower Cholesky factor of `matrix + ridge`. The ridge is a fraction of the mean diagonal and

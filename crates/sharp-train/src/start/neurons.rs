@@ -10,7 +10,7 @@ use sharp_model::{PerProjection, Projection};
 use tch::{Kind, Tensor};
 
 use super::StartInput;
-use super::moments::{Second, cholesky};
+use super::moments::{Second, add, cholesky};
 use super::pruned::{RIDGE, largest_neurons, select};
 use crate::activations::Activations;
 use crate::error::{Error, Result};
@@ -117,17 +117,7 @@ impl Moments {
                     per_channel(&part.y)?,
                 ])
             },
-            |part| {
-                match &mut sums {
-                    None => sums = Some(part),
-                    Some(sums) => {
-                        for (sum, part) in sums.iter_mut().zip(&part) {
-                            let _ = sum.f_add_(part)?;
-                        }
-                    }
-                }
-                Ok(())
-            },
+            |part| add(&mut sums, part),
         )?;
         let [xx, xy, by_reference, energy, overlap] =
             sums.ok_or_else(|| Error::invalid("no activations to fit on"))?;
