@@ -121,6 +121,14 @@ impl Run {
     }
 
     fn go(&self, out: &Path) -> Result<sharp_train::finetune::FinetuneSummary, Error> {
+        self.go_from(StartFrom::Zero, out)
+    }
+
+    fn go_from(
+        &self,
+        from: StartFrom<'_>,
+        out: &Path,
+    ) -> Result<sharp_train::finetune::FinetuneSummary, Error> {
         let vocab = self.source.config().vocab_size as u32;
         let job = Job {
             source: &self.source,
@@ -131,7 +139,7 @@ impl Run {
             compute: Compute::cpu(self.threads),
             progress: &Silent,
         };
-        finetune(&job, StartFrom::Zero, &self.options)
+        finetune(&job, from, &self.options)
     }
 }
 
@@ -216,6 +224,27 @@ fn training_that_diverges_goes_back_and_never_ends_worse_than_it_began() {
     assert_eq!((resumed.resumed_from, resumed.setbacks), (Some(14), done.setbacks));
     assert_eq!(resumed.kept_step, done.kept_step);
     assert!(bytes(&parts) == bytes(&whole));
+}
+
+/// The rate ruins the model at every measurement: what training began with is what is written.
+#[test]
+fn training_that_makes_nothing_better_writes_what_it_began_with() {
+    let mut run = Run::new("tied", trainable(1)[1]);
+    run.options.train_mlps = TrainMlps::All;
+    run.options.train_norms = true;
+    run.options.lr = 0.1;
+    let (_a, first) = folder();
+    let done = run.go(&first).unwrap();
+    assert_eq!(done.kept_step, run.options.steps, "{done:?}");
+    let good = Recovery::load(first.join("recovery.safetensors")).unwrap();
+
+    run.options.steps = 4;
+    run.options.lr = 30.0;
+    let (_b, second) = folder();
+    let ruined = run.go_from(StartFrom::Recovery(&good), &second).unwrap();
+    assert!((ruined.start_perplexity / done.perplexity - 1.0).abs() < 1e-6, "{ruined:?} after {done:?}");
+    assert_eq!((ruined.kept_step, ruined.perplexity), (0, ruined.start_perplexity));
+    assert!(bytes(&second) == bytes(&first));
 }
 
 #[test]
