@@ -1,5 +1,7 @@
 //! Describes `metrics.jsonl`, a JSON object a line: the course of the warm-up and of the fine-tuning.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Start;
@@ -12,6 +14,8 @@ pub enum Line {
     Warmup(WarmupLine),
     /// Of the fine-tuning.
     Finetune(FinetuneLine),
+    /// Of its result, at the end.
+    Result(ResultLine),
 }
 
 /// Holds a measurement of one layer's warm-up. Errors are relative squared errors: 1 is what no MLP at all
@@ -93,6 +97,31 @@ pub struct HeldOut {
     pub kl: Option<f64>,
 }
 
+/// Holds what the fine-tuning's result was measured to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultLine {
+    /// The step whose state is the result, the best on held-out text.
+    pub kept_step: u64,
+    /// Training tokens of all steps.
+    pub tokens: u64,
+    /// MLP parameters that the result stores, recovery parameters, gains and gates among them.
+    pub mlp_parameters: u64,
+    /// The same of the original.
+    pub original_mlp_parameters: u64,
+    /// The measurement on each text, by its name.
+    pub texts: BTreeMap<String, TextLoss>,
+}
+
+/// Holds a measurement on a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TextLoss {
+    /// Mean loss of a token, in nats.
+    #[serde(deserialize_with = "or_nan")]
+    pub loss: f64,
+    /// Mean divergence from the original, in nats; none for a loss without it.
+    pub kl: Option<f64>,
+}
+
 /// Reads `null` as NaN: JSON has no other way to write a number that is not finite.
 fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
@@ -134,7 +163,7 @@ impl FinetuneLine {
 pub fn read_warmup(text: &str) -> Vec<WarmupLine> {
     let warmup = |line| match line {
         Line::Warmup(line) => Some(line),
-        Line::Finetune(_) => None,
+        Line::Finetune(_) | Line::Result(_) => None,
     };
     lines(text).filter_map(warmup).collect()
 }
@@ -143,9 +172,18 @@ pub fn read_warmup(text: &str) -> Vec<WarmupLine> {
 pub fn read_finetune(text: &str) -> Vec<FinetuneLine> {
     let finetune = |line| match line {
         Line::Finetune(line) => Some(line),
-        Line::Warmup(_) => None,
+        Line::Warmup(_) | Line::Result(_) => None,
     };
     lines(text).filter_map(finetune).collect()
+}
+
+/// Reads what the fine-tuning's result was measured to be; `None` where it is not there yet.
+pub fn read_result(text: &str) -> Option<ResultLine> {
+    let result = |line| match line {
+        Line::Result(line) => Some(line),
+        Line::Warmup(_) | Line::Finetune(_) => None,
+    };
+    lines(text).filter_map(result).last()
 }
 
 fn lines(text: &str) -> impl Iterator<Item = Line> {

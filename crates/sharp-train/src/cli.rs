@@ -9,8 +9,9 @@ use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Terminal;
-use sharp_schema::Bf16;
-use sharp_train::finetune::{FinetuneOptions, StartFrom, check_memory, finetune, least_memory};
+use sharp_schema::evaluation::{Request, TextRequest};
+use sharp_schema::{Bf16, Side};
+use sharp_train::finetune::{FinetuneOptions, Reuse, StartFrom, check_memory, finetune, least_memory};
 use sharp_train::warmup::{WarmupOptions, warmup};
 use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting};
 
@@ -184,6 +185,17 @@ struct FinetuneArgs {
     /// Train stored MLPs too; none is the paper's choice.
     #[arg(long, value_enum, default_value_t = FinetuneOptions::default().train_mlps)]
     train_mlps: TrainMlps,
+    /// Neighbouring pruned layers that run the neurons of all of them, each with gains of its own. The
+    /// result is measured and not written.
+    #[arg(long, value_name = "LAYERS")]
+    pool: Option<usize>,
+    /// Layers that run twice in a row, the second time with norms and gates of their own. The result is
+    /// measured and not written.
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',')]
+    run_twice: Vec<usize>,
+    /// Texts to measure the result on: a `rows.toml` as `sharp evaluate` reads it, its rows left out.
+    #[arg(long, value_name = "FILE")]
+    texts: Option<PathBuf>,
     /// Memory that may be taken, in MiB; what the machine has unless given.
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
@@ -262,13 +274,16 @@ fn run_warmup(a: &WarmupArgs, json: bool) -> Result<()> {
 }
 
 fn run_finetune(a: &FinetuneArgs, json: bool) -> Result<()> {
-    let options = finetune_options(a)?;
+    let mut options = finetune_options(a)?;
     let rows = (a.batch_tokens / a.common.seq_len.max(1)).max(1);
     let wanted = match a.tokens {
         0 => usize::try_from(a.steps)?.saturating_mul(rows * a.common.seq_len).max(a.common.seq_len),
         tokens => tokens,
     };
     let ready = prepare(&a.common, wanted)?;
+    if let Some(path) = &a.texts {
+        options.texts = texts(path, &a.common.model)?;
+    }
     let recovery = match &a.recovery {
         Some(path) => Some(Recovery::load(path).with_context(|| format!("{}", path.display()))?),
         None => None,
@@ -298,7 +313,10 @@ fn run_finetune(a: &FinetuneArgs, json: bool) -> Result<()> {
 }
 
 fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
+    let reuse = Reuse { pool: a.pool, twice: a.run_twice.iter().copied().collect() };
     Ok(FinetuneOptions {
+        reuse,
+        texts: Vec::new(),
         loss: loss(a)?,
         steps: a.steps,
         batch_tokens: a.batch_tokens,
@@ -378,6 +396,29 @@ fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
     let compute = compute(common)?;
     tracing::info!(?compute, rows = train.rows(), held_out = held_out.rows(), "prepared");
     Ok(Prepared { source, plan, train, held_out, compute, progress: Terminal::stderr() })
+}
+
+/// Reads the texts that a file of [`Request`] names, in rows as [`sharp_data::windows`] cuts them.
+fn texts(path: &Path, model: &Path) -> Result<Vec<(String, TokenBlocks)>> {
+    let place = || format!("{}", path.display());
+    let text = std::fs::read_to_string(path).with_context(place)?;
+    let request: Request<DataSpec> = toml::from_str(&text).with_context(place)?;
+    ensure!(request.stride == request.window, "{}: texts are measured with stride = window", place());
+    let tokenizer = Tokenizer::load(model)?;
+    let chat = Chat::from_tokenizer(&tokenizer)?;
+    let rows = |text: &TextRequest<DataSpec>| -> Result<_> {
+        let all = read(&text.data, chat.as_ref())?;
+        let side = match text.split {
+            Side::All => all,
+            Side::Train => split(all, request.held_out, request.seed)?.train,
+            Side::HeldOut => split(all, request.held_out, request.seed)?.held_out,
+        };
+        let whole: Vec<String> = side.iter().map(Document::full_text).collect();
+        let options = PackOptions::new(request.window).with_budget(text.tokens).padded();
+        let rows = pack(&[Document::text(whole.join("\n\n"))], &tokenizer, &options)?;
+        Ok((text.name.clone(), rows))
+    };
+    request.texts.iter().map(|text| rows(text).with_context(|| format!("the text {:?}", text.name))).collect()
 }
 
 fn compute(common: &CommonArgs) -> Result<Compute> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use sharp_model::write_atomic;
-use sharp_schema::metrics::{FinetuneLine, Line, WarmupLine, read_finetune, read_warmup};
+use sharp_schema::metrics::{FinetuneLine, Line, ResultLine, WarmupLine, read_finetune, read_warmup};
 
 use crate::error::{Error, Result};
 
@@ -16,9 +16,10 @@ pub(crate) fn finetune_lines(path: &Path) -> Result<Vec<FinetuneLine>> {
     Ok(read_finetune(&text(path)?))
 }
 
-/// Writes the fine-tuning's lines in place of what is in the file.
-pub(crate) fn write_finetune(path: &Path, lines: &[FinetuneLine]) -> Result<()> {
-    write(path, lines.iter().cloned().map(Line::Finetune).collect())
+/// Writes the fine-tuning's lines, and its result's once there is one, in place of what is in the file.
+pub(crate) fn write_finetune(path: &Path, lines: &[FinetuneLine], result: Option<ResultLine>) -> Result<()> {
+    let lines = lines.iter().cloned().map(Line::Finetune);
+    write(path, lines.chain(result.map(Line::Result)).collect())
 }
 
 /// Replaces the lines of one layer of the warm-up.

@@ -73,7 +73,7 @@ pub(super) fn fingerprint(
     }
     let o = options;
     let settings = format!(
-        "{:?} {} {} {} {:?} {} {} {} {} {} {} {:?} {}",
+        "{:?} {} {} {} {:?} {} {} {} {} {} {} {:?} {} {:?}",
         o.loss,
         o.steps,
         o.batch_tokens,
@@ -86,7 +86,8 @@ pub(super) fn fingerprint(
         o.train_mlps.name(),
         o.seed,
         job.compute.precision,
-        job.compute.sequences_at_once(train.seq_len)
+        job.compute.sequences_at_once(train.seq_len),
+        o.reuse
     );
     write(settings.as_bytes());
     Ok(hash.finalize().to_hex().to_string())
@@ -121,7 +122,7 @@ pub(super) fn save(
     out: &Path,
     step: u64,
     print: &str,
-    recovery: &Recovery,
+    recovery: Option<&Recovery>,
     params: &Params,
     optimiser: &AdamW,
     best: &Best,
@@ -129,7 +130,9 @@ pub(super) fn save(
     let partial = out.join(".partial-step");
     remove(&partial)?;
     fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-    recovery.save(partial.join(RECOVERY_FILE))?;
+    if let Some(recovery) = recovery {
+        recovery.save(partial.join(RECOVERY_FILE))?;
+    }
     let [first, second] = optimiser.moments();
     let vectors = [
         ("model.exp_avg", first),

@@ -12,6 +12,7 @@ mod memory;
 mod options;
 mod parameters;
 mod replica;
+mod reuse;
 mod run;
 mod sequences;
 mod setup;
@@ -21,12 +22,15 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 pub use memory::{check_memory, least_memory};
 pub use options::{FinetuneOptions, FinetuneSummary, StartFrom};
+pub use reuse::Reuse;
 use run::Run;
 
 /// Fine-tunes the recovery parameters of `job`'s plan.
 ///
 /// Writes `step-NNNNNN/{recovery.safetensors, optimizer.safetensors, state.json}`, `metrics.jsonl` and, at
-/// the end, `recovery.safetensors` into the job's folder. Goes on from the last checkpoint there.
+/// the end, `recovery.safetensors` into the job's folder. Goes on from the last checkpoint there. With
+/// [`FinetuneOptions::reuse`] there is no recovery file: the last line of the metrics says what the result
+/// was measured to be.
 ///
 /// The result is the best state by held-out loss, which may be the one that training began in. Where two
 /// measurements in a row are worse than the best, or one by far, training goes back to it and on at half the
@@ -39,6 +43,10 @@ use run::Run;
 pub fn finetune(job: &Job<'_>, from: StartFrom<'_>, options: &FinetuneOptions) -> Result<FinetuneSummary> {
     job.check()?;
     options.check()?;
+    options.reuse.check(job.plan, job.source.config().num_hidden_layers)?;
+    if !options.reuse.is_none() && from.runtime_file().is_some() {
+        return Err(Error::invalid("a runtime file has no pools and runs no layer twice"));
+    }
     if job.train.counted() == 0 || job.held_out.counted() == 0 {
         return Err(Error::invalid("fine-tuning needs training and held-out rows with tokens that count"));
     }

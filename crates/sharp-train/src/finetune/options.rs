@@ -1,10 +1,12 @@
 //! What fine-tuning is given, and what it gives.
 
 use serde::{Deserialize, Serialize};
+use sharp_data::TokenBlocks;
 use sharp_model::Recovery;
 use sharp_model::packed::PackedFile;
 use sharp_schema::TrainMlps;
 
+use super::reuse::Reuse;
 use crate::error::{Error, Result};
 use crate::head::Loss;
 use crate::schedule::Schedule;
@@ -40,6 +42,10 @@ pub struct FinetuneOptions {
     pub seed: u64,
     /// Bytes of memory that may be taken; `None` is what the machine has.
     pub memory_bytes: Option<u64>,
+    /// Weights that are used more than once beyond what the plan says; with any, no recovery is written.
+    pub reuse: Reuse,
+    /// Texts that the result is measured on, as the last line of the metrics.
+    pub texts: Vec<(String, TokenBlocks)>,
     /// Stop after this many steps of this call, as a kill would, leaving the last checkpoint behind.
     pub stop_after: Option<u64>,
 }
@@ -61,6 +67,8 @@ impl Default for FinetuneOptions {
             eval_every: 20,
             seed: 0,
             memory_bytes: None,
+            reuse: Reuse::default(),
+            texts: Vec::new(),
             stop_after: None,
         }
     }

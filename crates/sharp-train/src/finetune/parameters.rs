@@ -7,6 +7,7 @@ use sharp_model::{PerProjection, Plan, Treatment, names};
 use sharp_schema::TrainMlps;
 
 use super::options::{FinetuneOptions, StartFrom};
+use super::reuse::{NeuronPool, SecondPass};
 use crate::block::BlockTrain;
 use crate::error::{Error, Result};
 use crate::forms::form;
@@ -15,7 +16,7 @@ use crate::llama::Llama;
 use crate::mlp_train::MlpTrain;
 use crate::params::{Group, Layout, ParamId, Params, relative_rate};
 use crate::start::begin_cold;
-use crate::tensors::shape_of;
+use crate::tensors::{from_f32, shape_of};
 use crate::trained_layer::TrainedLayer;
 
 /// All trained parameters of a model.
@@ -25,6 +26,10 @@ pub(super) struct TrainedParameters {
     pub(super) layers: Vec<TrainedLayer>,
     /// Stored MLPs that are trained, by layer.
     pub(super) stored_mlps: BTreeMap<usize, PerProjection<ParamId>>,
+    /// Neurons that several layers run.
+    pub(super) pools: Vec<NeuronPool>,
+    /// Layers that run twice.
+    pub(super) second_passes: Vec<SecondPass>,
     /// What is trained of each layer.
     pub(super) places: Vec<BlockTrain>,
     pub(super) final_norm: Option<ParamId>,
@@ -39,7 +44,12 @@ impl TrainedParameters {
         let plan = job.plan;
         let mut layout = Layout::default();
         let mut layers = Vec::new();
-        for change in &plan.changes {
+        let pools = NeuronPool::register(job, original, &options.reuse, &mut layout)?;
+        for pool in &pools {
+            layers.extend(pool.layers(job, &mut layout)?);
+        }
+        let pooled = |layer| pools.iter().any(|pool| pool.has(layer));
+        for change in plan.changes.iter().filter(|change| !pooled(change.layer)) {
             if let Some(form) = form(&change.treatment) {
                 let (config, own) = (job.source.config(), original.mlp(change.layer)?);
                 layers.push(TrainedLayer::register(change, form, config, own, &mut layout)?);
@@ -54,6 +64,7 @@ impl TrainedParameters {
             .map(|t| t.layer)
             .chain(stored_mlps.keys().copied())
             .chain(direct.keys().copied())
+            .chain(options.reuse.twice.iter().copied())
             .chain(normed)
             .min()
             .ok_or_else(|| {
@@ -65,6 +76,8 @@ impl TrainedParameters {
             layout,
             layers,
             stored_mlps,
+            pools,
+            second_passes: Vec::new(),
             places: original.blocks.iter().map(|_| BlockTrain::default()).collect(),
             final_norm: None,
             first,
@@ -73,13 +86,29 @@ impl TrainedParameters {
             all.register_norms(plan, job.source.config().hidden_size)?;
         }
         for layer in &all.layers {
-            let reference = layer.reference.and_then(|r| all.stored_mlps.get(&r)).copied();
+            let reference = layer.reference.and_then(|r| all.trained_reference(r));
             all.places[layer.layer].mlp = Some(layer.train(reference));
         }
         for (&layer, &ids) in all.stored_mlps.iter().chain(&direct) {
             all.places[layer].mlp = Some(MlpTrain::Stored(ids));
         }
+        let hidden = job.source.config().hidden_size;
+        all.second_passes = SecondPass::register(&options.reuse, hidden, &mut all.layout)?;
         Ok(all)
+    }
+
+    /// Counts the gains, gates and norms of reused weights.
+    pub(super) fn reuse_parameters(&self) -> usize {
+        let pooled = |layer: &&TrainedLayer| self.pools.iter().any(|pool| pool.has(layer.layer));
+        let gains = self.layers.iter().filter(pooled).filter_map(|layer| layer.ids.down.col);
+        let passes = self.second_passes.iter().flat_map(SecondPass::parameters);
+        gains.chain(passes).map(|id| self.layout.spec(id).len()).sum()
+    }
+
+    /// Returns the parameters of an MLP that other layers use, or of a pool by its first layer.
+    pub(super) fn trained_reference(&self, layer: usize) -> Option<PerProjection<ParamId>> {
+        let pool = self.pools.iter().find(|pool| pool.home() == layer).map(|pool| pool.ids);
+        pool.or_else(|| self.stored_mlps.get(&layer).copied())
     }
 
     /// Registers the norms from the first trained layer on. That layer's input norm stays: no gradient goes
@@ -114,7 +143,15 @@ impl TrainedParameters {
                 params.set(id, &job.source.tensor(&spec.name)?.f32()?)?;
             }
         }
+        for pass in &self.second_passes {
+            pass.begin(job, &mut params)?;
+        }
         let Some(recovery) = from.recovery() else {
+            if !self.pools.is_empty() {
+                return Err(Error::invalid(
+                    "pools begin with the neurons that a warm-up kept: give its recovery",
+                ));
+            }
             for layer in &self.layers {
                 let change = job.plan.change(layer.layer).expect("a trained layer is changed by the plan");
                 let (treatment, own) = (&change.treatment, original.mlp(layer.layer)?);
@@ -128,13 +165,28 @@ impl TrainedParameters {
                 layer.set_from_recovery(&mut params, saved)?;
             }
         }
-        for (name, (_, values)) in recovery.trained() {
+        for pool in &self.pools {
+            for layer in self.layers.iter().filter(|layer| pool.has(layer.layer)) {
+                pool.open(&params, layer)?;
+            }
+        }
+        for (name, (shape, values)) in recovery.trained() {
+            if self.place_in_pool(&params, &name, &shape, values)? {
+                continue;
+            }
             let id = self.layout.find(&name).ok_or_else(|| {
                 Error::invalid(format!("`{name}` was trained before; train norms and stored MLPs again"))
             })?;
             params.set(id, values)?;
         }
         Ok(params)
+    }
+
+    /// Puts what a pruned layer keeps into its pool; false where it is in none.
+    fn place_in_pool(&self, params: &Params, name: &str, shape: &[usize], values: &[f32]) -> Result<bool> {
+        let Some((layer, _)) = names::parse_mlp_weight(name) else { return Ok(false) };
+        let Some(pool) = self.pools.iter().find(|pool| pool.has(layer)) else { return Ok(false) };
+        pool.place(params, name, &from_f32(values, shape, params.flat.device())?)
     }
 }
 

@@ -1,10 +1,11 @@
 //! One fine-tuning run, step by step: resume, measure, train, log, save.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use sharp_model::RECOVERY_FILE;
-use sharp_schema::metrics::{FinetuneLine, HeldOut};
+use sharp_schema::metrics::{FinetuneLine, HeldOut, ResultLine, TextLoss};
 
 use super::best::{Best, Verdict};
 use super::checkpoint;
@@ -114,7 +115,7 @@ impl<'a> Run<'a> {
                 let (held_out, loss) = self.measure()?;
                 self.best = Some(Best::start(loss, held_out.perplexity, &self.student.params.flat)?);
                 self.lines = vec![FinetuneLine::Start { step: 0, held_out, seconds: 0.0 }];
-                metrics::write_finetune(&self.metrics_path, &self.lines)?;
+                metrics::write_finetune(&self.metrics_path, &self.lines, None)?;
                 held_out.loss
             }
         };
@@ -206,13 +207,13 @@ impl<'a> Run<'a> {
         if every == 0 || !step.is_multiple_of(every) || step == self.options.steps {
             return Ok(());
         }
-        metrics::write_finetune(&self.metrics_path, &self.lines)?;
+        metrics::write_finetune(&self.metrics_path, &self.lines, None)?;
         let recovery = self.student.recovery()?;
         checkpoint::save(
             self.job.out,
             step,
             &self.fingerprint,
-            &recovery,
+            recovery.as_ref(),
             &self.student.params,
             &self.optimiser,
             self.best.as_ref().expect("the start was measured"),
@@ -232,8 +233,10 @@ impl<'a> Run<'a> {
                 self.last_nll = record.perplexity.ln();
                 tracing::warn!(step, last, kept, "an earlier state was better on held-out text, and is kept");
             }
-            metrics::write_finetune(&self.metrics_path, &self.lines)?;
-            self.student.recovery()?.save(self.job.out.join(RECOVERY_FILE))?;
+            metrics::write_finetune(&self.metrics_path, &self.lines, Some(self.result(record.step)?))?;
+            if let Some(recovery) = self.student.recovery()? {
+                recovery.save(self.job.out.join(RECOVERY_FILE))?;
+            }
         }
         Ok(FinetuneSummary {
             steps,
@@ -244,6 +247,26 @@ impl<'a> Run<'a> {
             kept_step: if steps == self.options.steps { record.step } else { steps },
             setbacks: record.setbacks,
             tokens_per_second: self.tokens_per_second(),
+        })
+    }
+
+    /// Measures the result, the state after `kept_step`, on the texts.
+    fn result(&self, kept_step: u64) -> Result<ResultLine> {
+        let mut texts = BTreeMap::new();
+        for (name, rows) in &self.options.texts {
+            let sums = self.student.measure(&Sequences::of_rows(rows, 0..rows.rows()))?;
+            let kl = mean_kl(self.options.loss, &sums);
+            texts.insert(name.clone(), TextLoss { loss: sums.mean_nll(), kl });
+        }
+        let tokens = self.options.steps * (self.rows_per_step * self.job.train.seq_len) as u64;
+        let config = self.job.source.config();
+        let stored = self.job.plan.stored_mlp_parameters(config);
+        Ok(ResultLine {
+            kept_step,
+            tokens,
+            mlp_parameters: stored + self.student.reuse_parameters as u64,
+            original_mlp_parameters: self.job.plan.original_mlp_parameters(config),
+            texts,
         })
     }
 

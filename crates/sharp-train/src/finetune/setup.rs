@@ -17,6 +17,7 @@ use tch::Tensor;
 use super::options::{FinetuneOptions, StartFrom};
 use super::parameters::TrainedParameters;
 use super::replica::{Replica, Teacher};
+use super::reuse::SecondPass;
 use super::student::Student;
 use crate::attention::Attention;
 use crate::block::{Block, BlockTrain};
@@ -35,7 +36,7 @@ impl Student {
     pub(super) fn new(job: &Job<'_>, from: StartFrom<'_>, options: &FinetuneOptions) -> Result<Self> {
         let Frozen { weights, original, mut model } = Frozen::load(job, from)?;
 
-        let trained = TrainedParameters::register(job, &original, options)?;
+        let mut trained = TrainedParameters::register(job, &original, options)?;
         let params = trained.initial_values(job, from, &original, options.seed)?;
         let rounded: Vec<(ParamId, PackedFormat)> =
             trained.layout.all().filter_map(|(id, spec)| Some((id, weights.format(&spec.name)?))).collect();
@@ -48,12 +49,14 @@ impl Student {
         let references = references(&trained, &model, &effective)?;
         let mlps = effective_mlps(job, &trained, &original)?;
         lay_effective(&mut model, job, &trained, &original, &mlps, &effective)?;
-
-        let layout = Arc::new(trained.layout.clone());
         let teacher_from = match weights.are_rounded() {
             true => 0,
             false => first_changed_layer(job, &trained),
         };
+        SecondPass::insert(&trained.second_passes, &mut model.blocks, &mut trained.places, &effective)?;
+
+        let layout = Arc::new(trained.layout.clone());
+        let reuse_parameters = trained.reuse_parameters();
         let new_replica = || Replica {
             model: model.shallow_clone(),
             teacher: options.loss.needs_teacher().then(|| Teacher {
@@ -84,6 +87,7 @@ impl Student {
             stored_mlps: trained.stored_mlps,
             at_once: job.compute.sequences_at_once(job.train.seq_len),
             pool,
+            reuse_parameters,
         })
     }
 }
@@ -137,7 +141,7 @@ fn references(
     let mut all = BTreeMap::new();
     let used: BTreeSet<usize> = trained.layers.iter().filter_map(|layer| layer.reference).collect();
     for reference in used {
-        let weights = match trained.stored_mlps.get(&reference) {
+        let weights = match trained.trained_reference(reference) {
             Some(ids) => PerProjection::try_from_fn(|p| effective.view(ids[p]))?,
             None => model.mlp(reference)?.float_weights()?,
         };
@@ -154,8 +158,12 @@ fn effective_mlps(
 ) -> Result<BTreeMap<usize, Mlp>> {
     let mut all = BTreeMap::new();
     for layer in &trained.layers {
-        let change = job.plan.change(layer.layer).expect("a trained layer is changed by the plan");
-        all.insert(layer.layer, original.mlp(layer.layer)?.blank_for(&change.treatment)?);
+        let pool = trained.pools.iter().find(|pool| pool.has(layer.layer));
+        let treatment = match pool {
+            Some(pool) => pool.treatment(),
+            None => job.plan.treatment(layer.layer).expect("a trained layer is changed by the plan"),
+        };
+        all.insert(layer.layer, original.mlp(layer.layer)?.blank_for(&treatment)?);
     }
     for &layer in trained.stored_mlps.keys() {
         all.insert(layer, original.mlp(layer)?.blank()?);

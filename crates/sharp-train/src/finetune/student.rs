@@ -61,6 +61,8 @@ pub(super) struct Student {
     /// Sequences that go through the model together.
     pub(super) at_once: usize,
     pub(super) pool: Pool<Replica>,
+    /// Gains, gates and norms of reused weights, which no plan or file can name.
+    pub(super) reuse_parameters: usize,
 }
 
 impl Student {
@@ -146,8 +148,11 @@ impl Student {
     }
 
     /// Copies everything trained into the form in which it is written to a file, rounded where the model
-    /// computes so.
-    pub(super) fn recovery(&self) -> Result<Recovery> {
+    /// computes so; `None` for a model that no plan can name.
+    pub(super) fn recovery(&self) -> Result<Option<Recovery>> {
+        if self.reuse_parameters > 0 {
+            return Ok(None);
+        }
         let mut all = Recovery::default();
         for layer in &self.layers {
             all.layers.extend(layer.layer_recovery(&self.effective)?.map(|found| (layer.layer, found)));
@@ -156,7 +161,7 @@ impl Student {
             let spec = self.params.layout.spec(id);
             all.insert_trained(&spec.name, &spec.shape, self.effective.get(id)?)?;
         }
-        Ok(all)
+        Ok(Some(all))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use sharp_data::TokenBlocks;
 use sharp_model::packed::PackedFile;
-use sharp_model::{LayerChange, ModelSource, Plan, Ranks, Repair, Treatment};
+use sharp_model::{LayerChange, ModelSource, Plan, Projection, Ranks, Recovery, Repair, Treatment};
 use sharp_progress::Silent;
 use sharp_quant::{PackedFormat, PackedRef, ScaleRule};
 use sharp_schema::TrainMlps;
@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use super::sequences::Sequences;
 use super::student::Student;
-use super::{FinetuneOptions, StartFrom};
+use super::{FinetuneOptions, Reuse, StartFrom};
 use crate::device::Compute;
 use crate::head::Loss;
 use crate::job::Job;
@@ -41,12 +41,28 @@ fn student(
     Student::new(&job, from, options).unwrap()
 }
 
+fn golden(case: &str) -> ModelSource {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
+    ModelSource::open(folder.join(case)).unwrap()
+}
+
+/// Sequences of 12 tokens, of which some positions count.
+fn some_sequences(source: &ModelSource) -> Vec<Sequences> {
+    let vocab = source.config().vocab_size as u32;
+    (0..3u32)
+        .map(|s| {
+            let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + s * 5 + i * i) % vocab).collect();
+            let positions: Vec<i64> = (0..11).filter(|i| i % 3 != 1).collect();
+            let labels = positions.iter().map(|&p| i64::from(tokens[p as usize + 1])).collect();
+            Sequences { rows: 1, tokens, positions, labels }
+        })
+        .collect()
+}
+
 /// Along a random direction and along every parameter's own: the slope of the loss between two points near
 /// each other.
 fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
-    let source = ModelSource::open(folder.join(case)).unwrap();
-    let form = treatment.form();
+    let source = golden(case);
     let plan = Plan::new("explicit", vec![LayerChange::new(1, treatment)]);
     let options = FinetuneOptions {
         loss,
@@ -54,25 +70,21 @@ fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
         train_mlps: if extras { TrainMlps::All } else { TrainMlps::None },
         ..FinetuneOptions::default()
     };
-    let mut student = student(&source, &plan, StartFrom::Zero, 12, 2, &options);
+    let student = student(&source, &plan, StartFrom::Zero, 12, 2, &options);
+    check_student(&format!("{case} {}", treatment.form()), &source, student, loss);
+}
+
+fn check_student(case: &str, source: &ModelSource, mut student: Student, loss: Loss) {
     // Away from B = 0, where half of the gradients vanish.
     let _generator = seeded(5);
     let noise = Tensor::randn(student.params.flat.size(), (Kind::Float, tch::Device::Cpu)) * 0.05;
     let _ = student.params.flat.f_add_(&noise).unwrap();
     student.merge().unwrap();
-    let vocab = source.config().vocab_size as u32;
-    let batch: Vec<Sequences> = (0..3u32)
-        .map(|s| {
-            let tokens: Vec<u32> = (0..12).map(|i| (i * 7 + s * 5 + i * i) % vocab).collect();
-            let positions: Vec<i64> = (0..11).filter(|i| i % 3 != 1).collect();
-            let labels = positions.iter().map(|&p| i64::from(tokens[p as usize + 1])).collect();
-            Sequences { rows: 1, tokens, positions, labels }
-        })
-        .collect();
+    let batch = some_sequences(source);
     let (grad, sums) = student.gradient(batch.clone()).unwrap();
     let value = |student: &Student| student.measure(&batch).unwrap().mean(loss);
     student.merge().unwrap();
-    assert!((sums.mean(loss) - value(&student)).abs() < 1e-5, "{case} {form}");
+    assert!((sums.mean(loss) - value(&student)).abs() < 1e-5, "{case}");
 
     let origin = student.params.flat.copy();
     let mut directions =
@@ -86,7 +98,7 @@ fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
     }
     for (name, direction) in directions {
         let norm = scalar(&direction.norm()).unwrap();
-        assert!(norm > 1e-7, "{case} {form}: no gradient at all for {name}");
+        assert!(norm > 1e-7, "{case}: no gradient at all for {name}");
         let step = 4e-3;
         let unit = direction / norm;
         let mut at = |t: f64| {
@@ -100,7 +112,7 @@ fn check(case: &str, treatment: Treatment, loss: Loss, extras: bool) {
         let size = scalar(&grad.norm()).unwrap();
         assert!(
             (slope - expected).abs() < 0.02 * expected.abs() + 2e-4 * (1.0 + size),
-            "{case} {form} {loss:?} {name}: slope {slope}, gradient {expected}"
+            "{case} {loss:?} {name}: slope {slope}, gradient {expected}"
         );
     }
 }
@@ -125,6 +137,97 @@ fn gradients_are_slopes_of_the_loss() {
     check("gqa_untied", share(Repair::Neurons { neurons: 5 }), Loss::Completion, true);
 }
 
+/// A plan whose layers all keep a part of their neurons, and what a warm-up would have given them.
+fn pruned(source: &ModelSource) -> (Plan, Recovery) {
+    let layers = source.config().num_hidden_layers;
+    let changes = (0..layers).map(|layer| LayerChange::prune(layer, 7 + 3 * layer)).collect();
+    let plan = Plan::new("explicit", changes);
+    let student = student(source, &plan, StartFrom::Zero, 12, 1, &FinetuneOptions::default());
+    let recovery = student.recovery().unwrap().unwrap();
+    (plan, recovery)
+}
+
+fn reusing(reuse: Reuse) -> FinetuneOptions {
+    let loss = Loss::Mixed { weight: 0.4, temperature: 2.0 };
+    FinetuneOptions { loss, train_norms: true, reuse, ..FinetuneOptions::default() }
+}
+
+fn pool(size: usize) -> Reuse {
+    Reuse { pool: Some(size), ..Reuse::default() }
+}
+
+fn twice(layers: &[usize]) -> Reuse {
+    Reuse { twice: layers.iter().copied().collect(), ..Reuse::default() }
+}
+
+#[test]
+fn gradients_of_pools_and_second_passes_are_slopes_of_the_loss() {
+    for (case, reuse) in [
+        ("gqa_untied", pool(2)),
+        ("tied", pool(2)),
+        ("tied", pool(3)),
+        ("gqa_untied", twice(&[0])),
+        ("tied", twice(&[1, 2])),
+        ("tied", Reuse { pool: Some(2), ..twice(&[0, 1]) }),
+    ] {
+        let source = golden(case);
+        let (plan, recovery) = pruned(&source);
+        let options = reusing(reuse);
+        let student = student(&source, &plan, StartFrom::Recovery(&recovery), 12, 2, &options);
+        check_student(&format!("{case} {:?}", options.reuse), &source, student, options.loss);
+    }
+}
+
+/// Pools and second passes begin as the model without them: every pool's weights are the pruned layers', and
+/// zeros where another layer's neurons are; a second run adds nothing.
+#[test]
+fn reused_weights_begin_as_the_model_without_them() {
+    let source = golden("tied");
+    let (plan, recovery) = pruned(&source);
+    let batch = some_sequences(&source);
+    let begun = |reuse: Reuse| {
+        let options = reusing(reuse);
+        let student = student(&source, &plan, StartFrom::Recovery(&recovery), 12, 1, &options);
+        student.merge().unwrap();
+        student
+    };
+    let plain = begun(Reuse::default());
+    let expected = plain.measure(&batch).unwrap();
+    assert_eq!(begun(twice(&[0, 2])).measure(&batch).unwrap(), expected);
+
+    let pooled = begun(pool(3));
+    let (neurons, all) = ([7, 10, 13], 30);
+    for (layer, start) in [(0, 0), (1, 7), (2, 17)] {
+        for projection in Projection::ALL {
+            let along = i64::from(projection == Projection::Down);
+            let own = plain.mlps[&layer].weight(projection).unwrap();
+            let weight = pooled.mlps[&layer].weight(projection).unwrap();
+            assert_eq!(weight.size()[along as usize], all);
+            assert!(weight.narrow(along, start, neurons[layer]) == own, "{layer} {projection:?}");
+            if projection == Projection::Down {
+                let others = scalar(&weight.abs().sum(Kind::Double)).unwrap();
+                assert_eq!(others, scalar(&own.abs().sum(Kind::Double)).unwrap(), "gains of others");
+            }
+        }
+    }
+    let found = pooled.measure(&batch).unwrap();
+    assert!((found.nll - expected.nll).abs() < 1e-6 * expected.nll, "{found:?} {expected:?}");
+    assert!(pooled.recovery().unwrap().is_none(), "no plan names a pool, so no file may claim to hold it");
+}
+
+#[test]
+fn reuse_that_a_plan_leaves_no_room_for_is_refused() {
+    let source = golden("tied");
+    let layers = source.config().num_hidden_layers;
+    let apart = Plan::new("explicit", vec![LayerChange::prune(0, 7), LayerChange::prune(2, 7)]);
+    let refused = |reuse: Reuse| reuse.check(&apart, layers).unwrap_err().to_string();
+    assert!(refused(pool(2)).contains("no two neighbouring layers are pruned"));
+    assert!(refused(pool(1)).contains("give 2 or more"));
+    assert!(refused(twice(&[3])).contains("layer 3 of 3"));
+    let dropped = Plan::new("explicit", vec![LayerChange::new(1, Treatment::Drop)]);
+    assert!(twice(&[1]).check(&dropped, layers).unwrap_err().to_string().contains("has no MLP"));
+}
+
 /// The written model stores a trained MLP once for all layers that run with it; so must the model in
 /// training.
 #[test]
@@ -144,7 +247,7 @@ fn a_layer_that_shares_without_repair_follows_its_trained_reference() {
     let batch = [Sequences { rows, tokens: tokens.clone(), positions, labels: labels.clone() }];
     let found = student.measure(&batch).unwrap().nll;
 
-    let written = ModelSource::overlay(&source, plan, Some(&student.recovery().unwrap())).unwrap();
+    let written = ModelSource::overlay(&source, plan, student.recovery().unwrap().as_ref()).unwrap();
     let logits = crate::Llama::load(&written, &Compute::cpu(1), 12).unwrap().logits(&tokens).unwrap();
     let log = Tensor::from_slice(&logits).reshape([12, -1]).log_softmax(-1, Kind::Float).narrow(0, 0, 11);
     let nll = log.gather(1, &Tensor::from_slice(&labels).unsqueeze(1), false).sum(Kind::Double);
@@ -209,7 +312,7 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
         student.merge().unwrap();
         student
     };
-    let exact = new(StartFrom::Zero).recovery().unwrap();
+    let exact = new(StartFrom::Zero).recovery().unwrap().unwrap();
 
     // The runtime file, and all that it holds as a checkpoint in float32.
     let scratch = tempfile::tempdir().unwrap();
@@ -221,7 +324,7 @@ fn repair_computes_with_what_the_runtime_file_will_hold() {
     let runtime = PackedFile::open(&file).unwrap();
 
     let repairing = new(StartFrom::RuntimeFile { recovery: &exact, file: &runtime });
-    let saved = repairing.recovery().unwrap();
+    let saved = repairing.recovery().unwrap().unwrap();
     let mut rounded = 0;
     let before = exact.trained();
     for (name, (shape, values)) in saved.trained() {
