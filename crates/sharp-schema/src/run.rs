@@ -87,6 +87,8 @@ pub const ORIGINAL_MODEL: &str = "original-q4.sharp";
 pub const QUANT_REPORT: &str = "quant_report.json";
 /// What `sharp evaluate` is asked to measure, in [`EVALUATE`].
 pub const ROWS_FILE: &str = "rows.toml";
+/// The texts that the fine-tuning measures its result on, in [`FINETUNE`].
+pub const TEXTS_FILE: &str = "texts.toml";
 /// What was measured, in [`EVALUATE`].
 pub const RESULTS_FILE: &str = "results.json";
 /// Speed and memory, in [`BENCHMARK`].

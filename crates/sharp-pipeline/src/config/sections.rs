@@ -261,6 +261,11 @@ pub struct Finetune {
     pub norms: bool,
     /// MLPs that are trained as well.
     pub mlps: TrainMlps,
+    /// Neighbouring pruned layers that run the neurons of all of them; no file holds such a model.
+    #[serde(deserialize_with = "optional")]
+    pub pool: Option<NonZeroUsize>,
+    /// Layers that run twice in a row; no file holds such a model.
+    pub run_twice: Vec<usize>,
     /// A stopped run goes on from the last multiple of this many steps.
     pub save_every: NonZeroUsize,
     /// Whether to train once more without the warm-up, for the row `sft`.
@@ -276,6 +281,8 @@ impl Default for Finetune {
             distill: 0.0,
             norms: false,
             mlps: TrainMlps::None,
+            pool: None,
+            run_twice: Vec::new(),
             save_every: count(50),
             cold: true,
         }
@@ -283,6 +290,12 @@ impl Default for Finetune {
 }
 
 impl Finetune {
+    /// Returns true where weights are used more often than a plan can say: the result is measured and not
+    /// written.
+    pub(crate) fn reuses_weights(&self) -> bool {
+        self.pool.is_some() || !self.run_twice.is_empty()
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         check_rate("finetune.lr", self.lr)?;
         if !(0.0..=1.0).contains(&self.distill) {

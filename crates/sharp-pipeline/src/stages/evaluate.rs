@@ -19,31 +19,14 @@ pub(super) fn step(run: &Run) -> Result<Step> {
     let evaluate = &config.evaluate;
     let (rows, notes) = config.rows();
     let mut inputs = vec![MODEL_FILES, PLAN_INPUT];
-    let mut request = Request {
-        window: evaluate.window.get(),
-        stride: evaluate.stride.get(),
-        held_out: config.data.held_out,
-        seed: config.seed,
-        rows: Vec::new(),
-        texts: Vec::new(),
-        tasks: Vec::new(),
-    };
+    let (texts, of_texts) = texts(run)?;
+    let mut request = request(run, texts);
     for &row in &rows {
         let (model, input) = measured(run, row);
         request.rows.push(model);
         inputs.extend(input);
     }
-    for text in &evaluate.texts {
-        let text = Text::parse(text)?;
-        let (argument, input) = data(run, "evaluate.texts", text.data)?;
-        request.texts.push(TextRequest {
-            name: text.name.to_owned(),
-            data: argument,
-            split: text.side,
-            tokens: Some(evaluate.text_tokens.get()),
-        });
-        inputs.push(input);
-    }
+    inputs.extend(of_texts);
     for task in &evaluate.tasks {
         let (name, typed) = task_parts(task);
         let (argument, input) = data(run, "evaluate.tasks", typed)?;
@@ -68,6 +51,38 @@ pub(super) fn step(run: &Run) -> Result<Step> {
         notes,
         ..Step::new(Stage::Evaluate, EVALUATE, settings)
     })
+}
+
+/// Asks for these texts, and for no model yet.
+pub(super) fn request(run: &Run, texts: Vec<TextRequest>) -> Request {
+    let config = &run.config;
+    Request {
+        window: config.evaluate.window.get(),
+        stride: config.evaluate.stride.get(),
+        held_out: config.data.held_out,
+        seed: config.seed,
+        rows: Vec::new(),
+        texts,
+        tasks: Vec::new(),
+    }
+}
+
+/// Returns the texts to measure, and what is read for them.
+pub(super) fn texts(run: &Run) -> Result<(Vec<TextRequest>, Vec<Input>)> {
+    let evaluate = &run.config.evaluate;
+    let (mut texts, mut inputs) = (Vec::new(), Vec::new());
+    for text in &evaluate.texts {
+        let text = Text::parse(text)?;
+        let (argument, input) = data(run, "evaluate.texts", text.data)?;
+        texts.push(TextRequest {
+            name: text.name.to_owned(),
+            data: argument,
+            split: text.side,
+            tokens: Some(evaluate.text_tokens.get()),
+        });
+        inputs.push(input);
+    }
+    Ok((texts, inputs))
 }
 
 /// Returns the model behind a row, and what it is made from beside the import and the plan.

@@ -28,7 +28,12 @@ pub use stage::Stage;
 pub(crate) use step::Input;
 pub use step::Step;
 
-/// Returns all steps of a run, in order.
+/// What a person is told whose run ends with the fine-tuning.
+const REUSE_IS_NOT_WRITTEN: &str =
+    "finetune.pool and finetune.run_twice are measured and not written: the run ends with the fine-tuning";
+
+/// Returns all steps of a run, in order. Where fine-tuning uses weights more often than a plan can say, it is
+/// the last.
 ///
 /// # Errors
 /// Where a file that the configuration names is not there.
@@ -40,6 +45,12 @@ pub fn steps(run: &Run) -> Result<Vec<Step>> {
         training::warmup(run)?,
         training::finetune(run, true)?,
     ];
+    if run.config.finetune.reuses_weights() {
+        if let Some(finetune) = steps.last_mut() {
+            finetune.notes.push(REUSE_IS_NOT_WRITTEN.into());
+        }
+        return Ok(steps);
+    }
     if run.config.trains_cold() {
         steps.push(training::finetune(run, false)?);
     }
@@ -59,6 +70,19 @@ pub fn steps(run: &Run) -> Result<Vec<Step>> {
 /// Where a file that the configuration names is not there.
 pub fn steps_to_evaluate(run: &Run) -> Result<Vec<Step>> {
     Ok(needed_for(EVALUATE, steps(run)?))
+}
+
+/// Returns the fine-tuning, which measures its result on the texts of the evaluation, and the steps that it
+/// needs.
+///
+/// # Errors
+/// Where a file that the configuration names is not there.
+pub fn steps_to_finetune(run: &Run) -> Result<Vec<Step>> {
+    let mut steps = needed_for(FINETUNE, steps(run)?);
+    if let Some(finetune) = steps.pop() {
+        steps.push(training::measured(run, finetune)?);
+    }
+    Ok(steps)
 }
 
 /// Returns the step in `last` and the steps that it needs.

@@ -186,3 +186,30 @@ fn sixteen_bits_leave_nothing_to_repair() {
     assert!(folders(&steps_to_evaluate(&run).unwrap()).contains(&QUANTIZE));
     assert!(folders(&steps_to_evaluate(&run).unwrap()).contains(&EXPORT));
 }
+
+#[test]
+fn a_run_that_reuses_weights_ends_with_the_fine_tuning_and_says_so() {
+    let mut run = run();
+    run.config.finetune.run_twice = vec![1, 2];
+    let steps = steps(&run).unwrap();
+    let finetune = steps.last().unwrap();
+    assert_eq!(finetune.folder, FINETUNE);
+    assert!(words(&finetune.command_lines[0]).windows(2).any(|pair| pair == ["--run-twice", "1,2"]));
+    assert!(finetune.notes[0].contains("the run ends with the fine-tuning"), "{:?}", finetune.notes);
+    assert!(!finetune.must_write.contains(&"recovery.safetensors"));
+}
+
+#[test]
+fn a_fine_tuning_that_is_measured_reads_the_texts_of_the_evaluation() {
+    let steps = steps_to_finetune(&run()).unwrap();
+    let finetune = steps.last().unwrap();
+    assert_eq!(finetune.folder, FINETUNE);
+    assert!(!steps.iter().any(|step| step.folder == FINETUNE_COLD));
+    let texts = words(&finetune.command_lines[0]);
+    let at = texts.iter().position(|word| word == "--texts").unwrap();
+    assert_eq!(texts[at + 1], "/run/05-finetune/texts.toml");
+    let (name, text) = &finetune.files[0];
+    assert_eq!(*name, "texts.toml");
+    assert!(text.contains("name = \"boolq\"") && text.contains("rows = []"), "{text}");
+    assert!(finetune.settings.values().contains_key("evaluate.texts"));
+}

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use sharp_schema::Form;
 use sharp_schema::run::{
-    FINETUNE, FINETUNE_COLD, IMPORT, METRICS_FILE, PLAN, PLAN_FILE, RECOVERY_FILE, WARMUP,
+    FINETUNE, FINETUNE_COLD, IMPORT, METRICS_FILE, PLAN, PLAN_FILE, RECOVERY_FILE, TEXTS_FILE, WARMUP,
 };
 
 use super::command_line::CommandLine;
+use super::evaluate;
 use super::settings::Settings;
 use super::stage::Stage;
 use super::step::{Input, MODEL_FILES, PLAN_INPUT, Step, WARM_LAYERS, data, in_folder};
-use crate::error::Result;
+use crate::error::{Context as _, Result};
 use crate::run_folder::Run;
 
 /// Builds the part that every training command has; `seed` decides the order of its data.
@@ -71,7 +72,9 @@ pub(super) fn finetuning(
         .value("--save-every", finetune.save_every)
         .when(finetune.norms, |line| line.arg("--train-norms"))
         .value("--train-mlps", finetune.mlps);
-    Ok((line, inputs))
+    let line = line.option("--pool", finetune.pool);
+    let twice: Vec<String> = finetune.run_twice.iter().map(usize::to_string).collect();
+    Ok((line.when(!twice.is_empty(), |line| line.value("--run-twice", twice.join(","))), inputs))
 }
 
 /// Collects what [`finetuning`] reads of the configuration; `finetune.cold` decides no output.
@@ -123,9 +126,29 @@ pub(super) fn finetune(run: &Run, warm: bool) -> Result<Step> {
     Ok(Step {
         inputs,
         command_lines: vec![line],
-        must_write: vec![RECOVERY_FILE, METRICS_FILE],
+        must_write: match run.config.finetune.reuses_weights() {
+            false => vec![RECOVERY_FILE, METRICS_FILE],
+            true => vec![METRICS_FILE],
+        },
         scratch: &["step-"],
         resumable: true,
         ..Step::new(Stage::Finetune, folder, finetuning_settings(run))
     })
+}
+
+/// Has the fine-tuning measure its result on the texts of the evaluation, which then is not needed.
+pub(super) fn measured(run: &Run, mut finetune: Step) -> Result<Step> {
+    let (texts, inputs) = evaluate::texts(run)?;
+    let request = evaluate::request(run, texts);
+    let line = finetune.command_lines.pop().expect("a fine-tuning is one command");
+    finetune.command_lines.push(line.flag("--texts", in_folder(run, finetune.folder, TEXTS_FILE)));
+    finetune.files.push((TEXTS_FILE, toml::to_string(&request).context(TEXTS_FILE)?));
+    finetune.inputs.extend(inputs);
+    let evaluate = &run.config.evaluate;
+    finetune.settings = finetune
+        .settings
+        .key("evaluate.texts", &evaluate.texts)
+        .key("evaluate.text_tokens", &evaluate.text_tokens)
+        .key("evaluate.window", &evaluate.window);
+    Ok(finetune)
 }

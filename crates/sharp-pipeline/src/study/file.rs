@@ -18,6 +18,8 @@ struct StudyFile {
     #[serde(default = "one_seed")]
     seeds: Vec<u64>,
     #[serde(default)]
+    until: Until,
+    #[serde(default)]
     set: toml::Table,
     #[serde(default)]
     axes: Vec<Axis>,
@@ -29,6 +31,17 @@ struct StudyFile {
 
 fn one_seed() -> Vec<u64> {
     vec![1]
+}
+
+/// How far every cell goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// The rows of the evaluation are measured.
+    #[default]
+    Evaluate,
+    /// Fine-tuning measures its own result; nothing is exported.
+    Finetune,
 }
 
 /// One thing that differs between cells.
@@ -62,8 +75,23 @@ struct When {
 pub struct Plot {
     /// The axis with a line for each of its values; the first by default.
     pub lines: String,
+    /// The axis with a panel for each of its values; all cells are in one panel by default.
+    pub panels: Option<String>,
+    /// What the points are placed by.
+    pub x: X,
     /// Rows of the evaluation that are drawn; `slw_sft` by default.
     pub rows: Vec<Row>,
+}
+
+/// What a picture's points are placed by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum X {
+    /// Stored MLP parameters.
+    #[default]
+    Parameters,
+    /// Tokens of the fine-tuning.
+    Tokens,
 }
 
 /// A checked study.
@@ -79,6 +107,8 @@ pub struct Study {
     pub axes: Vec<(String, Vec<String>)>,
     /// Seeds of the training.
     pub seeds: Vec<u64>,
+    /// How far every cell goes.
+    pub until: Until,
     /// What the picture shows.
     pub plot: Plot,
     /// All cells: the last axis changes fastest, then the seed.
@@ -151,7 +181,8 @@ impl Study {
             .iter()
             .map(|axis| (axis.name.clone(), axis.values.iter().map(|value| value.name.clone()).collect()))
             .collect();
-        Ok(Self { name, file: file.to_path_buf(), base: read.base, axes, seeds: read.seeds, plot, cells })
+        let (base, seeds, until) = (read.base, read.seeds, read.until);
+        Ok(Self { name, file: file.to_path_buf(), base, axes, seeds, until, plot, cells })
     }
 
     /// Returns the cells of these names; all where none is named.
@@ -208,14 +239,23 @@ fn cell(
     lay_over(&mut table, overrides.clone());
     let place = || format!("the cell {name}");
     let config = Config::from_table(workspace, table).with_context(place)?;
+    if config.evaluate.texts.is_empty() {
+        bail!("the cell {name}: evaluate.texts: a study needs a text");
+    }
+    if read.until == Until::Finetune {
+        return Ok(Cell { name, values: names, seed, config });
+    }
+    if config.finetune.reuses_weights() {
+        bail!(
+            "the cell {name}: finetune.pool and finetune.run_twice are measured by the fine-tuning alone: until = \"finetune\""
+        );
+    }
     let rows = config.rows().0;
     if rows.first() != Some(&Row::Original) {
         bail!("the cell {name}: evaluate.rows: begin with \"original\", which the others are compared with");
     }
-    if rows.len() < 2 || config.evaluate.texts.is_empty() {
-        bail!(
-            "the cell {name}: evaluate.rows and evaluate.texts: a study needs a row beside the original, and a text"
-        );
+    if rows.len() < 2 {
+        bail!("the cell {name}: evaluate.rows: a study needs a row beside the original");
     }
     Ok(Cell { name, values: names, seed, config })
 }
@@ -291,6 +331,9 @@ fn check(read: &StudyFile) -> Result<()> {
     }
     if !read.plot.lines.is_empty() && !axes.contains(&read.plot.lines.as_str()) {
         bail!("plot.lines: there is no axis {:?}{}", read.plot.lines, suggest::hint(&read.plot.lines, &axes));
+    }
+    if let Some(panels) = read.plot.panels.as_deref().filter(|panels| !axes.contains(panels)) {
+        bail!("plot.panels: there is no axis {panels:?}{}", suggest::hint(panels, &axes));
     }
     Ok(())
 }
@@ -450,7 +493,20 @@ pub(super) mod tests {
         let plot = |text: &str| refused(&format!("{GRID}[plot]\n{text}\n"));
         assert!(plot("lines = \"methods\"").contains("did you mean `method`?"));
         assert!(plot("rows = [\"slwsft\"]").contains("did you mean `slw_sft`?"));
+        assert!(
+            plot("panels = \"sizes\"")
+                .contains("plot.panels: there is no axis \"sizes\"; did you mean `size`?")
+        );
         assert!(refused("base = \"x\"").contains("axes: there are none"));
+    }
+
+    #[test]
+    fn what_no_file_can_hold_is_measured_by_the_fine_tuning_alone() {
+        let twice = GRID.replace("finetune.steps = 3", "finetune.steps = 3, finetune.run_twice = [1]");
+        assert!(refused(&twice).contains("until = \"finetune\""), "{}", refused(&twice));
+        let found = study(&format!("until = \"finetune\"\n{twice}")).unwrap();
+        assert_eq!(found.until, Until::Finetune);
+        assert_eq!(found.cells[0].config.finetune.run_twice, [1]);
     }
 
     #[test]

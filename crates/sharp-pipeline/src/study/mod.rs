@@ -5,7 +5,7 @@ mod plot;
 mod runner;
 mod table;
 
-pub use file::{Cell, Study};
+pub use file::{Cell, Plot, Study, Until, X};
 pub use plot::svg;
 pub use runner::{CellOutcome, CellStatus, Runner, StudyOutcome};
 pub use table::{State, Table};

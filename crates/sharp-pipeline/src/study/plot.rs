@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use sharp_chart::{Axis, escape, tick};
 
-use super::file::Study;
+use super::file::{Study, X};
 use super::table::{Mean, Table};
 
 const WIDTH: f64 = 460.0;
@@ -40,27 +40,51 @@ struct Point {
 }
 
 /// The points of one value of the chosen axis in one row of the evaluation.
-struct Line {
-    name: String,
-    points: Vec<Point>,
-}
+type Line = Vec<Point>;
 
 /// Draws the picture; `None` where nothing was measured yet.
 pub fn svg(study: &Study, table: &Table) -> Option<String> {
     let axis = study.axes.iter().position(|(name, _)| *name == study.plot.lines)?;
-    let panels: Vec<(&String, Vec<Line>)> =
-        table.texts.iter().map(|text| (text, lines(study, table, axis, text))).collect();
-    let names: Vec<&str> = panels.first()?.1.iter().map(|line| line.name.as_str()).collect();
-    if names.is_empty() {
+    // A row of panels for each text, a column for each value of the panels' axis.
+    let split = study.axes.iter().position(|(name, _)| Some(name) == study.plot.panels.as_ref());
+    let columns: Vec<Option<&String>> = match split {
+        Some(split) => study.axes[split].1.iter().map(Some).collect(),
+        None => vec![None],
+    };
+    let chosen = |value: Option<&String>| -> Vec<&Mean> {
+        let fits = |mean: &&Mean| match (split, value) {
+            (Some(split), Some(value)) => mean.values.get(split) == Some(value),
+            _ => true,
+        };
+        table.means.iter().filter(fits).collect()
+    };
+    let mut panels: Vec<Vec<Panel>> = Vec::new();
+    for text in &table.texts {
+        let panel = |&value: &Option<&String>| Panel {
+            title: value.map_or_else(|| text.clone(), |value| format!("{text}, {value}")),
+            text,
+            lines: lines(study, &chosen(value), axis, text),
+        };
+        panels.push(columns.iter().map(panel).collect());
+    }
+    let names = line_names(study, axis);
+    if panels.iter().flatten().all(|panel| panel.lines.iter().all(|line| line.is_empty())) {
         return None;
     }
     let top = 34.0 + LEGEND * names.len().div_ceil(2) as f64;
-    let (width, height) = (WIDTH * panels.len() as f64, top + HEIGHT);
+    // Without an axis of panels the texts stand side by side.
+    let panels: Vec<Vec<Panel>> = match split {
+        Some(_) => panels,
+        None => vec![panels.into_iter().flatten().collect()],
+    };
+    let width = WIDTH * panels.iter().map(Vec::len).max()? as f64;
+    let height = top + HEIGHT * panels.len() as f64;
+    let against = study.plot.x.title();
     let mut s = String::new();
     let _ = write!(
         s,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
-         height=\"{height}\">\n<title>{}: perplexity against stored MLP parameters</title>\n<style>{STYLE}</style>\n\
+         height=\"{height}\">\n<title>{}: perplexity against {against}</title>\n<style>{STYLE}</style>\n\
          <rect class=\"paper\" width=\"{width}\" height=\"{height}\"/>\n\
          <text x=\"{LEFT}\" y=\"20\" font-weight=\"600\">{0}</text>\n",
         escape(&study.name)
@@ -71,32 +95,142 @@ pub fn svg(study: &Study, table: &Table) -> Option<String> {
         s.push_str(&mark(i, x + 13.0, y - 4.0, None));
         let _ = writeln!(s, "<text x=\"{}\" y=\"{y}\">{}</text>", x + 34.0, escape(name));
     }
-    for (i, (text, lines)) in panels.iter().enumerate() {
-        panel(&mut s, table, text, lines, WIDTH * i as f64, top);
+    for (row, panels) in panels.iter().enumerate() {
+        for (column, panel) in panels.iter().enumerate() {
+            panel.draw(&mut s, table, study.plot.x, WIDTH * column as f64, top + HEIGHT * row as f64);
+        }
     }
     s.push_str("</svg>\n");
     Some(s)
 }
 
-fn lines(study: &Study, table: &Table, axis: usize, text: &str) -> Vec<Line> {
+/// One text's axes, lines and points.
+struct Panel<'a> {
+    title: String,
+    text: &'a str,
+    lines: Vec<Line>,
+}
+
+impl Panel<'_> {
+    fn draw(&self, s: &mut String, table: &Table, by: X, left: f64, top: f64) {
+        let Self { title, text, lines } = self;
+        let original = table
+            .means
+            .iter()
+            .find(|m| m.row == "original")
+            .and_then(|m| m.perplexity.get(*text))
+            .map(|p| p.mean);
+        let points = || lines.iter().flatten();
+        let xs: Vec<f64> = points().map(|p| p.x).collect();
+        let x = Axis::new(xs.into_iter(), by == X::Tokens, left + LEFT, left + WIDTH - RIGHT);
+        let ends = |p: &Point| {
+            let d = p.deviation.unwrap_or(0.0);
+            // A bar that would reach below nothing ends at a tenth of its mean.
+            [(p.y - d).max(0.1 * p.y), p.y + d]
+        };
+        let ys: Vec<f64> = points().flat_map(ends).chain(original).collect();
+        let y = Axis::new(ys.into_iter(), true, top + HEIGHT - BOTTOM, top + 24.0);
+        for value in y.marks() {
+            let at = y.at(value);
+            let _ = writeln!(
+                s,
+                "<path class=\"grid\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                left + LEFT,
+                left + WIDTH - RIGHT,
+                left + LEFT - 6.0,
+                at + 4.0,
+                tick(value)
+            );
+        }
+        for value in x.marks() {
+            let _ = writeln!(
+                s,
+                "<text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                x.at(value),
+                top + HEIGHT - BOTTOM + 16.0,
+                tick(value)
+            );
+        }
+        let _ = writeln!(
+            s,
+            "<text x=\"{:.1}\" y=\"{:.1}\">perplexity, {} (log scale)</text>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            left + LEFT,
+            top + 14.0,
+            escape(title),
+            left + (LEFT + WIDTH - RIGHT) / 2.0,
+            top + HEIGHT - 8.0,
+            by.title()
+        );
+        if let Some(original) = original {
+            let at = y.at(original);
+            let _ = writeln!(
+                s,
+                "<path class=\"original\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">\
+                 original {original:.2}</text>",
+                left + LEFT,
+                left + WIDTH - RIGHT,
+                left + WIDTH - RIGHT,
+                at - 5.0
+            );
+        }
+        for (i, line) in lines.iter().enumerate().filter(|(_, line)| !line.is_empty()) {
+            let at = |p: &Point| (x.at(p.x), y.at(p.y));
+            let path: Vec<String> = line.iter().map(at).map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
+            let _ = writeln!(s, "<path class=\"line c{}\" d=\"M{}\"/>", i % COLOURS, path.join("L"));
+            for p in line {
+                let (cx, cy) = at(p);
+                if p.deviation.is_some() {
+                    let [low, high] = ends(p).map(|v| y.at(v));
+                    let _ = writeln!(
+                        s,
+                        "<path class=\"bar c{}\" d=\"M{cx:.1} {low:.1}V{high:.1}M{:.1} {low:.1}h8M{:.1} {high:.1}h8\"/>",
+                        i % COLOURS,
+                        cx - 4.0,
+                        cx - 4.0
+                    );
+                }
+                let spread = p.deviation.map_or(String::new(), |d| format!(" ± {d:.2}"));
+                let words = format!("{}: {}, perplexity {:.2}{spread}", p.what, by.shown(p.x), p.y);
+                s.push_str(&mark(i, cx, cy, Some(&words)));
+                s.push('\n');
+            }
+        }
+    }
+}
+
+/// Names the lines, in the order of their colours.
+fn line_names(study: &Study, axis: usize) -> Vec<String> {
+    let rows = study.plot.rows.iter();
+    rows.flat_map(|row| study.axes[axis].1.iter().map(move |value| line_name(study, *row, value))).collect()
+}
+
+fn line_name(study: &Study, row: crate::config::Row, value: &str) -> String {
+    match study.plot.rows.len() {
+        0 | 1 => value.to_owned(),
+        _ => format!("{value}, {}", row.result_name("q4")),
+    }
+}
+
+/// Makes a line of each name, with the points that there are.
+fn lines(study: &Study, means: &[&Mean], axis: usize, text: &str) -> Vec<Line> {
     let mut all = Vec::new();
-    for (row, value) in
+    for (&row, value) in
         study.plot.rows.iter().flat_map(|row| study.axes[axis].1.iter().map(move |value| (row, value)))
     {
         // A packed row ends with its precision in the results: `slw_sft_q4` may be `slw_sft_q8`.
         let (name, beginning) = (row.result_name("q4"), row.result_name(""));
-        let wanted = |mean: &&Mean| {
+        let wanted = |mean: &&&Mean| {
             mean.values.get(axis) == Some(value)
                 && (mean.row == name || (beginning != name && mean.row.starts_with(&beginning)))
         };
-        let mut points: Vec<Point> = table
-            .means
+        let mut points: Vec<Point> = means
             .iter()
             .filter(wanted)
             .filter_map(|mean| {
                 let spread = mean.perplexity.get(text)?;
                 Some(Point {
-                    x: mean.mlp_parameters / 1e6,
+                    x: study.plot.x.of(mean),
                     y: spread.mean,
                     deviation: spread.deviation,
                     what: format!("{}, {}", mean.values.join(", "), mean.row),
@@ -105,91 +239,30 @@ fn lines(study: &Study, table: &Table, axis: usize, text: &str) -> Vec<Line> {
             .filter(|point| point.y.is_finite() && point.y > 0.0)
             .collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
-        if !points.is_empty() {
-            let name = if study.plot.rows.len() > 1 { format!("{value}, {name}") } else { value.clone() };
-            all.push(Line { name, points });
-        }
+        all.push(points);
     }
     all
 }
 
-/// Draws one text's axes, lines and points.
-fn panel(s: &mut String, table: &Table, text: &str, lines: &[Line], left: f64, top: f64) {
-    let original =
-        table.means.iter().find(|m| m.row == "original").and_then(|m| m.perplexity.get(text)).map(|p| p.mean);
-    let points = || lines.iter().flat_map(|line| &line.points);
-    let xs: Vec<f64> = points().map(|p| p.x).collect();
-    let x = Axis::new(xs.into_iter(), false, left + LEFT, left + WIDTH - RIGHT);
-    let ends = |p: &Point| {
-        let d = p.deviation.unwrap_or(0.0);
-        // A bar that would reach below nothing ends at a tenth of its mean.
-        [(p.y - d).max(0.1 * p.y), p.y + d]
-    };
-    let ys: Vec<f64> = points().flat_map(ends).chain(original).collect();
-    let y = Axis::new(ys.into_iter(), true, top + HEIGHT - BOTTOM, top + 24.0);
-    for value in y.marks() {
-        let at = y.at(value);
-        let _ = writeln!(
-            s,
-            "<path class=\"grid\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            left + LEFT,
-            left + WIDTH - RIGHT,
-            left + LEFT - 6.0,
-            at + 4.0,
-            tick(value)
-        );
+impl X {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Parameters => "stored MLP parameters, millions",
+            Self::Tokens => "tokens of fine-tuning, thousands",
+        }
     }
-    for value in x.marks() {
-        let _ = writeln!(
-            s,
-            "<text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            x.at(value),
-            top + HEIGHT - BOTTOM + 16.0,
-            tick(value)
-        );
+
+    fn of(self, mean: &Mean) -> f64 {
+        match self {
+            Self::Parameters => mean.mlp_parameters / 1e6,
+            Self::Tokens => mean.finetune_tokens as f64 / 1e3,
+        }
     }
-    let _ = writeln!(
-        s,
-        "<text x=\"{:.1}\" y=\"{:.1}\">perplexity, {} (log scale)</text>\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">stored MLP parameters, millions</text>",
-        left + LEFT,
-        top + 14.0,
-        escape(text),
-        left + (LEFT + WIDTH - RIGHT) / 2.0,
-        top + HEIGHT - 8.0
-    );
-    if let Some(original) = original {
-        let at = y.at(original);
-        let _ = writeln!(
-            s,
-            "<path class=\"original\" d=\"M{:.1} {at:.1}H{:.1}\"/><text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">\
-             original {original:.2}</text>",
-            left + LEFT,
-            left + WIDTH - RIGHT,
-            left + WIDTH - RIGHT,
-            at - 5.0
-        );
-    }
-    for (i, line) in lines.iter().enumerate() {
-        let at = |p: &Point| (x.at(p.x), y.at(p.y));
-        let path: Vec<String> = line.points.iter().map(at).map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
-        let _ = writeln!(s, "<path class=\"line c{}\" d=\"M{}\"/>", i % COLOURS, path.join("L"));
-        for p in &line.points {
-            let (cx, cy) = at(p);
-            if p.deviation.is_some() {
-                let [low, high] = ends(p).map(|v| y.at(v));
-                let _ = writeln!(
-                    s,
-                    "<path class=\"bar c{}\" d=\"M{cx:.1} {low:.1}V{high:.1}M{:.1} {low:.1}h8M{:.1} {high:.1}h8\"/>",
-                    i % COLOURS,
-                    cx - 4.0,
-                    cx - 4.0
-                );
-            }
-            let spread = p.deviation.map_or(String::new(), |d| format!(" ± {d:.2}"));
-            let words = format!("{}: {:.2} M, perplexity {:.2}{spread}", p.what, p.x, p.y);
-            s.push_str(&mark(i, cx, cy, Some(&words)));
-            s.push('\n');
+
+    fn shown(self, x: f64) -> String {
+        match self {
+            Self::Parameters => format!("{x:.2} M"),
+            Self::Tokens => format!("{x:.0} thousand tokens"),
         }
     }
 }
@@ -221,6 +294,24 @@ mod tests {
         for outside in ["href", "url(", "@import", "<script", "NaN", "inf"] {
             assert!(!text.contains(outside), "{outside} in {text}");
         }
+    }
+
+    #[test]
+    fn panels_by_an_axis_and_tokens_along_a_logarithmic_axis() {
+        let mut study = file::tests::grid();
+        study.plot.panels = Some("size".into());
+        study.plot.x = X::Tokens;
+        let text = svg(&study, &table::tests::table()).unwrap();
+        assert!(text.contains("perplexity against tokens of fine-tuning, thousands"), "{text}");
+        assert!(
+            text.contains("perplexity, prose, 20 (log scale)") && text.contains("perplexity, prose, 10 (log")
+        );
+        assert!(text.contains("<title>ours, 20, slw_sft: 0 thousand tokens, perplexity 21.50"), "{text}");
+        assert_eq!(
+            text.matches("class=\"line ").count(),
+            2 + 3,
+            "two in the legend; paper at 10 was not run"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::file::{Cell, Study};
+use super::file::{Cell, Study, Until};
 use super::plot::svg;
 use super::table::{State, Table};
 use crate::atomic::write_atomic;
@@ -16,9 +16,6 @@ use crate::programs::Programs;
 use crate::run_folder::{Run, lock};
 use crate::stages::{self, Stage, Step};
 use crate::workspace::Workspace;
-
-/// How far every cell goes.
-const SPAN: Span = Span { from: None, until: Some(Stage::Evaluate), again: None };
 
 /// Says what became of a cell, or would become of it in a run that is not dry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -164,7 +161,8 @@ impl<'a> Runner<'a> {
         programs: &dyn Programs,
         observer: Observer<'_>,
     ) -> Result<CellOutcome> {
-        let made = self.steps(cell).and_then(|(run, steps)| execute(&run, &steps, SPAN, programs, observer));
+        let made =
+            self.steps(cell).and_then(|(run, steps)| execute(&run, &steps, self.span(), programs, observer));
         let (status, error, steps) = match made {
             Ok(steps) => (if stood { CellStatus::Stands } else { CellStatus::Ran }, None, steps),
             Err(Error::Stopped) => return Err(Error::Stopped),
@@ -187,7 +185,10 @@ impl<'a> Runner<'a> {
             folder: self.folder.join(&cell.name),
             siblings: others.map(|other| self.folder.join(&other.name)).collect(),
         };
-        let mut steps = stages::steps_to_evaluate(&run)?;
+        let mut steps = match self.study.until {
+            Until::Evaluate => stages::steps_to_evaluate(&run)?,
+            Until::Finetune => stages::steps_to_finetune(&run)?,
+        };
         stages::check_memory_first(&run, &mut steps)?;
         for note in steps.iter_mut().flat_map(|step| &mut step.notes) {
             *note = format!("{}: {note}", cell.name);
@@ -195,9 +196,18 @@ impl<'a> Runner<'a> {
         Ok((run, steps))
     }
 
+    /// How far every cell goes.
+    fn span(&self) -> Span {
+        let until = match self.study.until {
+            Until::Evaluate => Stage::Evaluate,
+            Until::Finetune => Stage::Finetune,
+        };
+        Span { until: Some(until), ..Span::default() }
+    }
+
     fn look(&self, cell: &Cell, observer: Observer<'_>) -> Result<Vec<Outcome>> {
         let (run, steps) = self.steps(cell)?;
-        dry_run(&run, &steps, SPAN, observer)
+        dry_run(&run, &steps, self.span(), observer)
     }
 
     /// Looks how far each cell of the study is; notes about it come when it runs.

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use serde::Serialize;
 use sharp_schema::evaluation::Results;
+use sharp_schema::metrics::read_result;
 
-use super::file::{Cell, Study};
+use super::file::{Cell, Study, Until};
 use crate::error::{Context as _, Result};
 use crate::manifest;
-use sharp_schema::run::{EVALUATE, FINETUNE, FINETUNE_COLD, RESULTS_FILE, StageFolder, WARMUP};
+use sharp_schema::run::{EVALUATE, FINETUNE, FINETUNE_COLD, METRICS_FILE, RESULTS_FILE, StageFolder, WARMUP};
 
 /// `table.json`.
 #[derive(Debug, Serialize)]
@@ -75,7 +76,9 @@ pub struct Row {
     pub mlp_parameters: u64,
     /// Fraction of the original's MLP parameters that need not be stored.
     pub saved: f64,
-    pub bytes: u64,
+    /// Bytes of the weights as they were measured; absent where nothing was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     pub perplexity: BTreeMap<String, f64>,
     /// Kullback-Leibler divergence from the original, in nats; empty for the original.
     pub kl: BTreeMap<String, f64>,
@@ -110,7 +113,11 @@ pub struct Mean {
     pub seeds: usize,
     pub mlp_parameters: f64,
     pub saved: f64,
-    pub bytes: f64,
+    /// Bytes of the weights as they were measured; absent where nothing was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<f64>,
+    /// Tokens of the fine-tuning behind this row; 0 where nothing was trained.
+    pub finetune_tokens: usize,
     pub perplexity: BTreeMap<String, Spread>,
     pub kl: BTreeMap<String, Spread>,
     pub accuracy: BTreeMap<String, Spread>,
@@ -128,7 +135,7 @@ impl Table {
             .iter()
             .zip(states)
             .map(|(cell, state)| {
-                line(cell, &folder.join(&cell.name), state)
+                line(study.until, cell, &folder.join(&cell.name), state)
                     .with_context(|| format!("the results of the cell {}", cell.name))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -205,7 +212,7 @@ impl Table {
             cells.push(mean.seeds.to_string());
             cells.push(format!("{:.2} M", mean.mlp_parameters / 1e6));
             cells.push(format!("{:.1} %", 100.0 * mean.saved));
-            cells.push(format!("{:.1} MB", mean.bytes / 1e6));
+            cells.push(mean.bytes.map_or("-".to_owned(), |bytes| format!("{:.1} MB", bytes / 1e6)));
             for name in &self.texts {
                 cells.push(shown(mean.perplexity.get(name), 1.0, 2));
                 cells.push(shown(mean.kl.get(name), 1.0, 3));
@@ -249,7 +256,7 @@ fn shown(spread: Option<&Spread>, times: f64, digits: usize) -> String {
     }
 }
 
-fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
+fn line(until: Until, cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     let config = &cell.config;
     let sequence = config.data.sequence.get();
     let rows_of_a_step = (config.finetune.batch_tokens.get() / sequence).max(1);
@@ -272,6 +279,10 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
             line.machine = Some(format!("{}, {} threads", made.host.cpu, made.host.threads));
         }
     }
+    if until == Until::Finetune {
+        line.rows.push(trained_row(folder, &line.stage_wall_s)?);
+        return Ok(line);
+    }
     let path = folder.join(EVALUATE).join(RESULTS_FILE);
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let results = serde_json::from_str::<Results>(&text).with_context(|| format!("in {}", path.display()))?;
@@ -286,7 +297,7 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
         line.rows.push(Row {
             saved: if whole > 0 { 1.0 - row.mlp_parameters as f64 / whole as f64 } else { 0.0 },
             mlp_parameters: row.mlp_parameters,
-            bytes: row.bytes,
+            bytes: Some(row.bytes),
             perplexity: row.perplexity,
             kl: row.kl,
             accuracy: row
@@ -303,32 +314,51 @@ fn line(cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     Ok(line)
 }
 
+/// Reads what fine-tuning measured of its result, of which no file holds the weights.
+fn trained_row(folder: &Path, stage_wall_s: &BTreeMap<String, f64>) -> Result<Row> {
+    let path = folder.join(FINETUNE).join(METRICS_FILE);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let result = read_result(&text).with_context(|| format!("{}: no result", path.display()))?;
+    let whole = result.original_mlp_parameters;
+    Ok(Row {
+        name: "slw_sft".into(),
+        mlp_parameters: result.mlp_parameters,
+        saved: if whole > 0 { 1.0 - result.mlp_parameters as f64 / whole as f64 } else { 0.0 },
+        bytes: None,
+        perplexity: result.texts.iter().map(|(name, text)| (name.clone(), text.loss.exp())).collect(),
+        kl: result.texts.iter().filter_map(|(name, text)| Some((name.clone(), text.kl?))).collect(),
+        accuracy: BTreeMap::new(),
+        training_wall_s: stage_wall_s.values().sum(),
+    })
+}
+
 /// Rows with the same values and name together. The original's rows do not depend on a cell's values: those
 /// that are the same in every respect are one.
 fn means(cells: &[Line]) -> Vec<Mean> {
-    let mut groups: Vec<(Vec<String>, Vec<&Row>)> = Vec::new();
+    let mut groups: Vec<(Vec<String>, usize, Vec<&Row>)> = Vec::new();
     for original in [true, false] {
         for cell in cells {
             for row in cell.rows.iter().filter(|row| row.name.starts_with("original") == original) {
                 let values = if original { Vec::new() } else { cell.values.clone() };
-                let same = |(others, rows): &&mut (Vec<String>, Vec<&Row>)| {
+                let tokens = if row.name.contains("sft") { cell.finetune_tokens } else { 0 };
+                let same = |(others, _, rows): &&mut (Vec<String>, usize, Vec<&Row>)| {
                     *others == values
                         && rows.first().is_some_and(|first| {
                             if original { *first == row } else { first.name == row.name }
                         })
                 };
                 match groups.iter_mut().find(same) {
-                    Some((_, rows)) if !original => rows.push(row),
+                    Some((_, _, rows)) if !original => rows.push(row),
                     Some(_) => {}
-                    None => groups.push((values, vec![row])),
+                    None => groups.push((values, tokens, vec![row])),
                 }
             }
         }
     }
-    groups.into_iter().filter_map(|(values, rows)| mean(values, &rows)).collect()
+    groups.into_iter().filter_map(|(values, tokens, rows)| mean(values, tokens, &rows)).collect()
 }
 
-fn mean(values: Vec<String>, rows: &[&Row]) -> Option<Mean> {
+fn mean(values: Vec<String>, finetune_tokens: usize, rows: &[&Row]) -> Option<Mean> {
     let first = rows.first()?;
     let of = |get: &dyn Fn(&Row) -> f64| spread(rows.iter().map(|row| get(row))).map_or(0.0, |s| s.mean);
     let by_name = |names: Vec<&String>, get: &dyn Fn(&Row, &str) -> Option<f64>| {
@@ -342,7 +372,8 @@ fn mean(values: Vec<String>, rows: &[&Row]) -> Option<Mean> {
         seeds: rows.len(),
         mlp_parameters: of(&|row| row.mlp_parameters as f64),
         saved: of(&|row| row.saved),
-        bytes: of(&|row| row.bytes as f64),
+        finetune_tokens,
+        bytes: spread(rows.iter().filter_map(|row| Some(row.bytes? as f64))).map(|bytes| bytes.mean),
         perplexity: by_name(first.perplexity.keys().collect(), &|row, name| {
             row.perplexity.get(name).copied()
         }),
@@ -376,7 +407,7 @@ pub(super) mod tests {
             name: name.into(),
             mlp_parameters,
             saved: 1.0 - mlp_parameters as f64 / 1000.0,
-            bytes: 2 * mlp_parameters,
+            bytes: Some(2 * mlp_parameters),
             perplexity: BTreeMap::from([("prose".to_owned(), perplexity)]),
             kl: match name {
                 "original" => BTreeMap::new(),
