@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::fixture::{copy_of_finished, fail, pipeline, repository, sharp, xtask};
+use crate::fixture::{copy_of_finished, fail, pipeline, repository, sharp, succeed, xtask};
 
 #[test]
 fn misspelt_keys_values_and_names_are_refused_with_a_suggestion() {
@@ -59,6 +59,25 @@ fn a_broken_checkpoint_is_refused_by_name_and_nothing_is_imported() {
     let errors = fail(&mut command);
     assert!(errors.contains("cut.gguf") && errors.contains("stage import failed"), "{errors}");
     assert!(!run.join("01-import/model.safetensors").exists());
+}
+
+/// Gemma's norms and activation are not trained: said before the import, and by a dry run as well.
+#[test]
+fn a_model_that_cannot_be_trained_is_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let model =
+        |case: &str| format!("model={}", repository().join("tests/golden/hf_families").join(case).display());
+    let Some(mut dry) = pipeline(&run, &["--dry-run", "--set", &model("gemma3")]) else { return };
+    let wanted = "training a Gemma3ForCausalLM is not supported: it has an activation other than SiLU";
+    let errors = fail(&mut dry);
+    assert!(errors.contains(wanted) && !run.exists(), "{errors}");
+    let errors = fail(&mut pipeline(&run, &["--set", &model("gemma3")]).unwrap());
+    assert!(errors.contains(wanted) && errors.contains("stage import failed"), "{errors}");
+    assert!(!run.join("01-import/config.json").exists());
+    // What does not train takes it, and what can be trained passes.
+    succeed(&mut pipeline(&run, &["--dry-run", "--until", "plan", "--set", &model("gemma3")]).unwrap());
+    succeed(&mut pipeline(&run, &["--dry-run", "--set", &model("qwen3")]).unwrap());
 }
 
 #[test]

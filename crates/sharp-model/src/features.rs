@@ -28,4 +28,12 @@ impl ModelConfig {
         ];
         all.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect()
     }
+
+    /// Says why a program that trains Llama's layers only refuses this model, on rows of `tokens` tokens;
+    /// `None` where it can train it.
+    pub fn training_refusal(&self, tokens: usize) -> Option<String> {
+        let features = self.non_llama_features(tokens);
+        let (name, features) = (self.architecture(), (!features.is_empty()).then(|| features.join(", "))?);
+        Some(format!("training a {name} is not supported: it has {features}"))
+    }
 }

@@ -13,7 +13,7 @@ use sharp_schema::evaluation::{Request, TextRequest};
 use sharp_schema::{Bf16, Side};
 use sharp_train::finetune::{FinetuneOptions, Reuse, StartFrom, check_memory, finetune, least_memory};
 use sharp_train::warmup::{WarmupOptions, warmup};
-use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting};
+use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting, check_trainable};
 
 /// Bytes of a mebibyte.
 const MIB: u64 = 1 << 20;
@@ -338,9 +338,7 @@ fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
 /// Reports the least memory that fine-tuning takes; fails where there is less.
 fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
     let options = &finetune_options(a)?;
-    let source = ModelSource::open(&a.common.model)?;
-    let plan = Plan::load(&a.common.plan)?;
-    plan.validate(source.config())?;
+    let (source, plan) = open(&a.common)?;
     let compute = compute(&a.common)?;
     check_memory(&source, &plan, &compute, options)?;
     let bytes = least_memory(&source, &plan, &compute, options);
@@ -368,10 +366,18 @@ fn loss(a: &FinetuneArgs) -> Result<Loss> {
     })
 }
 
-fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
+/// Opens the original and the plan, and refuses what cannot be trained before anything large is read.
+fn open(common: &CommonArgs) -> Result<(ModelSource, Plan)> {
     let source = ModelSource::open(&common.model)?;
+    check_trainable(source.config(), common.seq_len)
+        .with_context(|| format!("{}", common.model.display()))?;
     let plan = Plan::load(&common.plan)?;
     plan.validate(source.config())?;
+    Ok((source, plan))
+}
+
+fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
+    let (source, plan) = open(common)?;
     let tokenizer = Tokenizer::load(&common.model)?;
     let chat = Chat::from_tokenizer(&tokenizer)?;
     let mut docs: Vec<Document> = Vec::new();

@@ -8,6 +8,7 @@ use sharp_progress::Progress;
 
 use crate::device::Compute;
 use crate::error::{Error, Result};
+use crate::trainable::check_trainable;
 
 /// Names what warm-up and fine-tuning have in common: model, plan, data, output folder and machine.
 #[derive(Clone, Copy)]
@@ -29,8 +30,9 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Checks that the plan fits the original and that the rows are of one length.
+    /// Checks that the original can be trained, that the plan fits it and that the rows are of one length.
     pub(crate) fn check(&self) -> Result<()> {
+        check_trainable(self.source.config(), self.train.seq_len)?;
         self.plan.validate(self.source.config())?;
         if self.source.plan().is_some() {
             let path = self.source.path().display();

@@ -27,6 +27,7 @@ mod start;
 mod tensors;
 #[cfg(test)]
 mod testing;
+mod trainable;
 mod trained_layer;
 pub mod warmup;
 mod weights;
@@ -37,3 +38,4 @@ pub use head::Loss;
 pub use job::Job;
 pub use llama::Llama;
 pub use sharp_schema::{Start, TrainMlps, Weighting};
+pub use trainable::check_trainable;

@@ -8,8 +8,9 @@
 use sharp_model::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensors::dim;
+use crate::trainable::check_trainable;
 
 /// The rotations of positions `0..n`.
 #[derive(Debug)]
@@ -24,14 +25,7 @@ impl Rope {
     /// Computes the rotations; refuses a model whose layers are not Llama's, since every forward pass begins
     /// here.
     pub(crate) fn new(config: &ModelConfig, positions: usize, device: Device) -> Result<Self> {
-        let features = config.non_llama_features(positions);
-        if !features.is_empty() {
-            return Err(Error::invalid(format!(
-                "training a {} is not supported: it has {}",
-                config.architecture(),
-                features.join(", ")
-            )));
-        }
+        check_trainable(config, positions)?;
         let freq = Tensor::f_from_slice(&config.inv_freq())?;
         let position = Tensor::f_arange(dim(positions)?, (Kind::Double, Device::Cpu))?;
         let angle = position.f_outer(&freq)?.f_unsqueeze(1)?;

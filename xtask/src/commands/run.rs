@@ -1,14 +1,15 @@
 //! `cargo xtask pipeline`, and each stage by its own name.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 use sharp_pipeline::{Outcome, Run, Span, Stage, StepStatus, stages};
-use sharp_schema::run::REPORT_PAGE;
+use sharp_schema::run::{IMPORT, REPORT_PAGE};
 
-use crate::build::Cargo;
+use crate::build::{self, Cargo};
 use crate::observer::{catch_signals, stderr};
 use crate::paths;
 
@@ -100,6 +101,10 @@ pub(crate) fn stage(stage: Stage, args: &StageArgs) -> Result<()> {
 fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
     let run = args.resolve()?;
     let mut steps = stages::steps(&run)?;
+    let trains = span.until.is_none_or(|until| until >= Stage::Warmup);
+    if trains {
+        stages::check_model_first(&run, &mut steps)?;
+    }
     if span.until.is_none_or(|until| until >= Stage::Finetune) {
         stages::check_memory_first(&run, &mut steps)?;
     }
@@ -122,6 +127,9 @@ fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
             }
         }
     }
+    if dry_run && trains {
+        refuse_untrainable(&run, &outcomes)?;
+    }
     let page = run.path(REPORT_PAGE);
     let report = page.is_file().then(|| paths::shown(&page));
     if !dry_run && outcomes.iter().any(|outcome| outcome.status == StepStatus::Ran) {
@@ -141,6 +149,22 @@ fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
     if json {
         let summary = Summary { run: paths::shown(&run.folder), dry_run, report, steps: &outcomes };
         println!("{}", serde_json::to_string_pretty(&summary).context("the outcome as JSON")?);
+    }
+    Ok(())
+}
+
+/// Lets `sharp` refuse a model that training cannot take, as it would in the run itself before the import.
+fn refuse_untrainable(run: &Run, outcomes: &[Outcome]) -> Result<()> {
+    let imports =
+        |outcome: &Outcome| outcome.folder == IMPORT.name() && outcome.status == StepStatus::WouldRun;
+    let Some(line) = stages::model_check(run)?.filter(|_| outcomes.iter().any(imports)) else {
+        return Ok(());
+    };
+    let mut command = Command::new(build::provide(&[line.program])?.path(line.program)?);
+    command.args(&line.arguments).stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr()));
+    let shown = line.shown(run).join(" ");
+    if !command.status().with_context(|| format!("starting {shown}"))?.success() {
+        bail!("the run would stop at its first command: {shown}");
     }
     Ok(())
 }

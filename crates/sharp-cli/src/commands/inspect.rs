@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use sharp_model::gguf::{Gguf, HfView};
 use sharp_model::packed::PackedFile;
@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// List every tensor.
     #[arg(long)]
     tensors: bool,
+    /// Fail, by the configuration alone, if the model cannot be trained on rows of so many tokens.
+    #[arg(long, value_name = "TOKENS", conflicts_with = "tensors")]
+    trainable: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -74,8 +77,21 @@ impl From<&ModelConfig> for ModelSummary {
 }
 
 pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
+    if let Some(tokens) = args.trainable {
+        return trainable(&args.model, tokens, output);
+    }
     let contents = contents(&args.model)?;
     output.result(&contents, || describe(&contents, args.tensors))
+}
+
+/// Says whether a model's layers can be trained; reads no weights.
+fn trainable(path: &Path, tokens: usize, output: &Output) -> Result<()> {
+    let config = Stored::at(path)?.config()?;
+    if let Some(refusal) = config.training_refusal(tokens) {
+        bail!("{}: {refusal}", path.display());
+    }
+    let name = config.architecture();
+    output.result(&serde_json::json!({"trainable": true}), || format!("a {name} can be trained\n"))
 }
 
 fn contents(path: &Path) -> Result<Contents> {

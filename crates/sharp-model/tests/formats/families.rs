@@ -106,4 +106,8 @@ fn what_differs_from_llama_is_told() {
     );
     assert_eq!(told("smollm3", 8), "layers without RoPE");
     assert!(told("gemma2", 8).contains("capped attention scores"));
+    let refused = |case: &str| config(case, json!({})).unwrap().training_refusal(8);
+    assert_eq!(refused("qwen3"), None);
+    let text = "training a SmolLM3ForCausalLM is not supported: it has layers without RoPE";
+    assert_eq!(refused("smollm3").as_deref(), Some(text));
 }

@@ -16,8 +16,9 @@ mod step;
 mod tests;
 mod training;
 
-use sharp_schema::run::{EVALUATE, FINETUNE, StageFolder, WARMUP};
+use sharp_schema::run::{EVALUATE, FINETUNE, IMPORT, StageFolder, WARMUP};
 
+use crate::config::ModelSource;
 use crate::error::Result;
 use crate::run_folder::Run;
 
@@ -97,6 +98,30 @@ fn needed_for(last: StageFolder, steps: Vec<Step>) -> Vec<Step> {
         }
     }
     steps.into_iter().filter(|step| wanted.contains(&step.folder)).collect()
+}
+
+/// Lets a model that cannot be trained be refused before it is imported and analysed.
+///
+/// # Errors
+/// Where a file that the configuration names is not there.
+pub fn check_model_first(run: &Run, steps: &mut [Step]) -> Result<()> {
+    let trains = steps.iter().any(|step| matches!(step.stage, Stage::Warmup | Stage::Finetune));
+    let import = steps.iter_mut().find(|step| step.folder == IMPORT && trains);
+    if let (Some(import), Some(line)) = (import, model_check(run)?) {
+        import.command_lines.insert(0, line);
+    }
+    Ok(())
+}
+
+/// Builds the command that only says whether training takes the configuration's model; `None` for models of
+/// the project's own, which it takes.
+///
+/// # Errors
+/// Where a file that the configuration names is not there.
+pub fn model_check(run: &Run) -> Result<Option<CommandLine>> {
+    let ModelSource::File(found) = run.config.model_source(&run.workspace)? else { return Ok(None) };
+    let line = |path| CommandLine::sharp("inspect").arg(path).value("--trainable", run.config.data.sequence);
+    Ok(found.pinned.is_none().then(|| line(&found.path)))
 }
 
 /// Lets a machine that is too small for the fine-tuning say so before the warm-up, not after it.

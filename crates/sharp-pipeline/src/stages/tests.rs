@@ -86,6 +86,22 @@ fn memory_is_checked_before_the_warm_up_where_fine_tuning_follows() {
 }
 
 #[test]
+fn a_model_of_ones_own_is_checked_before_its_import_where_training_follows() {
+    let checked = |model: &str, rows: &[Row]| -> bool {
+        let mut run = run();
+        run.config.model = model.into();
+        run.config.evaluate.rows = rows.to_vec();
+        let mut steps = steps_to_evaluate(&run).unwrap();
+        check_model_first(&run, &mut steps).unwrap();
+        words(&steps[0].command_lines[0]).contains(&"--trainable".to_owned())
+    };
+    let own = env!("CARGO_MANIFEST_DIR");
+    assert!(checked(own, &[Row::Original, Row::Slw]));
+    assert!(!checked(own, &[Row::Original, Row::Untrained]));
+    assert!(!checked("synth:tiny", &[Row::Original, Row::SlwSft]));
+}
+
+#[test]
 fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
     let mut run = run();
     run.config.plan.form = Form::Drop;

@@ -189,6 +189,7 @@ impl<'a> Runner<'a> {
             Until::Evaluate => stages::steps_to_evaluate(&run)?,
             Until::Finetune => stages::steps_to_finetune(&run)?,
         };
+        stages::check_model_first(&run, &mut steps)?;
         stages::check_memory_first(&run, &mut steps)?;
         for note in steps.iter_mut().flat_map(|step| &mut step.notes) {
             *note = format!("{}: {note}", cell.name);
