@@ -185,3 +185,51 @@ fn a_dry_run_lists_the_cells_and_writes_nothing_and_typing_errors_are_refused() 
     assert!(errors.contains("mine.toml") && errors.contains("did you mean `start`?"), "{errors}");
     assert!(!out.exists(), "nothing starts before the study is right");
 }
+
+/// What no file can hold is measured by the training; what a file can hold comes out as `sharp evaluate`
+/// measures it.
+#[test]
+fn a_study_that_stops_after_fine_tuning_measures_as_the_evaluation_does() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let make = |name: &str, head: &str, arms: &str| -> Option<Value> {
+        let file = folder.path().join(format!("{name}.toml"));
+        let text = format!(
+            "base = \"configs/tiny.toml\"\n{head}\n[set]\nfinetune.cold = false\nfinetune.distill = 0.5\nfinetune.norms = true\n\
+             plan.form = \"pruned\"\nplan.strategy = \"even\"\nplan.targets = \"none\"\nplan.remove = 0.3\nexport.dtype = \"f32\"\n\
+             evaluate.tasks = []\nevaluate.stride = 64\nevaluate.rows = [\"original\", \"slw_sft\"]\n\
+             [[axes]]\nname = \"arm\"\n[[axes.values]]\nname = \"own-neurons\"\n{arms}"
+        );
+        fs::write(&file, text).unwrap();
+        let out = folder.path().join(name);
+        succeed(&mut study(file.to_str().unwrap(), &out, &[])?);
+        Some(table(&out))
+    };
+    let reuse = "[[axes.values]]\nname = \"pools\"\nset = { finetune.pool = 2 }\n\
+                 [[axes.values]]\nname = \"second-pass\"\nset = { finetune.run_twice = [2] }\n[plot]\nx = \"tokens\"\n";
+    let Some(trained) = make("trained", "until = \"finetune\"", reuse) else { return };
+    let evaluated = make("evaluated", "", "").unwrap();
+
+    let row = |table: &Value, cell: usize, row: usize| table["cells"][cell]["rows"][row].clone();
+    let (own, written) = (row(&trained, 0, 0), row(&evaluated, 0, 1));
+    assert_eq!((&own["name"], &written["name"]), (&"slw_sft".into(), &"slw_sft".into()));
+    assert_eq!(own["mlp_parameters"], written["mlp_parameters"]);
+    for text in ["tiny_held_out", "tiny"] {
+        for measure in ["perplexity", "kl"] {
+            let [ours, theirs] = [&own, &written].map(|row| row[measure][text].as_f64().unwrap());
+            assert!((ours - theirs).abs() < 0.01 * theirs, "{measure} of {text}: {ours} and {theirs}");
+        }
+    }
+    for cell in [1, 2] {
+        let row = row(&trained, cell, 0);
+        assert!(
+            row["mlp_parameters"].as_u64() > own["mlp_parameters"].as_u64(),
+            "gains and gates count: {row}"
+        );
+        assert_ne!(row["perplexity"], own["perplexity"], "gains and gates are trained");
+        assert!(row.get("bytes").is_none(), "nothing was written: {row}");
+        let cell = folder.path().join("trained").join(trained["cells"][cell]["cell"].as_str().unwrap());
+        assert!(!cell.join("05-finetune/recovery.safetensors").exists() && !cell.join("06-export").exists());
+    }
+    let picture = fs::read_to_string(folder.path().join("trained/plot.svg")).unwrap();
+    assert!(picture.contains("tokens of fine-tuning, thousands"), "{picture}");
+}
