@@ -272,9 +272,15 @@ impl Block {
     }
 }
 
-/// Cuts the queries into blocks; on a GPU into one, since many small products cost more than they save there.
+/// Chooses how many of a sequence's `time` queries are in one product; on a GPU all, since many small
+/// products cost more than they save there.
+pub(crate) fn queries_at_once(time: i64, device: Device) -> i64 {
+    if device.is_cuda() { time.max(1) } else { BLOCK }
+}
+
+/// Cuts the queries into blocks.
 fn blocks(time: i64, device: Device) -> impl Iterator<Item = Block> {
-    let queries = if device.is_cuda() { time.max(1) } else { BLOCK };
+    let queries = queries_at_once(time, device);
     (0..time).step_by(size(queries)).map(move |start| Block { start, end: time.min(start + queries) })
 }
 

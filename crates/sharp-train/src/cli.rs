@@ -11,7 +11,7 @@ use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Terminal;
 use sharp_schema::evaluation::{Request, TextRequest};
 use sharp_schema::{Bf16, Side};
-use sharp_train::finetune::{FinetuneOptions, Reuse, StartFrom, check_memory, finetune, least_memory};
+use sharp_train::finetune::{FinetuneOptions, Reuse, StartFrom, check_memory, finetune, memory_needed};
 use sharp_train::warmup::{WarmupOptions, warmup};
 use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting, check_trainable};
 
@@ -199,7 +199,7 @@ struct FinetuneArgs {
     /// Memory that may be taken, in MiB; what the machine has unless given.
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
-    /// Only say whether there is memory enough, and train nothing.
+    /// Train nothing; say what memory it takes, and fail where it cannot be done.
     #[arg(long)]
     check: bool,
     /// Steps between checkpoints; 0 writes none.
@@ -335,15 +335,15 @@ fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
     })
 }
 
-/// Reports the least memory that fine-tuning takes; fails where there is less.
+/// Reports the memory that fine-tuning takes; fails where there is less.
 fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
     let options = &finetune_options(a)?;
     let (source, plan) = open(&a.common)?;
     let compute = compute(&a.common)?;
-    check_memory(&source, &plan, &compute, options)?;
-    let bytes = least_memory(&source, &plan, &compute, options);
-    report(json, &serde_json::json!({"least_memory_bytes": bytes}), || {
-        format!("fine-tuning takes at least {:.1} GiB of memory\n", bytes as f64 / (1u64 << 30) as f64)
+    check_memory(&source, &plan, a.common.seq_len, &compute, options)?;
+    let bytes = memory_needed(&source, &plan, a.common.seq_len, &compute, options);
+    report(json, &serde_json::json!({"memory_bytes": bytes}), || {
+        format!("fine-tuning takes {:.1} GiB of memory\n", bytes as f64 / (1u64 << 30) as f64)
     })
 }
 

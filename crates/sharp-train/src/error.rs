@@ -54,12 +54,12 @@ pub enum Error {
     Invalid(String),
     /// The machine is too small for what is to be trained.
     #[error(
-        "fine-tuning needs at least {:.1} GiB of memory and there are {:.1}: train less (stored MLPs can stay as they are; a larger \
-         saving or smaller ranks leave less to train), fine-tune on a larger machine, or stop after the warm-up",
+        "fine-tuning takes {:.1} GiB of memory and there are {:.1}: train less (stored MLPs can stay as they are; a larger saving or \
+         smaller ranks leave less to train), use fewer threads, fine-tune on a larger machine, or stop after the warm-up",
         gib(.needed), gib(.there)
     )]
     Memory {
-        /// Bytes it surely takes.
+        /// Bytes it takes.
         needed: u64,
         /// Bytes there are.
         there: u64,

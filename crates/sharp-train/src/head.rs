@@ -15,7 +15,7 @@ use crate::weights::Weights;
 
 /// Chooses how many rows of logits are held at once: enough for the product with the head to run at full
 /// speed, few enough that they are a small part of the memory whatever the sequence length.
-fn chunk(device: Device) -> i64 {
+pub(crate) fn rows_at_once(device: Device) -> i64 {
     if device.is_cuda() { 1024 } else { 128 }
 }
 
@@ -211,7 +211,7 @@ impl Head {
     ) -> Result<()> {
         let (ce_weight, kl_weight, temperature) = loss.weights();
         let total = targets.positions.size1()?;
-        let chunk = chunk(normed.device());
+        let chunk = rows_at_once(normed.device());
         let mut start = 0;
         while start < total {
             let n = chunk.min(total - start);

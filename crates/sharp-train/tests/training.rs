@@ -332,13 +332,15 @@ fn senseless_settings_are_refused() {
 fn a_machine_too_small_is_told_before_anything_is_read() {
     let mut run = Run::new("tied", trainable(1)[0]);
     run.options.train_mlps = TrainMlps::All;
-    let needed = sharp_train::finetune::least_memory(&run.source, &run.plan, &Compute::cpu(1), &run.options);
-    // The weights in float32, and for each trained value itself, its gradient, two moments, its best value
-    // and its place among the weights.
-    let weights = 4 * run.source.config().total_parameters();
-    let (_dir, out) = folder();
-    let trained = run.go(&out).unwrap().parameters;
-    assert_eq!(needed, weights + 24 * trained);
+    let compute = Compute::cpu(run.threads);
+    let needed =
+        |run: &Run| sharp_train::finetune::memory_needed(&run.source, &run.plan, 16, &compute, &run.options);
+    let all = needed(&run);
+    run.options.train_mlps = TrainMlps::None;
+    let none = needed(&run);
+    assert!(none < all, "{none} {all}");
+    run.options.train_mlps = TrainMlps::All;
+    let needed = all;
 
     run.options.memory_bytes = Some(needed - 1);
     let (_dir, out) = folder();

@@ -10,6 +10,7 @@ mod best;
 mod checkpoint;
 mod memory;
 mod options;
+mod outline;
 mod parameters;
 mod replica;
 mod reuse;
@@ -20,7 +21,7 @@ mod student;
 
 use crate::error::{Error, Result};
 use crate::job::Job;
-pub use memory::{check_memory, least_memory};
+pub use memory::{check_memory, memory_needed};
 pub use options::{FinetuneOptions, FinetuneSummary, StartFrom};
 pub use reuse::Reuse;
 use run::Run;
@@ -50,7 +51,7 @@ pub fn finetune(job: &Job<'_>, from: StartFrom<'_>, options: &FinetuneOptions) -
     if job.train.counted() == 0 || job.held_out.counted() == 0 {
         return Err(Error::invalid("fine-tuning needs training and held-out rows with tokens that count"));
     }
-    check_memory(job.source, job.plan, &job.compute, options)?;
+    check_memory(job.source, job.plan, job.train.seq_len, &job.compute, options)?;
     std::fs::create_dir_all(job.out).map_err(Error::io(job.out))?;
     let mut run = Run::new(job, from, options)?;
     let first = run.resume()?;

@@ -1,0 +1,70 @@
+//! What `sharp-train finetune --check` forecasts, against what the program then takes.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use sharp_infer::Synthetic;
+use sharp_model::{LayerChange, ModelConfig, Plan};
+use sharp_progress::Silent;
+
+/// A model of 19 M parameters, half of them trained; activations and logits count as well.
+fn write_model(folder: &Path) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 10, "vocab_size": 40_000,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+    });
+    let config = ModelConfig::from_json(&config.to_string()).unwrap();
+    Synthetic::write(&config, None, 1, &folder.join("model"), &Silent).unwrap();
+    let plan = Plan::new("explicit", vec![LayerChange::prune(1, 512)]);
+    std::fs::write(folder.join("plan.toml"), plan.to_toml()).unwrap();
+    let text: String = (0..800).map(|i| format!("{{\"text\": \"line {i} of {}\"}}\n", i * i)).collect();
+    std::fs::write(folder.join("text.jsonl"), text).unwrap();
+}
+
+fn finetune(folder: &Path, steps: u32, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sharp-train"));
+    command.current_dir(folder).args(["finetune", "--model", "model", "--plan", "plan.toml"]);
+    command.args(["--data", "text.jsonl", "--out", "out", "--seq-len", "256", "--batch-tokens", "512"]);
+    command.args(["--held-out-tokens", "512", "--train-mlps", "all", "--distill", "0.5", "--bf16", "off"]);
+    command.args(["--threads", "2", "--steps", &steps.to_string()]).args(more).stderr(Stdio::null());
+    command
+}
+
+fn forecast(folder: &Path, steps: u32, more: &[&str]) -> Value {
+    let output = finetune(folder, steps, &[&["--check", "--json"], more].concat()).output().unwrap();
+    assert!(output.status.success());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Follows a program's anonymous memory to its end.
+#[cfg(target_os = "linux")]
+fn peak(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut peak = 0;
+    let status = loop {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let anonymous = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = anonymous.map_or(0, |rest| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap());
+        peak = peak.max(kib * 1024);
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    assert!(status.success());
+    peak
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_is_what_the_program_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    let said = forecast(folder.path(), 2, &[])["memory_bytes"].as_u64().unwrap();
+    let taken = peak(finetune(folder.path(), 2, &[]));
+    let ratio = said as f64 / taken as f64;
+    assert!((0.8..1.25).contains(&ratio), "{said} bytes said, {taken} taken");
+}
