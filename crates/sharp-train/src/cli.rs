@@ -11,7 +11,9 @@ use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Terminal;
 use sharp_schema::evaluation::{Request, TextRequest};
 use sharp_schema::{Bf16, Side};
-use sharp_train::finetune::{FinetuneOptions, Reuse, StartFrom, check_memory, finetune, memory_needed};
+use sharp_train::finetune::{
+    FinetuneOptions, Pace, Reuse, StartFrom, check_memory, estimate_pace, finetune, memory_needed,
+};
 use sharp_train::warmup::{WarmupOptions, warmup};
 use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting, check_trainable};
 
@@ -199,9 +201,12 @@ struct FinetuneArgs {
     /// Memory that may be taken, in MiB; what the machine has unless given.
     #[arg(long, value_name = "MIB")]
     memory_mib: Option<u64>,
-    /// Train nothing; say what memory it takes, and fail where it cannot be done.
+    /// Train nothing; say what memory and time it takes on this machine, and fail where it cannot be done.
     #[arg(long)]
     check: bool,
+    /// With `--check`: leave out the time, for which a layer and the head are run.
+    #[arg(long, requires = "check")]
+    untimed: bool,
     /// Steps between checkpoints; 0 writes none.
     #[arg(long, default_value_t = FinetuneOptions::default().save_every)]
     save_every: u64,
@@ -335,16 +340,46 @@ fn finetune_options(a: &FinetuneArgs) -> Result<FinetuneOptions> {
     })
 }
 
-/// Reports the memory that fine-tuning takes; fails where there is less.
+/// What `--check` reports.
+#[derive(serde::Serialize)]
+struct Forecast {
+    /// Bytes of anonymous memory at the peak.
+    memory_bytes: u64,
+    #[serde(flatten)]
+    pace: Option<Pace>,
+}
+
+/// Reports the memory and the time that fine-tuning takes; fails where there is less memory.
 fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
     let options = &finetune_options(a)?;
     let (source, plan) = open(&a.common)?;
     let compute = compute(&a.common)?;
-    check_memory(&source, &plan, a.common.seq_len, &compute, options)?;
-    let bytes = memory_needed(&source, &plan, a.common.seq_len, &compute, options);
-    report(json, &serde_json::json!({"memory_bytes": bytes}), || {
-        format!("fine-tuning takes {:.1} GiB of memory\n", bytes as f64 / (1u64 << 30) as f64)
+    let seq_len = a.common.seq_len;
+    check_memory(&source, &plan, seq_len, &compute, options)?;
+    let memory_bytes = memory_needed(&source, &plan, seq_len, &compute, options);
+    let held_out = a.common.held_out_tokens.div_ceil(seq_len.max(1));
+    let timed = || estimate_pace(&source, &plan, (seq_len, held_out), &compute, options);
+    let pace = (!a.untimed).then(timed).transpose()?;
+    report(json, &Forecast { memory_bytes, pace }, || {
+        let gib = memory_bytes as f64 / (1u64 << 30) as f64;
+        let steps = format!("{} steps of {} tokens", a.steps, a.batch_tokens);
+        match pace {
+            None => format!("fine-tuning: {steps}; {gib:.1} GiB of memory\n"),
+            Some(Pace { tokens_per_second, seconds }) => format!(
+                "fine-tuning: {steps}, about {} at {tokens_per_second:.0} tokens/s on this machine; {gib:.1} GiB of memory\n",
+                duration(seconds)
+            ),
+        }
     })
+}
+
+/// Writes a time as roughly as an estimate is.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 90.0 * 60.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
 }
 
 fn loss(a: &FinetuneArgs) -> Result<Loss> {

@@ -63,8 +63,23 @@ fn peak(mut command: Command) -> u64 {
 fn memory_is_what_the_program_takes() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
-    let said = forecast(folder.path(), 2, &[])["memory_bytes"].as_u64().unwrap();
+    let said = forecast(folder.path(), 2, &["--untimed"])["memory_bytes"].as_u64().unwrap();
     let taken = peak(finetune(folder.path(), 2, &[]));
     let ratio = said as f64 / taken as f64;
     assert!((0.8..1.25).contains(&ratio), "{said} bytes said, {taken} taken");
+}
+
+#[test]
+fn time_grows_with_the_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    let of = |steps| forecast(folder.path(), steps, &[]);
+    let (few, many) = (of(2), of(2000));
+    for forecast in [&few, &many] {
+        assert!(forecast["tokens_per_second"].as_f64().unwrap() > 0.0);
+    }
+    // The same step measured twice, on a machine that may have other work.
+    let ratio = many["seconds"].as_f64().unwrap() / few["seconds"].as_f64().unwrap();
+    assert!(ratio > 50.0, "{few} {many}");
+    assert_eq!(forecast(folder.path(), 2, &["--untimed"]).get("seconds"), None);
 }

@@ -124,7 +124,8 @@ pub fn model_check(run: &Run) -> Result<Option<CommandLine>> {
     Ok(found.pinned.is_none().then(|| line(&found.path)))
 }
 
-/// Lets a machine that is too small for the fine-tuning say so before the warm-up, not after it.
+/// Lets the fine-tuning say before the warm-up what memory and time it takes, and refuse a machine that is
+/// too small.
 ///
 /// # Errors
 /// Where a file that the configuration names is not there.

@@ -87,7 +87,7 @@ fn length(run: &Run) -> (NonZeroUsize, f64) {
     (run.config.finetune.steps, run.config.finetune.lr)
 }
 
-/// Builds a command that only says whether the machine's memory is enough for the fine-tuning.
+/// Builds a command that only says what the fine-tuning takes, and fails where the memory is not there.
 pub(super) fn memory_check(run: &Run) -> Result<CommandLine> {
     let (line, _) = finetuning(run, run.path(FINETUNE), order_seed(run), length(run))?;
     Ok(line.arg("--check"))

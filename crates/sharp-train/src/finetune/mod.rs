@@ -11,6 +11,7 @@ mod checkpoint;
 mod memory;
 mod options;
 mod outline;
+mod pace;
 mod parameters;
 mod replica;
 mod reuse;
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 pub use memory::{check_memory, memory_needed};
 pub use options::{FinetuneOptions, FinetuneSummary, StartFrom};
+pub use pace::{Pace, estimate_pace};
 pub use reuse::Reuse;
 use run::Run;
 

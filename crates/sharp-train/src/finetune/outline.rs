@@ -16,6 +16,8 @@ pub(super) struct Outline<'a> {
     pub(super) mlps: BTreeSet<usize>,
     /// The first layer with something to train, which is the first to keep what its backward pass needs.
     pub(super) first: usize,
+    /// The first layer that differs from the original's.
+    pub(super) changed: usize,
     /// Values trained, norms aside.
     pub(super) trained: u64,
 }
@@ -28,8 +30,16 @@ impl<'a> Outline<'a> {
         let trains = |t: &Treatment| options.train_norms || form(t).is_some() || follows(t);
         let changes = plan.changes.iter().filter(|change| trains(&change.treatment));
         let first = changes.map(|change| change.layer).chain(mlps.iter().copied()).min().unwrap_or(layers);
+        let changed = plan.changes.iter().map(|change| change.layer).fold(first, usize::min);
         let trained = plan.stored_parameters(config) + mlps.len() as u64 * config.mlp_parameters_per_layer();
-        Self { config, plan, mlps, first, trained }
+        Self { config, plan, mlps, first, changed, trained }
+    }
+
+    /// Counts the layers whose MLP gives gradients of its weights or of recovery parameters.
+    pub(super) fn trained_layers(&self) -> usize {
+        let follows = |t: &Treatment| t.reference().is_some_and(|reference| self.mlps.contains(&reference));
+        let recovers = |t: &Treatment| form(t).is_some() || follows(t);
+        self.mlps.len() + self.plan.changes.iter().filter(|change| recovers(&change.treatment)).count()
     }
 
     /// Counts the MLP weights that a changed layer computes with.
