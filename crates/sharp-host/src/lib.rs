@@ -28,6 +28,10 @@ mod system {
     pub(crate) fn processor() -> Option<String> {
         None
     }
+
+    pub(crate) fn has_gpu() -> bool {
+        false
+    }
 }
 
 /// Returns the bytes of memory that the machine has.
@@ -60,4 +64,23 @@ pub fn peak_memory_of(process: u32) -> Option<u64> {
 /// Returns the processor's name, such as `AMD EPYC 9554 64-Core Processor`.
 pub fn processor() -> Option<String> {
     system::processor()
+}
+
+/// Returns true where the processor multiplies bf16 in hardware. AMX is seen by `avx512_bf16`, which every
+/// processor with AMX has.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Returns true where the machine lends this process an NVIDIA GPU. A program may still be built without
+/// CUDA.
+pub fn has_gpu() -> bool {
+    system::has_gpu()
 }

@@ -33,9 +33,30 @@ pub(crate) fn processor() -> Option<String> {
     CpuInfo::current().ok()?.model_name(0).map(str::to_owned)
 }
 
+/// Looks for the device files of NVIDIA's driver: `/dev/nvidia0` and further numbers, or WSL's `/dev/dxg`.
+pub(crate) fn has_gpu() -> bool {
+    let Ok(entries) = std::fs::read_dir("/dev") else { return false };
+    entries.flatten().any(|entry| is_gpu(&entry.file_name().to_string_lossy()))
+}
+
+fn is_gpu(device: &str) -> bool {
+    let number = device.strip_prefix("nvidia");
+    device == "dxg" || number.is_some_and(|n| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_is_told_from_the_drivers_other_files() {
+        for device in ["nvidia0", "nvidia12", "dxg"] {
+            assert!(is_gpu(device), "{device}");
+        }
+        for device in ["nvidiactl", "nvidia", "nvidia-uvm", "null"] {
+            assert!(!is_gpu(device), "{device}");
+        }
+    }
 
     #[test]
     fn memory_is_what_the_kernel_says() {

@@ -19,7 +19,7 @@ impl Precision {
     /// Chooses the faster type of a device. Without `avx512_bf16` or AMX, libtorch's bfloat16 products run at
     /// about a hundredth of float32's speed.
     pub fn best(device: Device) -> Self {
-        if device.is_cuda() || cpu_has_bf16() { Self::Bf16 } else { Self::F32 }
+        if device.is_cuda() || sharp_host::multiplies_bf16() { Self::Bf16 } else { Self::F32 }
     }
 
     /// Returns libtorch's name of the type.
@@ -28,20 +28,6 @@ impl Precision {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
         }
-    }
-}
-
-/// Whether this CPU multiplies bfloat16 in hardware.
-fn cpu_has_bf16() -> bool {
-    // `is_x86_feature_detected!` knows avx512bf16, but AMX only on nightly; every CPU with AMX has
-    // avx512_bf16.
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sharp_schema::manifest::{Digest, Manifest, Recorded, Status};
 use sharp_schema::run::StageFolder;
 
@@ -133,14 +134,14 @@ fn difference(old: &Manifest, step: &Step, inputs: &[Recorded]) -> String {
         return format!("version {} of the stage, made by {}", step.version, old.version);
     }
     let settings = step.settings.values();
-    let changed: Vec<&str> = settings
+    let changed: Vec<String> = settings
         .iter()
         .filter(|(key, value)| old.config.get(*key) != Some(value))
-        .map(|(key, _)| key.as_str())
-        .chain(old.config.keys().filter(|key| !settings.contains_key(*key)).map(String::as_str))
+        .map(|(key, value)| changed_key(key, old.config.get(key), value))
+        .chain(old.config.keys().filter(|key| !settings.contains_key(*key)).cloned())
         .collect();
     if !changed.is_empty() {
-        return format!("the configuration changed: {}", changed.join(", "));
+        return format!("the configuration or the machine changed: {}", changed.join(", "));
     }
     let other = inputs
         .iter()
@@ -151,6 +152,14 @@ fn difference(old: &Manifest, step: &Step, inputs: &[Recorded]) -> String {
     match other {
         Some(input) => format!("{} changed", input.path),
         None => "its inputs changed".to_owned(),
+    }
+}
+
+/// Names a key with its values before and now; those of lists are too long for one line.
+fn changed_key(key: &str, before: Option<&Value>, now: &Value) -> String {
+    match before {
+        Some(before) if !(before.is_array() || now.is_array()) => format!("{key} (was {before}, is {now})"),
+        _ => key.to_owned(),
     }
 }
 

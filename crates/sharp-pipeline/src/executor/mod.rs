@@ -182,6 +182,24 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_is_moved_says_what_is_another_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, mut step) = beside_a_finished_one(folder.path());
+        let number_type = |name: &str| Settings::default().key("training.bf16", &name);
+        let look = |step: &Step| {
+            dry_run(&run, std::slice::from_ref(step), Span::default(), &silent).unwrap().remove(0)
+        };
+        step.settings = number_type("bf16");
+        let programs = InFolder(folder.path().into());
+        execute(&run, std::slice::from_ref(&step), Span::default(), &programs, &silent).unwrap();
+        assert_eq!(look(&step).status, StepStatus::Skipped);
+        step.settings = number_type("f32");
+        let moved = look(&step);
+        assert_eq!(moved.status, StepStatus::WouldRun);
+        assert!(moved.reason.ends_with("training.bf16 (was \"bf16\", is \"f32\")"), "{}", moved.reason);
+    }
+
+    #[test]
     fn nothing_damaged_unfinished_or_of_other_inputs_is_taken_over() {
         let folder = tempfile::tempdir().unwrap();
         let (run, mut step) = beside_a_finished_one(folder.path());

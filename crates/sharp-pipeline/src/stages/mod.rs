@@ -1,6 +1,7 @@
 //! The stages: what each one reads, which programs it starts, what it writes.
 
 mod analyze;
+mod arithmetic;
 mod benchmark;
 mod command_line;
 mod evaluate;

@@ -19,7 +19,7 @@ impl Settings {
     }
 
     /// Adds one key, or gives it another value.
-    pub(super) fn key(mut self, key: &str, value: &impl Serialize) -> Self {
+    pub(crate) fn key(mut self, key: &str, value: &impl Serialize) -> Self {
         let value = serde_json::to_value(value).expect("a value is plain data");
         self.0.insert(key.to_owned(), value);
         self

@@ -156,6 +156,22 @@ fn files_are_calibrated_on_the_training_side_alone() {
 }
 
 #[test]
+fn auto_is_in_a_fingerprint_as_what_it_means_on_the_machine() {
+    let run = run();
+    let on = |bf16| training::training_settings_on(arithmetic::Machine { bf16, gpu: false }, &run);
+    assert_eq!(on(true).values()["training.bf16"], "bf16");
+    assert_eq!(on(false).values()["training.bf16"], "f32");
+    assert_eq!(on(false).values()["training.device"], "cpu");
+    let step = training::warmup(&run).unwrap();
+    let here = arithmetic::Machine::this().number_type(&run.config.training);
+    assert_eq!(step.settings.values()["training.bf16"], here);
+    assert!(
+        words(&step.command_lines[0]).join(" ").contains("--bf16 auto"),
+        "the program resolves it itself"
+    );
+}
+
+#[test]
 fn what_decides_nothing_is_in_no_fingerprint() {
     let settings = |change: &dyn Fn(&mut Config)| -> Vec<Settings> {
         let mut run = run();

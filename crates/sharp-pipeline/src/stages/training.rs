@@ -8,6 +8,7 @@ use sharp_schema::run::{
     FINETUNE, FINETUNE_COLD, IMPORT, METRICS_FILE, PLAN, PLAN_FILE, RECOVERY_FILE, TEXTS_FILE, WARMUP,
 };
 
+use super::arithmetic::Machine;
 use super::command_line::CommandLine;
 use super::evaluate;
 use super::settings::Settings;
@@ -38,11 +39,18 @@ fn training(run: &Run, command: &str, out: PathBuf, seed: u64) -> Result<(Comman
     Ok((line.threads(run), inputs))
 }
 
-/// Collects what [`training`] reads of the configuration.
+/// Collects what [`training`] reads of the configuration, `auto` as what it means on this machine.
 fn training_settings(run: &Run) -> Settings {
+    training_settings_on(Machine::this(), run)
+}
+
+/// Collects the same as it would be on a machine.
+pub(super) fn training_settings_on(machine: Machine, run: &Run) -> Settings {
     let config = &run.config;
     Settings::default()
         .section("training", &config.training)
+        .key("training.bf16", &machine.number_type(&config.training))
+        .key("training.device", &machine.device(&config.training))
         .key("data.train", &config.data.train)
         .key("data.sequence", &config.data.sequence)
         .key("data.held_out", &config.data.held_out)
