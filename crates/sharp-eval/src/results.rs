@@ -1,5 +1,6 @@
 //! Measures several models at once, and writes and reads `results.json`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use sharp_data::Task;
@@ -8,9 +9,11 @@ use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Progress;
 use sharp_schema::evaluation::{EvalRow, Results, Settings};
 
+use crate::bootstrap::{Bootstrap, RESAMPLES};
 use crate::error::{Error, Result};
 use crate::tasks::score_task;
-use crate::text::{TextScore, Windows, compare};
+use crate::text::{Measured, TextScore, Windows, compare_units};
+use crate::tokens::Text;
 
 fn sizes(name: &str, model: &Model) -> EvalRow {
     EvalRow {
@@ -25,14 +28,32 @@ fn add_text(row: &mut EvalRow, name: &str, score: &TextScore, first: bool) {
     let key = || name.to_owned();
     row.perplexity.insert(key(), score.perplexity);
     row.mean_loss.insert(key(), score.mean_loss);
-    row.loss_stderr.insert(key(), score.loss_stderr);
     row.tokens.insert(key(), score.tokens);
     if !first {
         row.delta_loss.insert(key(), score.delta_loss);
-        row.delta_stderr.insert(key(), score.delta_stderr);
         row.kl.insert(key(), score.kl);
-        row.kl_stderr.insert(key(), score.kl_stderr);
         row.top1_agreement.insert(key(), score.top1_agreement);
+    }
+}
+
+/// Adds standard errors and, for each two rows, the interval of the difference of their losses; nothing for a
+/// text of one unit.
+fn add_errors(rows: &mut [EvalRow], text: &str, measured: &Measured) {
+    let models = rows.len();
+    let quantities: Vec<&[f64]> =
+        measured.losses.iter().chain(&measured.divergences).map(Vec::as_slice).collect();
+    let Some(bootstrap) = Bootstrap::new(&measured.tokens, &quantities, RESAMPLES) else { return };
+    let names: Vec<String> = rows.iter().map(|row| row.name.clone()).collect();
+    for (i, row) in rows.iter_mut().enumerate() {
+        row.loss_stderr.insert(text.to_owned(), bootstrap.stderr(i, None));
+        if i == 0 {
+            continue;
+        }
+        row.delta_stderr.insert(text.to_owned(), bootstrap.stderr(i, Some(0)));
+        row.kl_stderr.insert(text.to_owned(), bootstrap.stderr(models + i, None));
+        let loss = |i: usize| measured.scores[i].mean_loss;
+        let from_earlier = |j: usize| (names[j].clone(), bootstrap.difference(i, j, loss(i) - loss(j)));
+        row.differences.insert(text.to_owned(), (0..i).map(from_earlier).collect());
     }
 }
 
@@ -48,19 +69,11 @@ fn mlp_parameters(model: &Model) -> u64 {
     stored.map(|w| w.rows() as u64 * w.cols() as u64).sum()
 }
 
-/// A text to measure perplexity on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Text {
-    /// Its name in the results.
-    pub name: String,
-    /// Its tokens; see [`crate::text_tokens`].
-    pub tokens: Vec<u32>,
-}
-
 /// Measures every model on every text and task. The first model is what the others are compared with.
 ///
 /// # Errors
-/// Those of [`compare`] and [`score_task`]; [`Error::Argument`] if two models, texts or tasks have one name.
+/// Those of [`compare`](crate::compare) and [`score_task`]; [`Error::Argument`] if two models, texts or tasks
+/// have one name.
 pub fn measure(
     models: &[(&str, &Model)],
     tokenizer: &Tokenizer,
@@ -74,11 +87,14 @@ pub fn measure(
     distinct("tasks", tasks.iter().map(|t| t.name.as_str()))?;
     let mut rows: Vec<EvalRow> = models.iter().map(|(name, model)| sizes(name, model)).collect();
     let all: Vec<&Model> = models.iter().map(|m| m.1).collect();
+    let mut units = BTreeMap::new();
     for text in texts {
-        let scores = compare(&all, &text.tokens, cut, progress)?;
-        for (i, (row, score)) in rows.iter_mut().zip(&scores).enumerate() {
+        let measured = compare_units(&all, &text.tokens, &text.documents, cut, progress)?;
+        for (i, (row, score)) in rows.iter_mut().zip(&measured.scores).enumerate() {
             add_text(row, &text.name, score, i == 0);
         }
+        add_errors(&mut rows, &text.name, &measured);
+        units.insert(text.name.clone(), measured.units);
     }
     for task in tasks {
         let scores = score_task(&all, tokenizer, task, progress)?;
@@ -91,6 +107,7 @@ pub fn measure(
         stride: Some(cut.stride),
         compared_with: models.first().map(|(name, _)| (*name).to_owned()),
         texts: None,
+        units,
     };
     Ok(Results { rows, settings })
 }

@@ -15,7 +15,7 @@ use sharp_schema::evaluation::TaskScore;
 use crate::error::{Error, Result};
 use crate::shared::Group;
 use crate::stats::Mean;
-use crate::text::begin_tokens;
+use crate::tokens::begin_tokens;
 
 /// Tokens of questions that go through the model together.
 const BATCH_TOKENS: usize = 1024;

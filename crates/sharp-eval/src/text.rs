@@ -1,11 +1,11 @@
 //! How well models predict a text, and how far each is from the first.
 
 use serde::{Deserialize, Serialize};
-use sharp_data::{Encode, windows};
+use sharp_data::{Window, windows};
 use sharp_infer::{Model, Segment};
-use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Progress;
 use sharp_quant::{Isa, float};
+use sharp_schema::evaluation::{Unit, Units};
 
 use crate::error::{Error, Result};
 use crate::shared::Group;
@@ -36,38 +36,64 @@ pub struct TextScore {
     pub tokens: usize,
     /// Mean negative log likelihood of a token, in nats.
     pub mean_loss: f64,
-    /// Standard error of that mean, taking tokens as independent.
-    pub loss_stderr: f64,
     /// `exp(mean_loss)`.
     pub perplexity: f64,
     /// Mean of the model's loss less the first model's, in nats; 0 for the first.
     pub delta_loss: f64,
-    /// Standard error of that mean. The difference is taken token by token, so it is far smaller than that
-    /// of the losses.
-    pub delta_stderr: f64,
     /// Mean Kullback-Leibler divergence from the first model's next-token distribution to this one's, in
     /// nats; 0 for the first.
     pub kl: f64,
-    /// Standard error of that mean.
-    pub kl_stderr: f64,
     /// Fraction of tokens where both models think the same token most likely; 1 for the first.
     pub top1_agreement: f64,
 }
 
-#[derive(Default)]
-struct Sums {
+/// What was measured of several models on one text: all of it, and by unit of the bootstrap.
+pub(crate) struct Measured {
+    /// A score for each model.
+    pub(crate) scores: Vec<TextScore>,
+    /// What the units are.
+    pub(crate) units: Units,
+    /// Tokens of each unit.
+    pub(crate) tokens: Vec<usize>,
+    /// For each model the sums of its loss in each unit.
+    pub(crate) losses: Vec<Vec<f64>>,
+    /// For each model the sums of its divergence from the first in each unit.
+    pub(crate) divergences: Vec<Vec<f64>>,
+}
+
+/// One model's sums over the tokens scored so far.
+struct Sums<'a> {
     loss: Mean,
     delta: Mean,
     kl: Mean,
     agreed: u64,
+    /// The unit that each token of the text belongs to.
+    unit_of: &'a [usize],
+    unit_losses: Vec<f64>,
+    unit_divergences: Vec<f64>,
 }
 
-impl Sums {
-    fn add(&mut self, loss: f64, first_loss: f64, kl: f64, agreed: bool) {
+impl<'a> Sums<'a> {
+    fn new(unit_of: &'a [usize], units: usize) -> Self {
+        Self {
+            loss: Mean::default(),
+            delta: Mean::default(),
+            kl: Mean::default(),
+            agreed: 0,
+            unit_of,
+            unit_losses: vec![0.0; units],
+            unit_divergences: vec![0.0; units],
+        }
+    }
+
+    fn add(&mut self, position: usize, loss: f64, first_loss: f64, kl: f64, agreed: bool) {
         self.loss.add(loss);
         self.delta.add(loss - first_loss);
         self.kl.add(kl);
         self.agreed += u64::from(agreed);
+        let unit = self.unit_of[position];
+        self.unit_losses[unit] += loss;
+        self.unit_divergences[unit] += kl;
     }
 
     fn score(&self) -> TextScore {
@@ -75,15 +101,37 @@ impl Sums {
         TextScore {
             tokens: n,
             mean_loss: self.loss.mean(),
-            loss_stderr: self.loss.stderr(),
             perplexity: self.loss.mean().exp(),
             delta_loss: self.delta.mean(),
-            delta_stderr: self.delta.stderr(),
             kl: self.kl.mean(),
-            kl_stderr: self.kl.stderr(),
             top1_agreement: if n == 0 { 0.0 } else { self.agreed as f64 / n as f64 },
         }
     }
+}
+
+/// Returns what a text's units are and the unit of each token: its document, or its window in a text that is
+/// one document. Units are numbered without gaps among the scored tokens.
+fn units(tokens: usize, documents: &[usize], cuts: &[Window]) -> (Units, Vec<usize>) {
+    let number = |key: &dyn Fn(usize, usize) -> usize| {
+        let (mut unit_of, mut seen) = (vec![0; tokens], Vec::new());
+        for (window, cut) in cuts.iter().enumerate() {
+            for position in cut.scored.clone() {
+                let key = key(window, position);
+                if seen.last() != Some(&key) {
+                    seen.push(key);
+                }
+                unit_of[position] = seen.len() - 1;
+            }
+        }
+        (seen.len(), unit_of)
+    };
+    // Windows go forward, so the tokens of a document follow one another.
+    let (count, unit_of) = number(&|_, position| documents.partition_point(|&start| start <= position));
+    if count > 1 {
+        return (Units { unit: Unit::Document, count }, unit_of);
+    }
+    let (count, unit_of) = number(&|window, _| window);
+    (Units { unit: Unit::Window, count }, unit_of)
 }
 
 /// Measures the perplexity of one model on a text.
@@ -109,12 +157,24 @@ pub fn compare(
     cut: Windows,
     progress: &dyn Progress,
 ) -> Result<Vec<TextScore>> {
+    Ok(compare_units(models, tokens, &[], cut, progress)?.scores)
+}
+
+/// Measures what [`compare`] does, by document too; `documents` are the positions at which they begin.
+pub(crate) fn compare_units(
+    models: &[&Model],
+    tokens: &[u32],
+    documents: &[usize],
+    cut: Windows,
+    progress: &dyn Progress,
+) -> Result<Measured> {
     let group = Group::new(models)?;
     let cuts = windows(tokens.len(), cut.window, cut.stride)?;
     if cuts.is_empty() {
         return Err(Error::argument(format!("a text of {} tokens has nothing to predict", tokens.len())));
     }
-    let mut sums: Vec<Sums> = models.iter().map(|_| Sums::default()).collect();
+    let (units, unit_of) = units(tokens.len(), documents, &cuts);
+    let mut sums: Vec<Sums> = models.iter().map(|_| Sums::new(&unit_of, units.count)).collect();
     let scored: usize = cuts.iter().map(|w| w.scored.len()).sum();
     let task = progress.task("perplexity", (scored * models.len()) as u64, "tokens");
     for cut in &cuts {
@@ -141,11 +201,23 @@ pub fn compare(
             task.note(&format!("perplexity {:.3}", first.loss.mean().exp()));
         }
     }
-    Ok(sums.iter().map(Sums::score).collect())
+    let mut unit_tokens = vec![0; units.count];
+    for position in cuts.iter().flat_map(|cut| cut.scored.clone()) {
+        unit_tokens[unit_of[position]] += 1;
+    }
+    Ok(Measured {
+        scores: sums.iter().map(Sums::score).collect(),
+        units,
+        tokens: unit_tokens,
+        divergences: sums.iter_mut().map(|sums| std::mem::take(&mut sums.unit_divergences)).collect(),
+        losses: sums.into_iter().map(|sums| sums.unit_losses).collect(),
+    })
 }
 
 /// The first model's distribution over the token after one row.
 struct Said<'a> {
+    /// The place of that token in the text.
+    position: usize,
     logits: &'a [f32],
     /// `exp(logits)` over `total`.
     weights: &'a [f32],
@@ -162,7 +234,7 @@ fn measure(
     rows: &[&[f32]],
     targets: &[u32],
     position: usize,
-    sums: &mut [Sums],
+    sums: &mut [Sums<'_>],
 ) -> Result<()> {
     let (Some((first, rest)), Some((first_rows, rest_rows))) = (models.split_first(), rows.split_first())
     else {
@@ -181,7 +253,7 @@ fn measure(
         if !loss.is_finite() {
             return Err(not_finite(0, position + i));
         }
-        first_sums.add(loss, loss, 0.0, true);
+        first_sums.add(position + i, loss, loss, 0.0, true);
         if let Some(weights) = weights_rows.next() {
             float::exp_sum(isa, weights, float::max(isa, row));
             heads.push((lse, loss, best(row), weights.iter().map(|&w| f64::from(w)).sum::<f64>()));
@@ -196,7 +268,7 @@ fn measure(
             else {
                 return;
             };
-            let said = Said { logits, weights, total, lse, loss, best };
+            let said = Said { position: position + i, logits, weights, total, lse, loss, best };
             if !score(isa, &said, row, target, sums) {
                 bad.get_or_insert(i);
             }
@@ -209,14 +281,14 @@ fn measure(
 }
 
 /// Adds one token's figures; false if they are not finite.
-fn score(isa: Isa, said: &Said<'_>, row: &[f32], target: u32, sums: &mut Sums) -> bool {
+fn score(isa: Isa, said: &Said<'_>, row: &[f32], target: u32, sums: &mut Sums<'_>) -> bool {
     let lse = float::log_sum_exp(isa, row);
     let loss = lse - row.get(target as usize).copied().map_or(f64::NAN, f64::from);
     let kl = divergence(said, row, lse);
     if !(loss.is_finite() && kl.is_finite()) {
         return false;
     }
-    sums.add(loss, said.loss, kl, best(row) == said.best);
+    sums.add(said.position, loss, said.loss, kl, best(row) == said.best);
     true
 }
 
@@ -259,36 +331,26 @@ fn best(x: &[f32]) -> usize {
     at
 }
 
-/// Tokenises a text, the first `limit` of them, with the begin token if the tokenizer puts one. Of a long
-/// text only as much is tokenised as is needed.
-///
-/// # Errors
-/// [`Error::Data`] and [`Error::Model`] if the tokenizer refuses the text.
-pub fn text_tokens(tokenizer: &Tokenizer, text: &str, limit: Option<usize>) -> Result<Vec<u32>> {
-    let mut tokens = begin_tokens(tokenizer)?;
-    let limit = limit.unwrap_or(usize::MAX);
-    let mut bytes = limit.saturating_mul(8).max(256);
-    loop {
-        // Cut after a line, well behind the last token that is wanted, so that the cut shows in none of them.
-        let mut end = bytes.min(text.len());
-        while !text.is_char_boundary(end) {
-            end += 1;
-        }
-        let end = text.get(end..).and_then(|rest| rest.find('\n')).map_or(text.len(), |n| end + n + 1);
-        let ids = tokenizer.tokens(text.get(..end).unwrap_or(text))?;
-        if end == text.len() || tokens.len() + ids.len() > limit.saturating_add(16) {
-            tokens.extend(ids);
-            tokens.truncate(limit);
-            return Ok(tokens);
-        }
-        bytes = bytes.saturating_mul(2);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Returns what the tokenizer puts before every text by habit, often nothing.
-pub(crate) fn begin_tokens(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode("", true)?;
-    // A tokenizer that ends texts by habit too would end the empty one.
-    ids.retain(|&id| Some(id) == tokenizer.bos_id());
-    Ok(ids)
+    #[test]
+    fn a_token_belongs_to_its_document_in_whichever_window_it_is_scored() {
+        let cuts = windows(10, 4, 3).unwrap();
+        // The first token of a text is predicted by nothing; the second document has no scored token.
+        let (found, unit_of) = units(10, &[0, 4, 4, 8], &cuts);
+        assert_eq!(found, Units { unit: Unit::Document, count: 3 });
+        assert_eq!(unit_of[1..], [0, 0, 0, 1, 1, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn a_text_of_one_document_is_resampled_by_windows() {
+        let cuts = windows(10, 4, 3).unwrap();
+        for documents in [&[][..], &[0]] {
+            let (found, unit_of) = units(10, documents, &cuts);
+            assert_eq!(found, Units { unit: Unit::Window, count: 3 });
+            assert_eq!(unit_of[1..], [0, 0, 0, 1, 1, 1, 2, 2, 2]);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sharp_data::Task;
-use sharp_eval::{Text, Windows, compare, perplexity, score_task, text_tokens};
+use sharp_eval::{Bootstrap, LossDifference, Text, Windows, compare, perplexity, score_task};
 use sharp_infer::{Model, Options};
 use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Silent;
@@ -57,7 +57,7 @@ fn close(what: &str, got: f64, want: &Value, tolerance: f64) {
 fn texts() {
     let golden = Golden::new();
     let text = std::fs::read_to_string(folder().join("text.txt")).unwrap();
-    let tokens = text_tokens(&golden.tokenizer, &text, None).unwrap();
+    let tokens = Text::new("own", &golden.tokenizer, &[text], None).unwrap().tokens;
     assert_eq!(tokens, golden.tokens());
     let [first, second] = &golden.models;
     // Sharing work is not seen in the results, whether the layers are the same by address or by content.
@@ -70,12 +70,9 @@ fn texts() {
                 assert_eq!(got.tokens as u64, want["tokens"].as_u64().unwrap(), "{cut:?}");
                 for (name, value) in [
                     ("mean_loss", got.mean_loss),
-                    ("loss_stderr", got.loss_stderr),
                     ("perplexity", got.perplexity),
                     ("delta_loss", got.delta_loss),
-                    ("delta_stderr", got.delta_stderr),
                     ("kl", got.kl),
-                    ("kl_stderr", got.kl_stderr),
                     ("top1_agreement", got.top1_agreement),
                 ] {
                     close(name, value, &want[name], 2e-5);
@@ -153,7 +150,7 @@ fn too_long_a_context_loses_its_beginning() {
 fn results_are_the_same_bytes_every_time() {
     let golden = Golden::new();
     let [first, second] = &golden.models;
-    let texts = [Text { name: "own".into(), tokens: golden.tokens() }];
+    let texts = [Text { name: "own".into(), tokens: golden.tokens(), documents: vec![0, 40, 90] }];
     let measure = || {
         let models = [("original", first), ("direct", second)];
         let cut = Windows { window: 40, stride: 24 };
@@ -186,15 +183,89 @@ fn results_are_the_same_bytes_every_time() {
     assert_eq!(row["tasks"]["own"]["n"], 9);
     assert!(value["rows"][0]["kl"].as_object().unwrap().is_empty());
     assert_eq!(value["settings"]["compared_with"], "original");
+    assert_eq!(value["settings"]["units"]["own"], serde_json::json!({"unit": "document", "count": 3}));
+    let over = results.rows[1].differences["own"]["original"];
+    assert!((over.mean - results.rows[1].delta_loss["own"]).abs() < 1e-12);
+    assert!(over.low <= over.mean && over.mean <= over.high && over.low < over.high, "{over:?}");
+    assert!(results.rows[0].differences.is_empty() && results.rows[0].loss_stderr["own"] > 0.0);
+}
+
+/// Of two documents a quarter of the draws is one of them twice, so the interval ends at their own
+/// differences.
+#[test]
+fn each_token_counts_for_its_own_document() {
+    let golden = Golden::new();
+    let [first, second] = &golden.models;
+    let tokens = golden.tokens()[..60].to_vec();
+    let delta = |tokens: &[u32]| compare(&[first, second], tokens, Windows::default(), &Silent).unwrap()[1];
+    let (one, both) = (delta(&tokens[..30]), delta(&tokens));
+    let sum = |score: sharp_eval::TextScore| score.delta_loss * score.tokens as f64;
+    let other = (sum(both) - sum(one)) / (both.tokens - one.tokens) as f64;
+
+    let texts = [Text { name: "own".into(), tokens, documents: vec![0, 30] }];
+    let models = [("original", first), ("direct", second)];
+    let results =
+        sharp_eval::measure(&models, &golden.tokenizer, &texts, Windows::default(), &[], &Silent).unwrap();
+    let over = results.rows[1].differences["own"]["original"];
+    let [low, high] = [one.delta_loss.min(other), one.delta_loss.max(other)];
+    assert!(
+        (over.low - low).abs() < 1e-5 && (over.high - high).abs() < 1e-5,
+        "{over:?}, not {low} to {high}"
+    );
+}
+
+/// Against numpy, which draws with a generator of its own: `tests/golden/bootstrap/gen.py`.
+#[test]
+fn the_bootstrap_is_that_of_numpy() {
+    let path = folder().with_file_name("bootstrap").join("want.json");
+    let want: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let tokens: Vec<usize> = serde_json::from_value(want["tokens"].clone()).unwrap();
+    let losses: Vec<Vec<f64>> = serde_json::from_value(want["losses"].clone()).unwrap();
+    let quantities: Vec<&[f64]> = losses.iter().map(Vec::as_slice).collect();
+    let bootstrap = Bootstrap::new(&tokens, &quantities, 20_000).unwrap();
+    for (i, stderr) in want["stderr"].as_array().unwrap().iter().enumerate() {
+        let (got, want) = (bootstrap.stderr(i, None), stderr.as_f64().unwrap());
+        assert!((got / want - 1.0).abs() < 0.03, "quantity {i}: {got}, numpy {want}");
+    }
+    for (i, j) in [(1, 0), (2, 0), (2, 1)] {
+        let pair = &want["pairs"][format!("{i}-{j}")];
+        let [stderr, low, high] = ["stderr", "low", "high"].map(|key| pair[key].as_f64().unwrap());
+        let got = bootstrap.stderr(i, Some(j));
+        assert!((got / stderr - 1.0).abs() < 0.03, "{i} over {j}: {got}, numpy {stderr}");
+        let got: LossDifference = bootstrap.difference(i, j, 0.0);
+        let apart = (got.low - low).abs().max((got.high - high).abs());
+        assert!(apart < 0.1 * stderr, "{i} over {j}: {got}, numpy [{low}, {high}]");
+    }
+}
+
+#[test]
+fn documents_begin_where_their_first_token_is() {
+    let golden = Golden::new();
+    let documents = ["The cat sat on the mat.", "", "The dog did not.", "one two three"].map(str::to_owned);
+    let text = Text::new("own", &golden.tokenizer, &documents, None).unwrap();
+    let whole = documents.join("\n\n");
+    assert_eq!(text.tokens, Text::new("own", &golden.tokenizer, &[whole], None).unwrap().tokens);
+    assert_eq!(text.documents.first(), Some(&0));
+    let of = |from: usize, to: usize| golden.tokenizer.decode(&text.tokens[from..to]).unwrap();
+    let [.., dog, one] = text.documents[..] else { panic!("{:?}", text.documents) };
+    assert!(
+        of(0, dog).starts_with("The cat") && of(dog, one).trim_start().starts_with("The dog"),
+        "{text:?}"
+    );
+    assert!(of(one, text.tokens.len()).trim_start().starts_with("one two"), "{text:?}");
+    let cut = Text::new("own", &golden.tokenizer, &documents, Some(dog)).unwrap();
+    assert!(cut.documents.iter().all(|&at| at < dog) && cut.tokens.len() == dog);
 }
 
 #[test]
 fn long_texts_are_tokenised_only_as_far_as_needed() {
     let golden = Golden::new();
     let text = "The cat sat on the mat, and\nthe dog did not: one two three.\n".repeat(300);
-    let all = text_tokens(&golden.tokenizer, &text, None).unwrap();
+    let tokens =
+        |limit| Text::new("own", &golden.tokenizer, std::slice::from_ref(&text), limit).unwrap().tokens;
+    let all = tokens(None);
     for limit in [0, 1, 7, 100, 1000, all.len() - 1, all.len(), all.len() + 5] {
-        let got = text_tokens(&golden.tokenizer, &text, Some(limit)).unwrap();
+        let got = tokens(Some(limit));
         assert_eq!(got, all[..limit.min(all.len())], "{limit}");
     }
 }
@@ -215,7 +286,7 @@ fn what_cannot_be_measured_is_refused() {
     let other = Model::from_source(&source, &Options::default()).unwrap();
     let said = compare(&[first, &other], &[1, 2, 3], cut, &Silent).unwrap_err().to_string();
     assert!(said.contains("300") && said.contains("360"), "{said}");
-    let text = Text { name: "a".into(), tokens: vec![1, 2] };
+    let text = Text { name: "a".into(), tokens: vec![1, 2], documents: vec![0] };
     let texts = [text.clone(), text];
     let said =
         sharp_eval::measure(&[("m", first)], &golden.tokenizer, &texts, cut, &[], &Silent).unwrap_err();

@@ -103,6 +103,17 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// [`Tokenizer::encode`] without special tokens around it, and for each token the byte of the text at
+    /// which it begins.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_starts(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self.inner.encode(text, false).map_err(|e| failed(&self.path, e))?;
+        let starts = encoding.get_offsets().iter().map(|&(start, _)| start).collect();
+        Ok((encoding.get_ids().to_vec(), starts))
+    }
+
     /// [`Tokenizer::encode`] of many texts, in parallel; the order is kept.
     ///
     /// # Errors

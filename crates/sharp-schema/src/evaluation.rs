@@ -106,6 +106,39 @@ pub struct Settings {
     /// What each text was read as, by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub texts: Option<BTreeMap<String, TextSettings>>,
+    /// What was drawn again for the standard errors and intervals of each text, by its name. Files of before
+    /// lack it: their standard errors take tokens as independent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub units: BTreeMap<String, Units>,
+}
+
+/// The parts of a text that the bootstrap draws, each as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Units {
+    /// What they are.
+    pub unit: Unit,
+    /// How many there are; with one there are neither standard errors nor intervals.
+    pub count: usize,
+}
+
+impl std::fmt::Display for Units {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let one = match self.unit {
+            Unit::Document => "document",
+            Unit::Window => "window",
+        };
+        write!(f, "{} {one}{}", self.count, if self.count == 1 { "" } else { "s" })
+    }
+}
+
+/// What the bootstrap draws as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// A document.
+    Document,
+    /// The scored tokens of a window, in a text that is one document.
+    Window,
 }
 
 /// What a text was read as.
@@ -135,15 +168,18 @@ pub struct EvalRow {
     /// Mean negative log likelihood of a token, in nats.
     #[serde(default)]
     pub mean_loss: BTreeMap<String, f64>,
-    /// Standard error of the mean loss.
+    /// Standard error of the mean loss, by the bootstrap over [`Settings::units`] as those below.
     #[serde(default)]
     pub loss_stderr: BTreeMap<String, f64>,
     /// Mean loss less the first row's, in nats.
     #[serde(default)]
     pub delta_loss: BTreeMap<String, f64>,
-    /// Standard error of that difference, taken token by token.
+    /// Standard error of that difference, paired.
     #[serde(default)]
     pub delta_stderr: BTreeMap<String, f64>,
+    /// By text and by the name of each row before this one: mean loss less that row's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub differences: BTreeMap<String, BTreeMap<String, LossDifference>>,
     /// Mean Kullback-Leibler divergence from the first row's distribution to this one's, in nats.
     #[serde(default)]
     pub kl: BTreeMap<String, f64>,
@@ -159,6 +195,43 @@ pub struct EvalRow {
     /// Multiple-choice accuracy.
     #[serde(default)]
     pub tasks: BTreeMap<String, TaskScore>,
+}
+
+/// What a model's mean loss is over another's on one text, in nats, with the 95 % interval of a paired
+/// bootstrap: both models' losses on the same documents.
+///
+/// ```
+/// use sharp_schema::evaluation::LossDifference;
+///
+/// let difference = LossDifference { mean: 0.0642, low: 0.051, high: 0.079 };
+/// assert_eq!(difference.to_string(), "+0.064 [+0.051, +0.079]");
+/// assert_eq!(difference.sign(), Some(std::cmp::Ordering::Greater));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossDifference {
+    /// On the text as it is.
+    pub mean: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+}
+
+impl LossDifference {
+    /// Says whether the loss is less or greater than the other's; `None` where the interval holds 0.
+    pub fn sign(self) -> Option<std::cmp::Ordering> {
+        match (self.low > 0.0, self.high < 0.0) {
+            (true, _) => Some(std::cmp::Ordering::Greater),
+            (_, true) => Some(std::cmp::Ordering::Less),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for LossDifference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:+.3} [{:+.3}, {:+.3}]", self.mean, self.low, self.high)
+    }
 }
 
 /// What was measured of one model on one task; the names in a file are lm-evaluation-harness's.
@@ -227,6 +300,22 @@ mod tests {
         assert_eq!(results.row("original").unwrap().tasks["questions"].n, 16);
         assert_eq!(results.settings.texts.as_ref().unwrap()["tiny"].split, Side::HeldOut);
         assert_eq!(serde_json::to_string(&results).unwrap(), text);
+    }
+
+    #[test]
+    fn differences_are_written_and_read_and_a_file_without_them_has_none() {
+        let difference = LossDifference { mean: 0.25, low: -0.5, high: 0.75 };
+        assert_eq!(difference.sign(), None, "0 lies in the interval");
+        let mut results = Results {
+            rows: vec![EvalRow { name: "slw".into(), ..EvalRow::default() }],
+            ..Results::default()
+        };
+        results.rows[0].differences =
+            BTreeMap::from([("prose".into(), BTreeMap::from([("original".into(), difference)]))]);
+        results.settings.units = BTreeMap::from([("prose".into(), Units { unit: Unit::Document, count: 9 })]);
+        let text = results.to_json().unwrap();
+        assert!(text.contains("\"unit\": \"document\""), "{text}");
+        assert_eq!(serde_json::from_str::<Results>(&text).unwrap(), results);
     }
 
     #[test]

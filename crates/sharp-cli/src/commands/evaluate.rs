@@ -149,8 +149,7 @@ fn open(rows: &[RowRequest], threads: usize) -> Result<Vec<Model>> {
 fn text(request: &TextRequest, all: &Request, tokenizer: &Tokenizer, chat: Option<&Chat>) -> Result<Text> {
     let documents = data::documents(&request.data, request.split, all.held_out, all.seed, chat)?;
     let texts: Vec<String> = documents.iter().map(sharp_data::Document::full_text).collect();
-    let tokens = sharp_eval::text_tokens(tokenizer, &texts.join("\n\n"), request.tokens)?;
-    Ok(Text { name: request.name.clone(), tokens })
+    Ok(Text::new(&request.name, tokenizer, &texts, request.tokens)?)
 }
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
@@ -189,11 +188,16 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     output.result(&results, || describe(&results))
 }
 
-/// A table with a line for each model.
+/// A table with a line for each model, and what its errors are of.
 fn describe(results: &Results) -> String {
     let Some(first) = results.rows.first() else { return String::new() };
     let mut head = vec!["model".to_owned(), "MLP parameters".into(), "bytes".into()];
-    head.extend(first.perplexity.keys().map(|text| format!("perplexity {text}")));
+    head.extend(
+        first
+            .perplexity
+            .keys()
+            .flat_map(|t| [format!("perplexity {t}"), format!("loss over {}", first.name)]),
+    );
     head.extend(first.tasks.keys().map(|task| format!("acc {task}")));
     let line = |row: &EvalRow| {
         let mut line = vec![
@@ -201,8 +205,9 @@ fn describe(results: &Results) -> String {
             format!("{:.1} M", row.mlp_parameters as f64 / 1e6),
             output::bytes(row.bytes),
         ];
-        line.extend(first.perplexity.keys().map(|text| {
-            row.perplexity.get(text).map_or_else(|| "-".into(), |perplexity| format!("{perplexity:.2}"))
+        line.extend(first.perplexity.keys().flat_map(|text| {
+            let over = row.differences.get(text).and_then(|others| others.get(&first.name));
+            [perplexity(row, text), over.map_or_else(|| "-".into(), ToString::to_string)]
         }));
         line.extend(first.tasks.keys().map(|task| {
             row.tasks.get(task).map_or_else(
@@ -213,7 +218,26 @@ fn describe(results: &Results) -> String {
         line
     };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(results.rows.iter().map(line)).collect();
-    output::table(&rows)
+    let mut text = output::table(&rows);
+    let units: Vec<String> =
+        results.settings.units.iter().map(|(text, units)| format!("{units} of {text}")).collect();
+    if !units.is_empty() {
+        text += &format!(
+            "Loss in nats a token. Perplexity ± standard error, loss over {} [95 % interval, paired]: both by a bootstrap over {}.\n",
+            first.name,
+            units.join(" and ")
+        );
+    }
+    text
+}
+
+/// A row's perplexity on a text with its standard error: that of the mean loss, taken through `exp`.
+fn perplexity(row: &EvalRow, text: &str) -> String {
+    let Some(&value) = row.perplexity.get(text) else { return "-".into() };
+    match row.loss_stderr.get(text) {
+        Some(stderr) => format!("{value:.2} ± {:.2}", value * stderr),
+        None => format!("{value:.2}"),
+    }
 }
 
 #[cfg(test)]

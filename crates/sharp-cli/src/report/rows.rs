@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sharp_schema::evaluation::EvalRow;
+use sharp_schema::evaluation::{EvalRow, LossDifference};
 
 use super::collect::Run;
 use super::text::row_name;
@@ -19,6 +19,11 @@ impl Row<'_> {
     /// Returns the perplexity on a text, where it was measured.
     pub(super) fn perplexity(&self, text: &str) -> Option<f64> {
         self.measured.perplexity.get(text).copied()
+    }
+
+    /// Returns what the loss on a text is over that of a row before this one, where it was measured.
+    pub(super) fn over(&self, other: &str, text: &str) -> Option<LossDifference> {
+        self.measured.differences.get(text)?.get(other).copied()
     }
 }
 

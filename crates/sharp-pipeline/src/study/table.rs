@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
-use sharp_schema::evaluation::Results;
+use sharp_schema::evaluation::{LossDifference, Results};
 use sharp_schema::metrics::read_result;
 
 use super::file::{Cell, Study, Until};
@@ -82,6 +82,9 @@ pub struct Row {
     pub perplexity: BTreeMap<String, f64>,
     /// Kullback-Leibler divergence from the original, in nats; empty for the original.
     pub kl: BTreeMap<String, f64>,
+    /// Loss over the original's, in nats, with its 95 % interval over documents; empty for the original.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub loss_over_original: BTreeMap<String, LossDifference>,
     pub accuracy: BTreeMap<String, Accuracy>,
     /// Seconds of warm-up and fine-tuning behind this row.
     pub training_wall_s: f64,
@@ -103,6 +106,16 @@ pub struct Spread {
     pub deviation: Option<f64>,
 }
 
+/// A difference of losses: its mean and deviation over seeds, and the means of the ends of its intervals,
+/// which are over documents.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Difference {
+    #[serde(flatten)]
+    pub over_seeds: Spread,
+    pub low: f64,
+    pub high: f64,
+}
+
 /// A row's mean over the seeds.
 #[derive(Debug, Serialize)]
 pub struct Mean {
@@ -120,6 +133,8 @@ pub struct Mean {
     pub finetune_tokens: usize,
     pub perplexity: BTreeMap<String, Spread>,
     pub kl: BTreeMap<String, Spread>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub loss_over_original: BTreeMap<String, Difference>,
     pub accuracy: BTreeMap<String, Spread>,
     pub training_wall_s: f64,
 }
@@ -188,7 +203,8 @@ impl Table {
         let _ = writeln!(
             text,
             "{done} of {} cells; base `{}`, seeds {}. Perplexity and the Kullback-Leibler divergence from the original (KL, in nats) on \
-             each text; accuracy where tasks are measured; ± is the standard deviation over seeds. Training is the wall time of warm-up \
+             each text; loss over the original's in nats, in brackets its 95 % interval over documents; accuracy where tasks are measured; \
+             ± is the standard deviation over seeds. A difference smaller than what seeds and documents differ by is not called a win. Training is the wall time of warm-up \
              and fine-tuning. Bytes are those of the weights as they were measured: rows from before the export have the type of the \
              import.\n",
             self.cells.len(),
@@ -197,7 +213,11 @@ impl Table {
         );
         let mut head: Vec<String> = self.axes.clone();
         head.extend(["row", "seeds", "MLP parameters", "saved", "bytes"].map(str::to_owned));
-        head.extend(self.texts.iter().flat_map(|text| [text.clone(), format!("KL {text}")]));
+        let compared = self.means.iter().any(|mean| !mean.loss_over_original.is_empty());
+        for text in &self.texts {
+            head.extend([text.clone(), format!("KL {text}")]);
+            head.extend(compared.then(|| format!("loss over the original's, {text}")));
+        }
         head.extend(self.tasks.iter().cloned());
         head.push("training".to_owned());
         let words = self.axes.len() + 1;
@@ -216,6 +236,7 @@ impl Table {
             for name in &self.texts {
                 cells.push(shown(mean.perplexity.get(name), 1.0, 2));
                 cells.push(shown(mean.kl.get(name), 1.0, 3));
+                cells.extend(compared.then(|| over_original(mean.loss_over_original.get(name))));
             }
             for name in &self.tasks {
                 cells.push(shown(mean.accuracy.get(name), 100.0, 1));
@@ -256,6 +277,16 @@ fn shown(spread: Option<&Spread>, times: f64, digits: usize) -> String {
     }
 }
 
+/// Formats a difference and its interval, as in `0.123 ± 0.005 [0.101, 0.140]`.
+fn over_original(difference: Option<&Difference>) -> String {
+    match difference {
+        None => "-".to_owned(),
+        Some(Difference { over_seeds, low, high }) => {
+            format!("{} [{low:.3}, {high:.3}]", shown(Some(over_seeds), 1.0, 3))
+        }
+    }
+}
+
 fn line(until: Until, cell: &Cell, folder: &Path, state: &State) -> Result<Line> {
     let config = &cell.config;
     let sequence = config.data.sequence.get();
@@ -287,6 +318,7 @@ fn line(until: Until, cell: &Cell, folder: &Path, state: &State) -> Result<Line>
     let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let results = serde_json::from_str::<Results>(&text).with_context(|| format!("in {}", path.display()))?;
     let whole = results.rows.first().map_or(0, |row| row.mlp_parameters);
+    let original = results.rows.first().map(|row| row.name.clone()).unwrap_or_default();
     for row in results.rows {
         let behind: &[StageFolder] = match row.name.as_str() {
             "slw" => &[WARMUP],
@@ -300,6 +332,11 @@ fn line(until: Until, cell: &Cell, folder: &Path, state: &State) -> Result<Line>
             bytes: Some(row.bytes),
             perplexity: row.perplexity,
             kl: row.kl,
+            loss_over_original: row
+                .differences
+                .into_iter()
+                .filter_map(|(text, mut over)| Some((text, over.remove(&original)?)))
+                .collect(),
             accuracy: row
                 .tasks
                 .into_iter()
@@ -327,6 +364,7 @@ fn trained_row(folder: &Path, stage_wall_s: &BTreeMap<String, f64>) -> Result<Ro
         bytes: None,
         perplexity: result.texts.iter().map(|(name, text)| (name.clone(), text.loss.exp())).collect(),
         kl: result.texts.iter().filter_map(|(name, text)| Some((name.clone(), text.kl?))).collect(),
+        loss_over_original: BTreeMap::new(),
         accuracy: BTreeMap::new(),
         training_wall_s: stage_wall_s.values().sum(),
     })
@@ -378,11 +416,27 @@ fn mean(values: Vec<String>, finetune_tokens: usize, rows: &[&Row]) -> Option<Me
             row.perplexity.get(name).copied()
         }),
         kl: by_name(first.kl.keys().collect(), &|row, name| row.kl.get(name).copied()),
+        loss_over_original: first
+            .loss_over_original
+            .keys()
+            .filter_map(|text| Some((text.clone(), difference(rows, text)?)))
+            .collect(),
         accuracy: by_name(first.accuracy.keys().collect(), &|row, name| {
             row.accuracy.get(name).map(|accuracy| accuracy.value)
         }),
         training_wall_s: of(&|row| row.training_wall_s),
         values,
+    })
+}
+
+fn difference(rows: &[&Row], text: &str) -> Option<Difference> {
+    let of = |get: fn(&LossDifference) -> f64| {
+        spread(rows.iter().filter_map(|row| row.loss_over_original.get(text).map(get)))
+    };
+    Some(Difference {
+        over_seeds: of(|difference| difference.mean)?,
+        low: of(|difference| difference.low)?.mean,
+        high: of(|difference| difference.high)?.mean,
     })
 }
 
@@ -412,6 +466,14 @@ pub(super) mod tests {
             kl: match name {
                 "original" => BTreeMap::new(),
                 _ => BTreeMap::from([("prose".to_owned(), 0.5)]),
+            },
+            loss_over_original: match name {
+                "original" => BTreeMap::new(),
+                _ => {
+                    let mean = perplexity / 100.0;
+                    let over = LossDifference { mean, low: mean - 0.05, high: mean + 0.06 };
+                    BTreeMap::from([("prose".to_owned(), over)])
+                }
             },
             accuracy: BTreeMap::from([("quiz".to_owned(), Accuracy { value: 0.75, stderr: 0.1 })]),
             training_wall_s: if name == "original" { 0.0 } else { 10.0 },
@@ -476,12 +538,17 @@ pub(super) mod tests {
     fn the_page_has_a_line_for_each_mean_and_says_what_is_missing() {
         let text = table().markdown();
         assert!(text.contains("6 of 8 cells"), "{text}");
-        assert!(text.contains("| method | size | row | seeds | MLP parameters | saved | bytes | prose | KL prose | quiz | training |"));
+        assert!(text.contains("| method | size | row | seeds | MLP parameters | saved | bytes | prose | KL prose | loss over the original's, prose | quiz | training |"));
         assert!(
-            text.contains("| - | - | original | 1 | 0.00 M | 0.0 % | 0.0 MB | 15.00 | - | 75.0 | - |"),
+            text.contains("| - | - | original | 1 | 0.00 M | 0.0 % | 0.0 MB | 15.00 | - | - | 75.0 | - |"),
             "{text}"
         );
-        assert!(text.contains("| 21.50 ± 0.71 | 0.500 ± 0.000 | 75.0 ± 0.0 | 10 s |"), "{text}");
+        assert!(
+            text.contains(
+                "| 21.50 ± 0.71 | 0.500 ± 0.000 | 0.215 ± 0.007 [0.165, 0.275] | 75.0 ± 0.0 | 10 s |"
+            ),
+            "{text}"
+        );
         assert!(
             text.contains("- paper-10-s1: not run\n- paper-10-s2: failed: stage finetune failed\n"),
             "{text}"

@@ -1,5 +1,9 @@
 //! Section "Quality": perplexity of every row, by text and against size.
 
+use std::cmp::Ordering;
+
+use sharp_schema::evaluation::LossDifference;
+
 use super::accuracy::accuracy;
 use super::divergence::divergence;
 use crate::output::bytes;
@@ -18,12 +22,18 @@ pub(in crate::report) fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block
     let texts = texts(rows);
     let mut head = strings(&["row", "MLP parameters", "bytes"]);
     head.extend(texts.iter().map(|t| format!("perplexity, {t}")));
+    let compared: Vec<&str> =
+        texts.iter().copied().filter(|t| rows.iter().any(|r| over_first(rows, r, t).is_some())).collect();
+    head.extend(compared.iter().map(|t| format!("loss over the original's, {t}")));
     let lines = rows
         .iter()
         .map(|row| {
             let mut line =
                 vec![row.title.clone(), count(row.measured.mlp_parameters), bytes(row.measured.bytes)];
             line.extend(texts.iter().map(|t| row.perplexity(t).map_or("-".into(), perplexity)));
+            line.extend(
+                compared.iter().map(|t| over_first(rows, row, t).map_or("-".into(), |d| d.to_string())),
+            );
             line
         })
         .collect();
@@ -35,6 +45,7 @@ pub(in crate::report) fn quality(run: &Run, rows: &[Row], blocks: &mut Vec<Block
     }
     note.push_str("Lower is better. Bytes are the weights as stored for the row.");
     blocks.push(Block::Note(note));
+    blocks.extend(intervals(run));
     for text in &texts {
         blocks.extend(quality_by_size(run, rows, text));
     }
@@ -95,30 +106,91 @@ fn quality_by_size(run: &Run, rows: &[Row], text: &str) -> Option<Block> {
     (!picture.is_empty()).then_some(Block::Picture(picture))
 }
 
-/// Whether the full method beats its parts on a text, in figures either way.
-fn verdict(rows: &[Row], text: &str) -> Option<Block> {
-    let full = find(rows, "slw_sft")?.perplexity(text)?;
-    let others: Vec<(String, f64)> = ["direct", "slw", "sft"]
-        .iter()
-        .filter_map(|name| {
-            let row = find(rows, name)?;
-            Some((row.title.clone(), row.perplexity(text)?))
-        })
-        .collect();
-    let better: Vec<&(String, f64)> = others.iter().filter(|(_, v)| *v <= full).collect();
-    let list = |rows: Vec<&(String, f64)>| {
-        rows.iter().map(|(n, v)| format!("{n} ({})", perplexity(*v))).collect::<Vec<_>>().join(", ")
+/// What a row's loss on a text is over the first row's.
+fn over_first(rows: &[Row], row: &Row, text: &str) -> Option<LossDifference> {
+    row.over(rows.first()?.name, text)
+}
+
+/// What the intervals are of.
+fn intervals(run: &Run) -> Option<Block> {
+    let units = &run.results.as_ref()?.settings.units;
+    let of: Vec<String> = units.iter().map(|(text, units)| format!("{units} of {text}")).collect();
+    (!of.is_empty()).then(|| {
+        Block::Note(format!(
+            "Losses in nats a token. In brackets: 95 % intervals of the difference, by a paired bootstrap over {}. They do not say what \
+             another seed of the training would give.",
+            of.join(" and ")
+        ))
+    })
+}
+
+/// Whether the full method beats its parts on a text: where the interval of their difference leaves out 0.
+fn verdict(rows: &[Row], text: &str) -> Vec<Block> {
+    let Some((full, value)) = find(rows, "slw_sft").and_then(|row| Some((row, row.perplexity(text)?))) else {
+        return Vec::new();
     };
-    if others.is_empty() {
-        return None;
+    let others: Vec<&Row> = ["direct", "slw", "sft"].iter().filter_map(|name| find(rows, name)).collect();
+    let list = |found: Option<Option<Ordering>>| -> Vec<String> {
+        others
+            .iter()
+            .filter(|row| full.over(row.name, text).map(LossDifference::sign) == found)
+            .filter_map(|row| Some(format!("{} ({})", row.title, perplexity(row.perplexity(text)?))))
+            .collect()
+    };
+    let said = [
+        (Some(Some(Ordering::Less)), "is better than"),
+        (Some(None), "cannot be told from"),
+        (Some(Some(Ordering::Greater)), "is worse than"),
+        (None, "was measured without intervals beside"),
+    ];
+    let said: Vec<String> = said
+        .into_iter()
+        .map(|(found, words)| (list(found), words))
+        .filter(|(rows, _)| !rows.is_empty())
+        .map(|(rows, words)| format!("{words} {}", rows.join(", ")))
+        .collect();
+    if said.is_empty() {
+        return Vec::new();
     }
-    Some(Block::Text(if better.is_empty() {
-        format!(
-            "On {text} SLW + SFT ({}) is better than {}.",
-            perplexity(full),
-            list(others.iter().collect())
-        )
-    } else {
-        format!("On {text} SLW + SFT ({}) does not beat {}.", perplexity(full), list(better))
-    }))
+    vec![Block::Text(format!("On {text} SLW + SFT ({}) {}.", perplexity(value), said.join("; it ")))]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use sharp_schema::evaluation::EvalRow;
+
+    use super::*;
+
+    fn row(name: &str, perplexity: f64, over: &[(&str, LossDifference)]) -> EvalRow {
+        let over: BTreeMap<String, LossDifference> =
+            over.iter().map(|(name, difference)| ((*name).to_owned(), *difference)).collect();
+        EvalRow {
+            name: name.into(),
+            perplexity: BTreeMap::from([("prose".into(), perplexity)]),
+            differences: BTreeMap::from([("prose".into(), over)]),
+            ..EvalRow::default()
+        }
+    }
+
+    #[test]
+    fn better_is_only_what_the_interval_says() {
+        let clear = LossDifference { mean: -0.2, low: -0.3, high: -0.1 };
+        let unclear = LossDifference { mean: -0.01, low: -0.03, high: 0.01 };
+        let measured = [
+            row("direct", 30.0, &[]),
+            row("slw", 21.0, &[]),
+            row("sft", 25.0, &[]),
+            row("slw_sft", 20.8, &[("direct", clear), ("slw", unclear)]),
+        ];
+        let rows: Vec<Row> =
+            measured.iter().map(|m| Row { name: &m.name, title: row_name(&m.name), measured: m }).collect();
+        let [Block::Text(said)] = &verdict(&rows, "prose")[..] else { panic!("one sentence") };
+        assert_eq!(
+            said,
+            "On prose SLW + SFT (20.80) is better than untrained (30.00); it cannot be told from SLW only (21.00); it was measured \
+             without intervals beside SFT only (25.00)."
+        );
+    }
 }
