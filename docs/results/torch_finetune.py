@@ -8,7 +8,7 @@ one would write: transformers' model, the linears' weights cast to bf16 by hand 
 computed as its reference's weights and B A beside them, gradients of the recovery parameters alone, next-token loss on
 random tokens, AdamW. Prints the median of the steps' tokens a second and the peak memory. The other side:
 
-    sharp-train finetune --model MODEL --plan PLAN --data FILE --out OUT --steps 12 --held-out-tokens 512 --json
+    sharp-train finetune --model MODEL --plan PLAN --data FILE --out OUT --steps 12 --validation-tokens 512 --json
 """
 
 import argparse

@@ -3,7 +3,7 @@
     cargo xtask study configs/studies/forms.toml
     python3 docs/results/warmup.py runs/forms
 
-Reads 04-warmup/metrics.jsonl of every cell; prints a table of held-out errors (squared error over the squared output, each token counted
+Reads 04-warmup/metrics.jsonl of every cell; prints a table of validation errors (squared error over the squared output, each token counted
 alike) and of seconds from the layer's start, its closed form included and the collection of activations not.
 """
 
@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 PAPER = "low-rank-from-zero"
-MEASURE = "held_out_token_error"
+MEASURE = "validation_token_error"
 
 
 def lines(cell):

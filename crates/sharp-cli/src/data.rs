@@ -22,7 +22,7 @@ pub(crate) struct DataArgs {
 /// The part of a data file that is used.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PartArgs {
-    /// Which side of the train/held-out split to use.
+    /// Which side of the split to use.
     #[arg(long, value_enum, default_value = "all")]
     pub(crate) split: Side,
     /// The fraction of documents held out by the split.
@@ -48,6 +48,7 @@ pub(crate) fn documents(
     let documents = match side {
         Side::All => all,
         Side::Train => sharp_data::split(all, held_out, seed)?.train,
+        Side::Validation => sharp_data::split(all, held_out, seed)?.validation,
         Side::HeldOut => sharp_data::split(all, held_out, seed)?.held_out,
     };
     if documents.is_empty() {

@@ -1,4 +1,4 @@
-//! Hashes texts to numbers that never change: the train/held-out split depends on them. The standard
+//! Hashes texts to numbers that never change: the split depends on them. The standard
 //! library's hasher does not promise that.
 
 use std::hash::Hasher;

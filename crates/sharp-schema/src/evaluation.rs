@@ -60,7 +60,7 @@ pub struct TextRequest<D = String> {
     pub name: String,
     /// `PATH`, `PATH#VIEW` or `PATH#VIEW:LIMIT`.
     pub data: D,
-    /// The side of the train/held-out split that is read.
+    /// The side of the split that is read.
     #[serde(default)]
     pub split: Side,
     /// Tokens that are measured; all of them where absent.
@@ -146,7 +146,7 @@ pub enum Unit {
 pub struct TextSettings {
     /// The part of each record that was read.
     pub view: String,
-    /// The side of the train/held-out split.
+    /// The side of the split.
     pub split: Side,
 }
 

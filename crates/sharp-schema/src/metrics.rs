@@ -30,15 +30,15 @@ pub struct WarmupLine {
     pub start: Start,
     /// Steps taken.
     pub step: u64,
-    /// Error on held-out tokens.
-    #[serde(deserialize_with = "or_nan")]
-    pub held_out_error: f64,
-    /// Mean over held-out tokens of each token's error.
-    #[serde(deserialize_with = "or_nan")]
-    pub held_out_token_error: f64,
-    /// Error on held-out tokens in the weighting that is trained.
-    #[serde(deserialize_with = "or_nan")]
-    pub held_out_weighted_error: f64,
+    /// Error on validation tokens; files of before say `held_out`, here and below.
+    #[serde(alias = "held_out_error", deserialize_with = "or_nan")]
+    pub validation_error: f64,
+    /// Mean over validation tokens of each token's error.
+    #[serde(alias = "held_out_token_error", deserialize_with = "or_nan")]
+    pub validation_token_error: f64,
+    /// Error on validation tokens in the weighting that is trained.
+    #[serde(alias = "held_out_weighted_error", deserialize_with = "or_nan")]
+    pub validation_weighted_error: f64,
     /// The same on training tokens, since the last measurement; none before the first step.
     pub train_weighted_error: Option<f64>,
     /// The learning rate.
@@ -69,7 +69,7 @@ pub enum FinetuneLine {
         seconds: f64,
         /// The measurement after it, where one was due.
         #[serde(flatten)]
-        held_out: Option<HeldOut>,
+        validation: Option<Validation>,
     },
     /// Before the first step.
     Start {
@@ -77,30 +77,30 @@ pub enum FinetuneLine {
         step: u64,
         /// The measurement.
         #[serde(flatten)]
-        held_out: HeldOut,
+        validation: Validation,
         /// 0.
         seconds: f64,
     },
 }
 
-/// Holds a measurement on held-out text.
+/// Holds a measurement on validation text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct HeldOut {
+pub struct Validation {
     /// Mean loss of a token, in nats.
-    #[serde(rename = "held_out_loss", deserialize_with = "or_nan")]
+    #[serde(rename = "validation_loss", alias = "held_out_loss", deserialize_with = "or_nan")]
     pub loss: f64,
     /// `exp` of that.
-    #[serde(rename = "held_out_perplexity", deserialize_with = "or_nan")]
+    #[serde(rename = "validation_perplexity", alias = "held_out_perplexity", deserialize_with = "or_nan")]
     pub perplexity: f64,
     /// Mean divergence from the original, in nats; none for a loss without it.
-    #[serde(rename = "held_out_kl")]
+    #[serde(rename = "validation_kl", alias = "held_out_kl")]
     pub kl: Option<f64>,
 }
 
 /// Holds what the fine-tuning's result was measured to be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResultLine {
-    /// The step whose state is the result, the best on held-out text.
+    /// The step whose state is the result, the best on validation text.
     pub kept_step: u64,
     /// Training tokens of all steps.
     pub tokens: u64,
@@ -150,11 +150,11 @@ impl FinetuneLine {
         }
     }
 
-    /// Returns the measurement on held-out text, where one was due.
-    pub fn held_out(&self) -> Option<HeldOut> {
+    /// Returns the measurement on validation text, where one was due.
+    pub fn validation(&self) -> Option<Validation> {
         match self {
-            Self::Step { held_out, .. } => *held_out,
-            Self::Start { held_out, .. } => Some(*held_out),
+            Self::Step { validation, .. } => *validation,
+            Self::Start { validation, .. } => Some(*validation),
         }
     }
 }

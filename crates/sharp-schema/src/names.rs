@@ -189,12 +189,14 @@ names! {
 }
 
 names! {
-    /// Which side of the train/held-out split of a data file is read.
+    /// Which side of the split of a data file is read.
     Side, "side", default All {
         /// Everything in the file.
         All = "all",
         /// What training sees.
         Train = "train",
+        /// What training chooses its best state by.
+        Validation = "validation",
         /// What training never sees.
         HeldOut = "held_out",
     }

@@ -3,7 +3,7 @@
 use sharp_schema::benchmark::Bench;
 use sharp_schema::evaluation::{Request, Results};
 use sharp_schema::manifest::{Digest, Manifest, Status};
-use sharp_schema::metrics::{FinetuneLine, HeldOut, Line, read_finetune, read_warmup};
+use sharp_schema::metrics::{FinetuneLine, Line, Validation, read_finetune, read_warmup};
 use sharp_schema::{Side, Start};
 
 /// Reads a file of JSON and checks that writing it gives the same bytes.
@@ -51,8 +51,17 @@ fn metrics_keep_their_bytes() {
     let text = include_str!("golden/finetune.jsonl");
     let lines = read_finetune(text);
     assert_eq!(lines.iter().map(FinetuneLine::step).collect::<Vec<_>>(), [0, 1, 6]);
-    assert_eq!(lines.iter().map(|line| line.held_out().is_some()).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(lines.iter().map(|line| line.validation().is_some()).collect::<Vec<_>>(), [true, false, true]);
     assert_eq!(written(lines.into_iter().map(Line::Finetune)), text);
+}
+
+#[test]
+fn metrics_of_before_the_validation_side_are_read() {
+    let before = |text: &str| text.replace("validation_", "held_out_");
+    let (warmup, finetune) = (include_str!("golden/warmup.jsonl"), include_str!("golden/finetune.jsonl"));
+    assert_eq!(read_warmup(&before(warmup)), read_warmup(warmup));
+    assert_eq!(read_finetune(&before(finetune)), read_finetune(finetune));
+    assert_eq!(read_finetune(finetune).len(), 3);
 }
 
 fn written(lines: impl Iterator<Item = Line>) -> String {
@@ -64,8 +73,8 @@ fn a_line_cut_off_is_left_out_and_one_that_is_not_finite_stays() {
     let text = include_str!("golden/finetune.jsonl");
     assert_eq!(read_finetune(&text[..text.len() - 9]).len(), 2);
     assert!(read_warmup(text).is_empty());
-    let held_out = HeldOut { loss: f64::NAN, perplexity: f64::INFINITY, kl: None };
-    let line = Line::Finetune(FinetuneLine::Start { step: 0, held_out, seconds: 0.0 });
+    let validation = Validation { loss: f64::NAN, perplexity: f64::INFINITY, kl: None };
+    let line = Line::Finetune(FinetuneLine::Start { step: 0, validation, seconds: 0.0 });
     let read = read_finetune(&written([line].into_iter()));
-    assert!(read[0].held_out().unwrap().loss.is_nan());
+    assert!(read[0].validation().unwrap().loss.is_nan());
 }

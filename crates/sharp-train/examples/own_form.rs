@@ -79,7 +79,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         source: &original,
         plan: &Plan::new("explicit", vec![change]),
         train: &rows(32, 7),
-        held_out: &rows(8, 11),
+        validation: &rows(8, 11),
         out: &std::env::temp_dir(),
         compute: Compute::cpu(2),
         progress: &Silent,

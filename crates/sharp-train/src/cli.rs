@@ -65,12 +65,12 @@ struct CommonArgs {
     /// Tokens in a row.
     #[arg(long, default_value_t = 512)]
     seq_len: usize,
-    /// Fraction of the documents that training never sees.
+    /// Fraction of the documents that training never sees; as many again are for validation.
     #[arg(long, default_value_t = 0.05)]
     held_out: f64,
-    /// Tokens of the held-out side to measure on.
+    /// Tokens of the validation side, which the best step and state are chosen by.
     #[arg(long, default_value_t = 4096)]
-    held_out_tokens: usize,
+    validation_tokens: usize,
     /// Seed of the split, the order of the data and the first values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -114,7 +114,7 @@ struct WarmupArgs {
     /// MLP's output.
     #[arg(long, value_enum, default_value_t = WarmupOptions::default().weighting)]
     weighting: Weighting,
-    /// Steps between measurements of the held-out error.
+    /// Steps between measurements of the validation error.
     #[arg(long, default_value_t = WarmupOptions::default().eval_every)]
     eval_every: u64,
     /// Measurements without a new best after which a layer is done.
@@ -210,7 +210,7 @@ struct FinetuneArgs {
     /// Steps between checkpoints; 0 writes none.
     #[arg(long, default_value_t = FinetuneOptions::default().save_every)]
     save_every: u64,
-    /// Steps between measurements on held-out data; 0 only at the beginning and the end.
+    /// Steps between measurements on validation data; 0 only at the beginning and the end.
     #[arg(long, default_value_t = FinetuneOptions::default().eval_every)]
     eval_every: u64,
     /// Stop after this many steps, leaving the last checkpoint to go on from.
@@ -223,7 +223,7 @@ struct Prepared {
     source: ModelSource,
     plan: Plan,
     train: TokenBlocks,
-    held_out: TokenBlocks,
+    validation: TokenBlocks,
     compute: Compute,
     progress: Terminal,
 }
@@ -234,7 +234,7 @@ impl Prepared {
             source: &self.source,
             plan: &self.plan,
             train: &self.train,
-            held_out: &self.held_out,
+            validation: &self.validation,
             out,
             compute: self.compute,
             progress: &self.progress,
@@ -303,7 +303,7 @@ fn run_finetune(a: &FinetuneArgs, json: bool) -> Result<()> {
     let summary = finetune(&ready.job(&a.common.out), from, &options)?;
     report(json, &summary, || {
         format!(
-            "held-out perplexity {:.2} -> {:.2} in {} steps{}, {:.0} tokens/s\n",
+            "validation perplexity {:.2} -> {:.2} in {} steps{}, {:.0} tokens/s\n",
             summary.start_perplexity,
             summary.perplexity,
             summary.steps,
@@ -357,8 +357,8 @@ fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
     let seq_len = a.common.seq_len;
     check_memory(&source, &plan, seq_len, &compute, options)?;
     let memory_bytes = memory_needed(&source, &plan, seq_len, &compute, options);
-    let held_out = a.common.held_out_tokens.div_ceil(seq_len.max(1));
-    let timed = || estimate_pace(&source, &plan, (seq_len, held_out), &compute, options);
+    let validation = a.common.validation_tokens.div_ceil(seq_len.max(1));
+    let timed = || estimate_pace(&source, &plan, (seq_len, validation), &compute, options);
     let pace = (!a.untimed).then(timed).transpose()?;
     report(json, &Forecast { memory_bytes, pace }, || {
         let gib = memory_bytes as f64 / (1u64 << 30) as f64;
@@ -427,16 +427,19 @@ fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
         .with_budget(Some(tokens))
         .shuffled(common.seed);
     let train = pack(&sides.train, &tokenizer, &options).context("the training side of the data")?;
-    ensure!(!sides.held_out.is_empty(), "nothing is held out: raise --held-out, or give more documents");
+    ensure!(
+        !sides.validation.is_empty(),
+        "no document is left for validation: raise --held-out, or give three documents or more"
+    );
     let held = PackOptions::new(common.seq_len)
         .with_ends(ends.0, ends.1)
-        .with_budget(Some(common.held_out_tokens))
+        .with_budget(Some(common.validation_tokens))
         .shuffled(split_seed)
         .padded();
-    let held_out = pack(&sides.held_out, &tokenizer, &held).context("the held-out side of the data")?;
+    let validation = pack(&sides.validation, &tokenizer, &held).context("the validation side of the data")?;
     let compute = compute(common)?;
-    tracing::info!(?compute, rows = train.rows(), held_out = held_out.rows(), "prepared");
-    Ok(Prepared { source, plan, train, held_out, compute, progress: Terminal::stderr() })
+    tracing::info!(?compute, rows = train.rows(), validation = validation.rows(), "prepared");
+    Ok(Prepared { source, plan, train, validation, compute, progress: Terminal::stderr() })
 }
 
 /// Reads the texts that a file of [`Request`] names, in rows as [`sharp_data::windows`] cuts them.
@@ -452,6 +455,7 @@ fn texts(path: &Path, model: &Path) -> Result<Vec<(String, TokenBlocks)>> {
         let side = match text.split {
             Side::All => all,
             Side::Train => split(all, request.held_out, request.seed)?.train,
+            Side::Validation => split(all, request.held_out, request.seed)?.validation,
             Side::HeldOut => split(all, request.held_out, request.seed)?.held_out,
         };
         let whole: Vec<String> = side.iter().map(Document::full_text).collect();

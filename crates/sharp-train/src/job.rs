@@ -19,8 +19,8 @@ pub struct Job<'a> {
     pub plan: &'a Plan,
     /// Rows of tokens to train on.
     pub train: &'a TokenBlocks,
-    /// Rows of tokens to measure on, as long as those of `train`.
-    pub held_out: &'a TokenBlocks,
+    /// Rows of tokens that choices go by (the best step, the best state), as long as those of `train`.
+    pub validation: &'a TokenBlocks,
     /// The folder to write to. What is finished there already is not done again.
     pub out: &'a Path,
     /// Device, number type and threads.
@@ -40,8 +40,8 @@ impl Job<'_> {
                 "{path} is compressed already: training begins with an original"
             )));
         }
-        if self.train.seq_len != self.held_out.seq_len {
-            return Err(Error::invalid("training and held-out rows must be of one length"));
+        if self.train.seq_len != self.validation.seq_len {
+            return Err(Error::invalid("training and validation rows must be of one length"));
         }
         Ok(())
     }

@@ -63,7 +63,7 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
                     source: &source,
                     plan: &plan(treatment),
                     train: &train,
-                    held_out: &held,
+                    validation: &held,
                     out,
                     compute: Compute::cpu(threads),
                     progress: &Silent,
@@ -134,7 +134,7 @@ impl Run {
             source: &self.source,
             plan: &self.plan,
             train: &blocks(10, vocab, 1),
-            held_out: &blocks(4, vocab, 2),
+            validation: &blocks(4, vocab, 2),
             out,
             compute: Compute::cpu(self.threads),
             progress: &Silent,
@@ -179,7 +179,7 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
             text.lines()
                 .map(|l| {
                     let v: serde_json::Value = serde_json::from_str(l).unwrap();
-                    format!("{} {} {}", v["step"], v["train_loss"], v["held_out_loss"])
+                    format!("{} {} {}", v["step"], v["train_loss"], v["validation_loss"])
                 })
                 .collect()
         };
@@ -195,7 +195,7 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
     }
 }
 
-/// A rate that ruins the model must not ruin the result: the best state by held-out loss is what is written.
+/// A rate that ruins the model must not ruin the result: the best state by validation loss is what is written.
 #[test]
 fn training_that_diverges_goes_back_and_never_ends_worse_than_it_began() {
     let mut run = Run::new("tied", trainable(1)[1]);
@@ -210,7 +210,7 @@ fn training_that_diverges_goes_back_and_never_ends_worse_than_it_began() {
     assert!(done.perplexity <= done.start_perplexity, "{done:?}");
     let text = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    let measured = |line: &serde_json::Value| line["held_out_perplexity"].as_f64();
+    let measured = |line: &serde_json::Value| line["validation_perplexity"].as_f64();
     let best = lines.iter().filter_map(measured).fold(f64::INFINITY, f64::min);
     assert!((done.perplexity / best - 1.0).abs() < 1e-9, "{done:?}, measured {best}");
     let worst = lines.iter().filter_map(measured).fold(0.0, f64::max);
@@ -252,12 +252,12 @@ fn a_fitted_form_is_what_the_warm_up_makes_of_a_plan_that_names_it() {
     let source = model("tied");
     let [low_rank, scaled, ..] = trainable(1).map(plan);
     let (fit, warm) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (train, held_out) = (blocks(40, 61, 1), blocks(12, 61, 2));
+    let (train, validation) = (blocks(40, 61, 1), blocks(12, 61, 2));
     let job = |plan, out| Job {
         source: &source,
         plan,
         train: &train,
-        held_out: &held_out,
+        validation: &validation,
         out,
         compute: Compute::cpu(2),
         progress: &Silent,

@@ -7,11 +7,11 @@ use sharp_schema::metrics::{FinetuneLine, WarmupLine};
 /// Points `(step, figure)`.
 pub(super) type Course = Vec<(f64, f64)>;
 
-/// Returns the error on held-out text of each layer that was warmed up.
+/// Returns the error on validation text of each layer that was warmed up.
 pub(super) fn warmup_errors(lines: &[WarmupLine]) -> BTreeMap<usize, Course> {
     let mut found: BTreeMap<usize, Course> = BTreeMap::new();
-    for line in lines.iter().filter(|line| line.held_out_error.is_finite()) {
-        push(found.entry(line.layer).or_default(), line.step, line.held_out_error);
+    for line in lines.iter().filter(|line| line.validation_error.is_finite()) {
+        push(found.entry(line.layer).or_default(), line.step, line.validation_error);
     }
     found
 }
@@ -53,11 +53,11 @@ mod tests {
             grad_norm: 0.0,
             tokens_per_second: 0.0,
             seconds: 0.0,
-            held_out: None,
+            validation: None,
         };
         let lines = [line(1, 4.0), line(2, 3.0), line(3, 2.0), line(2, 2.5), line(3, f64::NAN)];
         assert_eq!(finetune_course(&lines, FinetuneLine::train_loss), [(1.0, 4.0), (2.0, 2.5)]);
-        let held_out = |line: &FinetuneLine| line.held_out().map(|held_out| held_out.perplexity);
-        assert!(finetune_course(&lines, held_out).is_empty());
+        let validation = |line: &FinetuneLine| line.validation().map(|validation| validation.perplexity);
+        assert!(finetune_course(&lines, validation).is_empty());
     }
 }

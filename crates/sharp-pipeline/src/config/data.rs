@@ -99,7 +99,7 @@ pub(crate) struct Text<'a> {
     pub(crate) name: &'a str,
     /// The data specification.
     pub(crate) data: &'a str,
-    /// Side of the train/held-out split.
+    /// Side of the split.
     pub(crate) side: Side,
 }
 

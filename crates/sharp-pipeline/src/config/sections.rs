@@ -39,7 +39,7 @@ fn check_rate(key: &str, value: f64) -> Result<()> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// The fraction of documents that training never sees.
+    /// The fraction of documents that training never sees; as many again are for validation.
     pub held_out: f64,
     /// The text that layers are compared on and matrices rounded against; required.
     pub calibration: String,

@@ -35,7 +35,7 @@ use run::Run;
 /// [`FinetuneOptions::reuse`] there is no recovery file: the last line of the metrics says what the result
 /// was measured to be.
 ///
-/// The result is the best state by held-out loss, which may be the one that training began in. Where two
+/// The result is the best state by validation loss, which may be the one that training began in. Where two
 /// measurements in a row are worse than the best, or one by far, training goes back to it and on at half the
 /// learning rate.
 ///
@@ -50,8 +50,8 @@ pub fn finetune(job: &Job<'_>, from: StartFrom<'_>, options: &FinetuneOptions) -
     if !options.reuse.is_none() && from.runtime_file().is_some() {
         return Err(Error::invalid("a runtime file has no pools and runs no layer twice"));
     }
-    if job.train.counted() == 0 || job.held_out.counted() == 0 {
-        return Err(Error::invalid("fine-tuning needs training and held-out rows with tokens that count"));
+    if job.train.counted() == 0 || job.validation.counted() == 0 {
+        return Err(Error::invalid("fine-tuning needs training and validation rows with tokens that count"));
     }
     check_memory(job.source, job.plan, job.train.seq_len, &job.compute, options)?;
     std::fs::create_dir_all(job.out).map_err(Error::io(job.out))?;

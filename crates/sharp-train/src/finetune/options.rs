@@ -36,7 +36,7 @@ pub struct FinetuneOptions {
     pub train_mlps: TrainMlps,
     /// Write a checkpoint every so many steps; 0 writes none.
     pub save_every: u64,
-    /// Measure the held-out loss every so many steps; 0 only at the beginning and the end.
+    /// Measure the validation loss every so many steps; 0 only at the beginning and the end.
     pub eval_every: u64,
     /// Seed of the order of rows, and of the start where there is no warm-up.
     pub seed: u64,
@@ -160,7 +160,7 @@ pub struct FinetuneSummary {
     pub start_perplexity: f64,
     /// Held-out perplexity of the result; of the last measurement where steps are left.
     pub perplexity: f64,
-    /// The step whose state is the result, the best on held-out text. 0: training made nothing better.
+    /// The step whose state is the result, the best on validation text. 0: training made nothing better.
     pub kept_step: u64,
     /// How often training diverged, went back and on at half the learning rate.
     pub setbacks: u32,

@@ -36,7 +36,7 @@ pub struct Pace {
 }
 
 /// Times a layer and the head of `source`, and adds up what fine-tuning takes under `plan`. Rows are of
-/// `seq_len` tokens, and `held_out` of them are measured on.
+/// `seq_len` tokens, and `measured` of them are measured on.
 ///
 /// # Errors
 /// [`Error::Model`](crate::Error::Model) from files, [`Error::Torch`](crate::Error::Torch) if memory runs
@@ -44,7 +44,7 @@ pub struct Pace {
 pub fn estimate_pace(
     source: &ModelSource,
     plan: &Plan,
-    (seq_len, held_out): (usize, usize),
+    (seq_len, measured): (usize, usize),
     compute: &Compute,
     options: &FinetuneOptions,
 ) -> Result<Pace> {
@@ -71,7 +71,7 @@ pub fn estimate_pace(
         + mean(|t| t.head);
     let step = passes.div_ceil(workers) as f64 * pass
         + outline.trained as f64 * bench.optimiser_seconds_a_value()?;
-    let measurement = held_out.div_ceil(at_once).div_ceil(compute.threads) as f64
+    let measurement = measured.div_ceil(at_once).div_ceil(compute.threads) as f64
         * ((layers + teacher) as f64 * forward + mean(|t| t.head));
     let between = options.steps.checked_div(options.eval_every).unwrap_or(0);
     Ok(Pace {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use sharp_model::RECOVERY_FILE;
-use sharp_schema::metrics::{FinetuneLine, HeldOut, ResultLine, TextLoss};
+use sharp_schema::metrics::{FinetuneLine, ResultLine, TextLoss, Validation};
 
 use super::best::{Best, Verdict};
 use super::checkpoint;
@@ -30,7 +30,7 @@ pub(super) struct Run<'a> {
     fingerprint: String,
     order: RowOrder,
     rows_per_step: usize,
-    held_out: Vec<Sequences>,
+    validation: Vec<Sequences>,
     metrics_path: PathBuf,
     /// Where the result is taken from; `None` until the start is measured.
     best: Option<Best>,
@@ -74,7 +74,7 @@ impl<'a> Run<'a> {
             fingerprint,
             order: RowOrder::new(job.train.rows(), options.seed),
             rows_per_step: (options.batch_tokens / job.train.seq_len).max(1),
-            held_out: Sequences::of_rows(job.held_out, 0..job.held_out.rows()),
+            validation: Sequences::of_rows(job.validation, 0..job.validation.rows()),
             metrics_path: job.out.join(metrics::FILE),
             best: None,
             lines: Vec::new(),
@@ -106,17 +106,17 @@ impl<'a> Run<'a> {
         Ok(self.resumed_from.unwrap_or(0))
     }
 
-    /// Measures the held-out loss before the first step, unless an earlier call has done so.
+    /// Measures the validation loss before the first step, unless an earlier call has done so.
     pub(super) fn measure_start(&mut self) -> Result<()> {
-        let begun = self.lines.first().and_then(FinetuneLine::held_out);
+        let begun = self.lines.first().and_then(FinetuneLine::validation);
         self.start_nll = match begun.filter(|_| self.best.is_some()) {
-            Some(held_out) => held_out.loss,
+            Some(validation) => validation.loss,
             None => {
-                let (held_out, loss) = self.measure()?;
-                self.best = Some(Best::start(loss, held_out.perplexity, &self.student.params.flat)?);
-                self.lines = vec![FinetuneLine::Start { step: 0, held_out, seconds: 0.0 }];
+                let (validation, loss) = self.measure()?;
+                self.best = Some(Best::start(loss, validation.perplexity, &self.student.params.flat)?);
+                self.lines = vec![FinetuneLine::Start { step: 0, validation, seconds: 0.0 }];
                 metrics::write_finetune(&self.metrics_path, &self.lines, None)?;
-                held_out.loss
+                validation.loss
             }
         };
         self.last_nll = self.start_nll;
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
         Ok(StepResult { step, sums, grad_norm, lr })
     }
 
-    /// Adds a step's line to the metrics, with the held-out loss where it is due. Where that says that
+    /// Adds a step's line to the metrics, with the validation loss where it is due. Where that says that
     /// training has diverged, goes back to the best state.
     pub(super) fn log(&mut self, result: &StepResult) -> Result<()> {
         let StepResult { step, sums, grad_norm, lr } = *result;
@@ -154,8 +154,8 @@ impl<'a> Run<'a> {
         let seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
         let due = options.eval_every > 0 && step.is_multiple_of(options.eval_every);
         let measured = if due || step == options.steps { Some(self.measure()?) } else { None };
-        let held_out = measured.map(|(held_out, _)| held_out);
-        self.last_nll = held_out.map_or(self.last_nll, |held_out| held_out.loss);
+        let validation = measured.map(|(validation, _)| validation);
+        self.last_nll = validation.map_or(self.last_nll, |validation| validation.loss);
         self.lines.push(FinetuneLine::Step {
             step,
             train_loss: sums.mean_nll(),
@@ -164,13 +164,13 @@ impl<'a> Run<'a> {
             grad_norm,
             tokens_per_second: self.tokens_per_second(),
             seconds,
-            held_out,
+            validation,
         });
-        let Some((held_out, loss)) = measured else { return Ok(()) };
+        let Some((validation, loss)) = measured else { return Ok(()) };
         let best = self.best.as_mut().expect("the start was measured");
-        let verdict = best.measured(step, loss, held_out.perplexity, &self.student.params.flat)?;
+        let verdict = best.measured(step, loss, validation.perplexity, &self.student.params.flat)?;
         if verdict == Verdict::Diverged && step < options.steps {
-            self.go_back(step, held_out.perplexity)?;
+            self.go_back(step, validation.perplexity)?;
         }
         Ok(())
     }
@@ -187,18 +187,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Measures the model on the held-out rows; also returns the mean of what is minimised.
-    fn measure(&self) -> Result<(HeldOut, f64)> {
-        let sums = self.student.measure(&self.held_out)?;
+    /// Measures the model on the validation rows; also returns the mean of what is minimised.
+    fn measure(&self) -> Result<(Validation, f64)> {
+        let sums = self.student.measure(&self.validation)?;
         let loss = sums.mean_nll();
-        let held_out = HeldOut { loss, perplexity: loss.exp(), kl: mean_kl(self.options.loss, &sums) };
-        Ok((held_out, sums.mean(self.options.loss)))
+        let validation = Validation { loss, perplexity: loss.exp(), kl: mean_kl(self.options.loss, &sums) };
+        Ok((validation, sums.mean(self.options.loss)))
     }
 
     /// Says in a few words how training goes.
     pub(super) fn note(&self, result: &StepResult) -> String {
         let loss = result.sums.mean(self.options.loss);
-        format!("loss {loss:.3}, held-out perplexity {:.2}", self.last_nll.exp())
+        format!("loss {loss:.3}, validation perplexity {:.2}", self.last_nll.exp())
     }
 
     /// Writes a checkpoint where one is due.
@@ -231,7 +231,12 @@ impl<'a> Run<'a> {
                 self.student.params.flat.f_copy_(&best.flat)?;
                 self.student.merge()?;
                 self.last_nll = record.perplexity.ln();
-                tracing::warn!(step, last, kept, "an earlier state was better on held-out text, and is kept");
+                tracing::warn!(
+                    step,
+                    last,
+                    kept,
+                    "an earlier state was better on validation text, and is kept"
+                );
             }
             metrics::write_finetune(&self.metrics_path, &self.lines, Some(self.result(record.step)?))?;
             if let Some(recovery) = self.student.recovery()? {

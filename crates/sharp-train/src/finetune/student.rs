@@ -130,10 +130,10 @@ impl Student {
         Ok((total, sums))
     }
 
-    /// Sums the loss over held-out sequences.
-    pub(super) fn measure(&self, held_out: &[Sequences]) -> Result<LossSums> {
+    /// Sums the loss over sequences that are measured, not trained on.
+    pub(super) fn measure(&self, measured: &[Sequences]) -> Result<LossSums> {
         let mut sums = LossSums::default();
-        let counting = held_out.iter().filter(|s| !s.positions.is_empty()).cloned();
+        let counting = measured.iter().filter(|s| !s.positions.is_empty()).cloned();
         let items = Sequences::stacked(counting, self.at_once)?;
         self.pool.run(
             "measuring",

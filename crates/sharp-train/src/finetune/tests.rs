@@ -33,7 +33,7 @@ fn student(
         source,
         plan,
         train: &rows,
-        held_out: &rows,
+        validation: &rows,
         out: Path::new("."),
         compute: Compute::cpu(threads),
         progress: &Silent,

@@ -61,16 +61,16 @@ impl Fitter<'_> {
         sample: &LayerSample,
     ) -> Result<FittedLayer> {
         let layer = change.layer;
-        let LayerSample { train, held_out, original } = sample;
+        let LayerSample { train, validation, original } = sample;
         let reference = self.reference(change)?;
         let direct = match &reference {
             None => None,
-            Some(reference) => Some(measure(&reference.with_biases_of(original), held_out, self.pool)?),
+            Some(reference) => Some(measure(&reference.with_biases_of(original), validation, self.pool)?),
         };
         let mut log = Log::new(change, self.options.start);
         self.task.note(&format!("layer {layer}: start"));
         let mut fit = self.begin(change, form, train, original, reference.as_ref())?;
-        let start = measure(&fit.student, held_out, self.pool)?;
+        let start = measure(&fit.student, validation, self.pool)?;
         log.push(0, &start, None, 0.0);
         let (errors, steps) = self.train(&mut fit, sample, start, &mut log)?;
         if !all_finite(&fit.params.flat)? {
@@ -127,7 +127,7 @@ impl Fitter<'_> {
         Ok(fit)
     }
 
-    /// Takes AdamW steps until the held-out error no longer falls; leaves the best parameters in `fit` and
+    /// Takes AdamW steps until the validation error no longer falls; leaves the best parameters in `fit` and
     /// returns their errors and the steps taken.
     fn train(
         &self,
@@ -136,7 +136,7 @@ impl Fitter<'_> {
         start: Errors,
         log: &mut Log,
     ) -> Result<(Errors, u64)> {
-        let LayerSample { train, held_out, .. } = sample;
+        let LayerSample { train, validation, .. } = sample;
         let (options, layer) = (self.options, fit.layer.layer);
         let schedule = options.schedule();
         let config = AdamWConfig { weight_decay: options.weight_decay, ..AdamWConfig::default() };
@@ -160,7 +160,7 @@ impl Fitter<'_> {
             if !step.is_multiple_of(options.eval_every) && step != options.steps {
                 continue;
             }
-            let errors = measure(&fit.student, held_out, self.pool)?;
+            let errors = measure(&fit.student, validation, self.pool)?;
             log.push(step, &errors, Some(running.take()), schedule.at(step));
             self.task.note(&format!("layer {layer}: step {step}, error {:.4}", errors.weighted));
             if errors.weighted < best.0.weighted {
@@ -208,9 +208,9 @@ impl Log {
             reference: self.reference,
             start: self.start,
             step,
-            held_out_error: errors.plain,
-            held_out_token_error: errors.token,
-            held_out_weighted_error: errors.weighted,
+            validation_error: errors.plain,
+            validation_token_error: errors.token,
+            validation_weighted_error: errors.weighted,
             train_weighted_error: train_error,
             lr,
             seconds: self.begun.elapsed().as_secs_f64(),

@@ -23,7 +23,7 @@ use crate::weights::Weights;
 #[derive(Debug)]
 pub(crate) struct LayerSample {
     pub(crate) train: Activations,
-    pub(crate) held_out: Activations,
+    pub(crate) validation: Activations,
     /// The layer's own MLP.
     pub(crate) original: Mlp,
 }
@@ -41,11 +41,11 @@ pub(crate) struct LayerPass<'a> {
 }
 
 impl<'a> LayerPass<'a> {
-    /// Embeds the training rows, then the held-out rows.
+    /// Embeds the training rows, then the validation rows.
     pub(crate) fn new(job: &Job<'a>, options: &WarmupOptions) -> Result<Self> {
-        let Job { source, train, held_out, compute, .. } = *job;
+        let Job { source, train, validation, compute, .. } = *job;
         let d = source.config().hidden_size;
-        let count = train.rows() + held_out.rows();
+        let count = train.rows() + validation.rows();
         let bytes = (count * train.seq_len * d) as u64 * 4;
         // The stream, and a target's inputs and outputs: three of a kind at most.
         let mut hidden = match bytes.saturating_mul(3) > options.memory_bytes {
@@ -53,7 +53,7 @@ impl<'a> LayerPass<'a> {
             false => ActivationStore::memory(count),
         };
         let embedding = Embedding::load(Weights::of(source), compute.device)?;
-        for (i, (tokens, _)) in train.iter().chain(held_out.iter()).enumerate() {
+        for (i, (tokens, _)) in train.iter().chain(validation.iter()).enumerate() {
             hidden.put(i, embedding.forward(tokens)?)?;
         }
         Ok(Self {
@@ -119,19 +119,19 @@ impl<'a> LayerPass<'a> {
         }
         let (true, Some(original)) = (wanted, block.mlp) else { return Ok(None) };
         let held = |all: &mut Vec<Tensor>| -> Result<(Tensor, Tensor)> {
-            let held_out = all.split_off(self.train_rows.min(all.len()));
-            let joined = (Tensor::f_cat(all, 0)?, Tensor::f_cat(&held_out, 0)?);
+            let validation = all.split_off(self.train_rows.min(all.len()));
+            let joined = (Tensor::f_cat(all, 0)?, Tensor::f_cat(&validation, 0)?);
             all.clear();
             Ok(joined)
         };
-        let (x, x_held) = held(&mut xs)?;
-        let (y, y_held) = held(&mut ys)?;
-        let (size, size_held) = held(&mut weights)?;
+        let (x, x_validation) = held(&mut xs)?;
+        let (y, y_validation) = held(&mut ys)?;
+        let (size, size_validation) = held(&mut weights)?;
         let (weight, scale) = token_weights(self.weighting, &size, None)?;
-        let (weight_held, _) = token_weights(self.weighting, &size_held, Some(scale))?;
+        let (weight_validation, _) = token_weights(self.weighting, &size_validation, Some(scale))?;
         Ok(Some(LayerSample {
             train: Activations { x, y, weight },
-            held_out: Activations { x: x_held, y: y_held, weight: weight_held },
+            validation: Activations { x: x_validation, y: y_validation, weight: weight_validation },
             original,
         }))
     }

@@ -125,8 +125,8 @@ fn prepare(job: &Job<'_>, options: &WarmupOptions) -> Result<()> {
     if job.train.rows() == 0 || options.batch_tokens == 0 || options.eval_every == 0 {
         return Err(Error::invalid("warm-up needs data, a batch size and an evaluation interval above 0"));
     }
-    if job.held_out.rows() == 0 {
-        return Err(Error::invalid("warm-up needs held-out rows"));
+    if job.validation.rows() == 0 {
+        return Err(Error::invalid("warm-up needs validation rows"));
     }
     std::fs::create_dir_all(job.out).map_err(Error::io(job.out))
 }

@@ -20,7 +20,7 @@ pub struct WarmupOptions {
     pub weight_decay: f64,
     /// How tokens count.
     pub weighting: Weighting,
-    /// Steps between measurements of the held-out error.
+    /// Steps between measurements of the validation error.
     pub eval_every: u64,
     /// Measurements without a new best after which a layer is done.
     pub patience: u64,
@@ -59,7 +59,7 @@ impl WarmupOptions {
     }
 }
 
-/// The result of a layer's warm-up. Errors are on held-out tokens.
+/// The result of a layer's warm-up. Errors are on validation tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerSummary {
     /// The target.

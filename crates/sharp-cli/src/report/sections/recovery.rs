@@ -17,7 +17,7 @@ pub(in crate::report) fn recovery(run: &Run, blocks: &mut Vec<Block>) {
 }
 
 fn warmup(run: &Run, blocks: &mut Vec<Block>) {
-    let (errors, what) = (warmup_errors(&run.warmup), "error on held-out text");
+    let (errors, what) = (warmup_errors(&run.warmup), "error on validation text");
     if errors.is_empty() {
         blocks.push(Block::Missing("No measurements of a warm-up.".into()));
         return;
@@ -62,10 +62,10 @@ fn finetune(run: &Run, blocks: &mut Vec<Block>) {
             .filter(|curve| !curve.points.is_empty())
             .collect()
     };
-    let held_out = curves(|line| line.held_out().map(|held_out| held_out.perplexity));
+    let validation = curves(|line| line.validation().map(|validation| validation.perplexity));
     let loss = curves(FinetuneLine::train_loss);
     for (what, curves, log) in
-        [("training loss", &loss, false), ("perplexity on held-out text", &held_out, true)]
+        [("training loss", &loss, false), ("perplexity on validation text", &validation, true)]
     {
         if curves.is_empty() {
             continue;
@@ -83,7 +83,7 @@ fn finetune(run: &Run, blocks: &mut Vec<Block>) {
             .collect();
         blocks.push(table(&[what, "first", "best", "last", "steps"], rows));
     }
-    if loss.is_empty() && held_out.is_empty() {
+    if loss.is_empty() && validation.is_empty() {
         blocks
             .push(Block::Missing("The fine-tuning's measurements hold neither loss nor perplexity.".into()));
     }
