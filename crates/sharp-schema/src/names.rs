@@ -125,6 +125,8 @@ names! {
         Even = "even",
         /// A list of target and reference layers given by a person.
         Explicit = "explicit",
+        /// No layer: what fine-tuning alone makes of the original.
+        None = "none",
     }
 }
 
@@ -159,7 +161,7 @@ names! {
         None = "none",
         /// Those that several layers run with.
         Shared = "shared",
-        /// Those, and every other layer's above the first of them.
+        /// Those, and every other layer's above the first of them; all, where no layer changes.
         All = "all",
     }
 }

@@ -8,6 +8,7 @@ mod options;
 mod patterns;
 mod problem;
 mod search;
+mod unchanged;
 
 pub use costs::{Cost, LayerCosts, Table};
 pub use error::{Error, Result};
@@ -17,6 +18,7 @@ pub use patterns::{Back, Explicit, Front, Groups, Pairs};
 pub use problem::{Choice, Problem, Strategy};
 pub use search::{Greedy, MAX_OPTIMAL_WINDOW, Optimal};
 pub use sharp_schema::{Form, StrategyName};
+pub use unchanged::Unchanged;
 
 use sharp_model::{LayerChange, ModelConfig, Plan};
 
@@ -35,6 +37,7 @@ pub fn by_name(name: StrategyName, group: Option<usize>) -> Result<Box<dyn Strat
         StrategyName::Greedy => Box::new(Greedy),
         StrategyName::Optimal => Box::new(Optimal),
         StrategyName::Even => Box::new(Even),
+        StrategyName::None => Box::new(Unchanged),
         StrategyName::Explicit => {
             return Err(Error::InvalidOption {
                 what: "strategy",

@@ -195,7 +195,8 @@ fn stopped_and_resumed_is_bit_equal_to_uninterrupted_and_threads_do_not_show() {
     }
 }
 
-/// A rate that ruins the model must not ruin the result: the best state by validation loss is what is written.
+/// A rate that ruins the model must not ruin the result: the best state by validation loss is what is
+/// written.
 #[test]
 fn training_that_diverges_goes_back_and_never_ends_worse_than_it_began() {
     let mut run = Run::new("tied", trainable(1)[1]);
@@ -245,6 +246,25 @@ fn training_that_makes_nothing_better_writes_what_it_began_with() {
     assert!((ruined.start_perplexity / done.perplexity - 1.0).abs() < 1e-6, "{ruined:?} after {done:?}");
     assert_eq!((ruined.kept_step, ruined.perplexity), (0, ruined.start_perplexity));
     assert!(bytes(&second) == bytes(&first));
+}
+
+/// Every MLP is trained, from the first layer on, and training begins with the original, its own teacher.
+#[test]
+fn the_original_is_fine_tuned_where_a_plan_changes_nothing() {
+    let mut run = Run::new("tied", trainable(1)[0]);
+    run.plan.changes.clear();
+    run.options.train_mlps = TrainMlps::All;
+    run.options.train_norms = true;
+    run.options.loss = Loss::Mixed { weight: 0.5, temperature: 1.0 };
+    let (_dir, out) = folder();
+    let done = run.go(&out).unwrap();
+    assert!(done.perplexity < done.start_perplexity, "{done:?}");
+    let trained = Recovery::load(out.join("recovery.safetensors")).unwrap();
+    let mlps = trained.trained().keys().filter(|name| name.contains(".mlp.")).count();
+    assert_eq!(mlps, 3 * run.source.config().num_hidden_layers);
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let start: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert!(start["validation_kl"].as_f64().unwrap().abs() < 1e-6, "{start}");
 }
 
 #[test]

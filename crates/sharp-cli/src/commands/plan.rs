@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     similarity: Option<PathBuf>,
     /// pairs, back, front, groups, greedy, optimal, explicit with --explicit, or even, which takes a part of
-    /// every layer's own MLP (--form pruned or low_rank_only).
+    /// every layer's own MLP (--form pruned or low_rank_only), or none, which changes no layer.
     #[arg(long, default_value = "optimal")]
     strategy: String,
     /// The pairs of the explicit strategy: target<-reference, as in 27<-26,29<-28.
@@ -120,7 +120,7 @@ pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
         rho: args.rho,
     };
     let plan = sharp_strategy::make_plan(&config, strategy.as_ref(), &costs, budget, &options)?;
-    if plan.changes.is_empty() {
+    if plan.changes.is_empty() && plan.strategy != StrategyName::None.name() {
         bail!("the plan replaces no layer; ask for more with --remove or --targets");
     }
     if let (Some(out), false) = (&args.out, args.dry_run) {

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
-use sharp_schema::{Form, TrainMlps};
+use sharp_schema::{Form, StrategyName, TrainMlps};
 
 use super::data::ModelSource;
 use super::sections::{
@@ -84,7 +84,12 @@ impl Config {
         self.quantize.check(workspace)?;
         self.evaluate.check(workspace)?;
         self.report.check()?;
-        if self.plan.form == Form::Drop && !self.finetune.norms && self.finetune.mlps != TrainMlps::All {
+        let (none, all_mlps) =
+            (self.plan.strategy == StrategyName::None, self.finetune.mlps == TrainMlps::All);
+        if none && !all_mlps {
+            refuse!("plan.strategy", "\"none\" leaves nothing to train but finetune.mlps = \"all\"");
+        }
+        if self.plan.form == Form::Drop && !self.finetune.norms && !all_mlps {
             refuse!(
                 "plan.form",
                 "\"drop\" leaves nothing to train but finetune.norms = true or finetune.mlps = \"all\""
@@ -100,7 +105,7 @@ impl Config {
 
     /// Returns true where fine-tuning without the warm-up is wanted and differs from that with it.
     pub(crate) fn trains_cold(&self) -> bool {
-        self.finetune.cold && self.plan.form != Form::Drop
+        self.finetune.cold && self.plan.has_recovery()
     }
 
     /// Returns the rows that can be measured, and a sentence for each that is left out.
@@ -117,9 +122,11 @@ impl Config {
 
     /// Says why a row cannot be measured, if so.
     fn obstacle(&self, row: Row) -> Option<&'static str> {
-        let drop = self.plan.form == Form::Drop;
         match row {
-            Row::Slw | Row::Sft if drop => {
+            Row::Slw | Row::Sft if self.plan.strategy == StrategyName::None => {
+                Some("plan.strategy = \"none\" changes no layer that a warm-up could fit")
+            }
+            Row::Slw | Row::Sft if !self.plan.has_recovery() => {
                 Some("plan.form = \"drop\" has no recovery parameters that a warm-up could fit")
             }
             Row::Sft if !self.finetune.cold => Some("finetune.cold = false, and nothing else trains it"),

@@ -150,6 +150,11 @@ impl Default for Plan {
 }
 
 impl Plan {
+    /// Returns true where changed layers have parameters of their own, which a warm-up can fit.
+    pub(crate) fn has_recovery(&self) -> bool {
+        self.form != Form::Drop && self.strategy != StrategyName::None
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         if self.targets.is_none() {
             check_fraction("plan.remove", self.remove, " of the MLP parameters")?;

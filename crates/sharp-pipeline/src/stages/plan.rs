@@ -1,7 +1,7 @@
 //! Plan: what each layer of the compressed model runs with.
 
-use sharp_schema::Form;
 use sharp_schema::run::{ANALYZE, IMPORT, PLAN, PLAN_FILE, SIMILARITY_FILE};
+use sharp_schema::{Form, StrategyName};
 
 use super::command_line::CommandLine;
 use super::settings::Settings;
@@ -12,6 +12,7 @@ use crate::run_folder::Run;
 pub(super) fn step(run: &Run) -> Step {
     let plan = &run.config.plan;
     let window = run.config.analyze.window;
+    let budgeted = !matches!(plan.strategy, StrategyName::Explicit | StrategyName::None);
     let keep: Vec<String> = plan.keep.iter().map(ToString::to_string).collect();
     let line = CommandLine::sharp("plan")
         .flag("--model", run.path(IMPORT))
@@ -21,7 +22,7 @@ pub(super) fn step(run: &Run) -> Step {
         .option("--group", plan.group)
         .option("--cost", plan.cost.as_ref())
         .option("--targets", plan.targets)
-        .when(plan.targets.is_none() && plan.explicit.is_none(), |line| line.value("--remove", plan.remove))
+        .when(plan.targets.is_none() && budgeted, |line| line.value("--remove", plan.remove))
         .when(!keep.is_empty(), |line| line.flag("--keep", keep.join(",")))
         .value("--window", window)
         .value("--rho", plan.rho)

@@ -2,8 +2,8 @@
 
 use std::num::NonZeroU64;
 
-use sharp_schema::Form;
 use sharp_schema::run::{ANALYZE, EXPORT, FINETUNE_COLD, IMPORT, PLAN, QUANTIZE};
+use sharp_schema::{Form, StrategyName};
 
 use super::*;
 use crate::config::{Config, Row};
@@ -116,6 +116,21 @@ fn dropped_mlps_are_not_warmed_up_and_another_training_seed_keeps_the_split() {
     assert!(line(PLAN).contains("--drop") && !line(PLAN).contains("--form"));
     assert!(line(FINETUNE).contains("--seed 7 --split-seed 1") && !line(FINETUNE).contains("--recovery"));
     assert!(line(ANALYZE).contains("--seed 1"));
+}
+
+#[test]
+fn the_original_is_fine_tuned_where_no_layer_changes() {
+    let mut run = run();
+    run.config.plan.strategy = StrategyName::None;
+    run.config.evaluate.rows = vec![Row::Original, Row::Slw, Row::Sft, Row::SlwSft];
+    assert_eq!(run.config.rows().0, [Row::Original, Row::SlwSft]);
+    let made = steps_to_evaluate(&run).unwrap();
+    assert!(!folders(&made).contains(&WARMUP));
+    let line = |folder: StageFolder| {
+        words(&made.iter().find(|step| step.folder == folder).unwrap().command_lines[0]).join(" ")
+    };
+    assert!(line(PLAN).contains("--strategy none") && !line(PLAN).contains("--remove"));
+    assert!(!line(FINETUNE).contains("--recovery"));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use sharp_schema::Form;
 use sharp_schema::run::{
     FINETUNE, FINETUNE_COLD, IMPORT, METRICS_FILE, PLAN, PLAN_FILE, RECOVERY_FILE, TEXTS_FILE, WARMUP,
 };
@@ -126,8 +125,8 @@ pub(super) fn warmup(run: &Run) -> Result<Step> {
 pub(super) fn finetune(run: &Run, warm: bool) -> Result<Step> {
     let folder = if warm { FINETUNE } else { FINETUNE_COLD };
     let (line, mut inputs) = finetuning(run, run.path(folder), order_seed(run), length(run))?;
-    // A dropped MLP has nothing that could be warmed up.
-    let warm = warm && run.config.plan.form != Form::Drop;
+    // A dropped MLP has nothing that could be warmed up, and neither has a model that keeps all.
+    let warm = warm && run.config.plan.has_recovery();
     let line = line.when(warm, |line| line.flag("--recovery", run.path(WARMUP)));
     if warm {
         inputs.push(WARM_LAYERS);

@@ -228,7 +228,8 @@ pub(super) fn trained_mlp_layers(plan: &Plan, layers: usize, which: TrainMlps) -
         TrainMlps::None => BTreeSet::new(),
         TrainMlps::Shared => shared,
         TrainMlps::All => {
-            let first = plan.changes.iter().map(|change| change.layer).chain(shared).min().unwrap_or(layers);
+            // A plan that changes nothing is no reason to begin anywhere but at the bottom.
+            let first = plan.changes.iter().map(|change| change.layer).chain(shared).min().unwrap_or(0);
             (first..layers).filter(|&layer| plan.is_unchanged(layer)).collect()
         }
     }
