@@ -1,5 +1,6 @@
 //! Text from a model: sampling, end of text, stop strings, streaming.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use sharp_model::tokenizer::Tokenizer;
@@ -57,16 +58,20 @@ pub struct Generation {
 }
 
 /// Finds stop strings in text that arrives in pieces, holding back what may be the beginning of one.
+///
+/// Special tokens are searched too, though their text is not given out.
 #[derive(Debug, Clone, Default)]
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
+    /// Bytes of `held` that are special tokens' text, in order.
+    hidden: Vec<Range<usize>>,
 }
 
 impl StopStrings {
     /// Makes a search for `stops`; empty ones are left out.
     pub fn new(stops: impl IntoIterator<Item = String>) -> Self {
-        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
+        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), ..Self::default() }
     }
 
     /// Appends a piece of text. Returns the text that no stop string can begin in any more, and whether one
@@ -75,18 +80,45 @@ impl StopStrings {
         self.held.push_str(piece);
         // The first to begin ends the text, whichever is listed first.
         if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
-            let mut out = std::mem::take(&mut self.held);
-            out.truncate(at);
+            let out = self.take(at);
+            self.held.clear();
+            self.hidden.clear();
             return (out, true);
         }
         let keep = self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, rest), false)
+        (self.take(self.held.len() - keep), false)
+    }
+
+    /// Appends the text of a special token, which stop strings may contain, and does what
+    /// [`StopStrings::push`] does. The text itself is never given out.
+    pub fn push_special(&mut self, text: &str) -> (String, bool) {
+        if self.stops.is_empty() {
+            return (String::new(), false);
+        }
+        self.hidden.push(self.held.len()..self.held.len() + text.len());
+        self.push(text)
     }
 
     /// Returns what was held back, at the end of the text.
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        self.take(self.held.len())
+    }
+
+    /// Removes the first `n` bytes of the held text and gives what is to be seen of them.
+    fn take(&mut self, n: usize) -> String {
+        let rest = self.held.split_off(n);
+        let text = std::mem::replace(&mut self.held, rest);
+        let (mut out, mut at) = (String::with_capacity(n), 0);
+        for hidden in &self.hidden {
+            out.push_str(&text[at..hidden.start.min(n)]);
+            at = hidden.end.min(n);
+        }
+        out.push_str(&text[at..]);
+        self.hidden.retain(|hidden| hidden.end > n);
+        for hidden in &mut self.hidden {
+            *hidden = hidden.start.saturating_sub(n)..hidden.end - n;
+        }
+        out
     }
 }
 
@@ -127,7 +159,7 @@ pub fn generate(
     let ends: Vec<u32> = if options.ignore_eos {
         Vec::new()
     } else {
-        eos.iter().chain(tokenizer.eos_ids()).copied().collect()
+        eos.iter().chain(tokenizer.end_ids()).copied().collect()
     };
     let room = session.capacity() - session.len();
     let most = options.max_tokens.min(room + 1);
@@ -146,7 +178,12 @@ pub fn generate(
             finish = Finish::Eos;
             break;
         }
-        let (out, stopped) = stops.push(&stream.push(token)?);
+        let (mut out, mut stopped) = stops.push(&stream.push(token)?);
+        if let Some(special) = tokenizer.special_text(token).filter(|_| !stopped) {
+            let (more, found) = stops.push_special(special);
+            out.push_str(&more);
+            stopped = found;
+        }
         text.push_str(&out);
         if !out.is_empty() && !emit(&out) {
             finish = Finish::Cancelled;
@@ -204,6 +241,21 @@ mod tests {
         assert_eq!(through(&["long", "o"], &["l", "ong"]), (String::new(), true));
         assert_eq!(through(&[""], &["a"]), ("a".into(), false));
         assert_eq!(through(&[], &["a", "b"]), ("ab".into(), false));
+    }
+
+    #[test]
+    fn special_tokens_are_searched_and_not_given_out() {
+        let mut s = StopStrings::new(["x<|turn|>\n".to_owned()]);
+        assert_eq!(s.push("ax"), ("a".into(), false));
+        assert_eq!(s.push_special("<|turn|>"), (String::new(), false));
+        assert_eq!(s.push("b"), ("xb".into(), false));
+        assert_eq!(s.push("x"), (String::new(), false));
+        assert_eq!(s.push_special("<|turn|>"), (String::new(), false));
+        assert_eq!(s.push("\nmore"), (String::new(), true));
+        assert_eq!(s.push("x"), (String::new(), false));
+        assert_eq!(s.push_special("<|turn|>"), (String::new(), false));
+        assert_eq!(s.finish(), "x");
+        assert_eq!(StopStrings::new([]).push_special("<|turn|>"), (String::new(), false));
     }
 
     #[test]

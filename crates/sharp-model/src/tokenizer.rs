@@ -4,12 +4,15 @@
 //! `tokenizer.json` (special tokens, end-of-text ids, chat template), typed errors, and decoding of a stream
 //! that never cuts a character in two.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
+use tokenizers::AddedToken;
 
+use crate::ends::turn_ends;
 use crate::error::{Error, Result};
 
 /// Tokens a stream may hold back waiting for the rest of a character before it gives up on it. A character
@@ -23,7 +26,12 @@ pub struct Tokenizer {
     config: Map<String, Json>,
     chat_template: Option<String>,
     bos: Option<u32>,
+    /// What the files name as ends.
     eos: Vec<u32>,
+    /// Those, and what ends a turn besides.
+    ends: Vec<u32>,
+    /// The special tokens, by id.
+    special: BTreeMap<u32, String>,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -50,7 +58,12 @@ impl Tokenizer {
         let jinja = dir.join("chat_template.jinja");
         if jinja.is_file() {
             let template = fs::read_to_string(&jinja).map_err(Error::io(&jinja))?;
-            config.insert("chat_template".into(), Json::String(template));
+            if !template.trim().is_empty() {
+                config.insert("chat_template".into(), Json::String(template));
+            }
+        }
+        if let Some(added) = optional_json(&dir.join("added_tokens.json"))? {
+            name_by_id(&mut config, &added);
         }
         let mut eos = Vec::new();
         for name in ["generation_config.json", "config.json"] {
@@ -64,11 +77,17 @@ impl Tokenizer {
     /// Builds a tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json`. `eos` are
     /// end-of-text ids the model's own configuration adds; `path` is only for messages.
     ///
+    /// Truncation and padding that a trainer left in the file are not applied, as in transformers. Tokens
+    /// that only the configuration's `added_tokens_decoder` knows are added.
+    ///
     /// # Errors
-    /// [`Error::Tokenizer`] if `json` is no tokenizer, or if the configuration's special tokens are not in
-    /// it.
+    /// [`Error::Tokenizer`] if `json` is no tokenizer, if the configuration's special tokens are not in it,
+    /// or if an added token cannot have the id that the configuration gives it.
     pub fn from_parts(path: &Path, json: &[u8], config: Map<String, Json>, eos: &[u32]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(path, e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(path, e))?;
+        inner.with_truncation(None).map_err(|e| failed(path, e))?;
+        inner.with_padding(None);
+        add_tokens(&mut inner, path, &config)?;
         let id = |key: &str| -> Result<Option<u32>> {
             let Some(text) = config.get(key).and_then(token_text) else { return Ok(None) };
             match inner.token_to_id(text) {
@@ -83,8 +102,14 @@ impl Tokenizer {
                 all.push(id);
             }
         }
-        let chat_template = config.get("chat_template").and_then(default_template).map(str::to_owned);
-        Ok(Self { inner, path: path.to_path_buf(), config, chat_template, bos, eos: all })
+        let chat_template = config.get("chat_template").and_then(default_template);
+        let chat_template = chat_template.filter(|text| !text.trim().is_empty()).map(str::to_owned);
+        let added: BTreeMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
+        let mut ends = all.clone();
+        let known = turn_ends(added.iter().map(|(&id, token)| (id, token.content.as_str())));
+        ends.extend(known.into_iter().filter(|id| !all.contains(id)));
+        let special = added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (id, t.content)).collect();
+        Ok(Self { inner, path: path.to_path_buf(), config, chat_template, bos, eos: all, ends, special })
     }
 
     /// Number of tokens, added ones included. The model's `vocab_size` may be larger (padding).
@@ -159,11 +184,12 @@ impl Tokenizer {
 
     /// The special tokens, by id.
     pub fn special_tokens(&self) -> Vec<(u32, String)> {
-        let added = self.inner.get_added_tokens_decoder();
-        let mut all: Vec<_> =
-            added.into_iter().filter(|(_, t)| t.special).map(|(i, t)| (i, t.content)).collect();
-        all.sort();
-        all
+        self.special.iter().map(|(&id, text)| (id, text.clone())).collect()
+    }
+
+    /// The text of a special token, `None` for any other.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        self.special.get(&id).map(String::as_str)
     }
 
     /// The begin-of-text token, if the tokenizer names one (whether texts begin with it is another matter).
@@ -171,14 +197,28 @@ impl Tokenizer {
         self.bos
     }
 
-    /// The ids that end a text or a turn: the tokenizer's own first, then the model configuration's.
+    /// The ids that the model's files name as ends of a text or a turn: the tokenizer's own first, then the
+    /// model configuration's.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos
     }
 
+    /// Every id that ends a generation: [`Tokenizer::eos_ids`], then tokens that end a turn in any published
+    /// chat model (`<|im_end|>`, `<|eot_id|>`, ...), then what [`Tokenizer::add_end`] added.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Adds an id that ends a generation: the end of a turn that only the chat template knows.
+    pub fn add_end(&mut self, id: u32) {
+        if !self.ends.contains(&id) {
+            self.ends.push(id);
+        }
+    }
+
     /// Whether `id` ends a text or a turn.
     pub fn is_eos(&self, id: u32) -> bool {
-        self.eos.contains(&id)
+        self.ends.contains(&id)
     }
 
     /// The chat template (Jinja), if there is one; of several named ones the one called `default`.
@@ -265,6 +305,47 @@ fn optional_json(path: &Path) -> Result<Option<Map<String, Json>>> {
     }
     let text = fs::read(path).map_err(Error::io(path))?;
     serde_json::from_slice(&text).map(Some).map_err(Error::json(path))
+}
+
+/// Puts the tokens of an `added_tokens.json`, text to id, among a configuration's `added_tokens_decoder`.
+fn name_by_id(config: &mut Map<String, Json>, added: &Map<String, Json>) {
+    let decoder = config.entry("added_tokens_decoder").or_insert_with(|| Json::Object(Map::new()));
+    let Some(decoder) = decoder.as_object_mut() else { return };
+    for (text, id) in added {
+        decoder.entry(id.to_string()).or_insert_with(|| Json::String(text.clone()));
+    }
+}
+
+/// Adds the tokens that only a configuration's `added_tokens_decoder` knows, in the order of their ids.
+fn add_tokens(inner: &mut tokenizers::Tokenizer, path: &Path, config: &Map<String, Json>) -> Result<()> {
+    let decoder = config.get("added_tokens_decoder").and_then(Json::as_object);
+    let mut tokens: Vec<(u32, &str, &Json)> = decoder
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, token)| Some((id.parse().ok()?, token_text(token)?, token)))
+        .collect();
+    tokens.sort_by_key(|&(id, ..)| id);
+    for (id, text, token) in tokens {
+        if text.is_empty() || inner.token_to_id(text).is_some() {
+            continue;
+        }
+        let flag = |name: &str, usual: bool| token.get(name).and_then(Json::as_bool).unwrap_or(usual);
+        let special = flag("special", false);
+        let added = AddedToken::from(text, special)
+            .single_word(flag("single_word", false))
+            .lstrip(flag("lstrip", false))
+            .rstrip(flag("rstrip", false))
+            .normalized(flag("normalized", !special));
+        inner.add_tokens([added]).map_err(|e| failed(path, e))?;
+        if let Some(found) = inner.token_to_id(text).filter(|&found| found != id) {
+            let what = format!(
+                "token {text:?} is to have the id {id} (`added_tokens_decoder` or added_tokens.json), but would \
+                 get {found}, the next one free; save the tokenizer again with transformers' save_pretrained"
+            );
+            return Err(failed(path, what));
+        }
+    }
+    Ok(())
 }
 
 /// A token in `tokenizer_config.json`: its text, or an object with a `content`.

@@ -16,6 +16,7 @@ pub(crate) struct Sequence<'t> {
     sampler: Sampler,
     stops: StopStrings,
     stream: Option<DecodeStream<'t>>,
+    tokenizer: &'t Tokenizer,
     /// Tokens that end a text.
     ends: Vec<u32>,
     isa: Isa,
@@ -56,7 +57,7 @@ impl<'t> Sequence<'t> {
         let ends = if job.ignore_eos {
             Vec::new()
         } else {
-            model.config().eos_token_ids.iter().chain(tokenizer.eos_ids()).copied().collect()
+            model.config().eos_token_ids.iter().chain(tokenizer.end_ids()).copied().collect()
         };
         let mut prompt_scores = Vec::new();
         if let Some(&first) = job.prompt.first().filter(|_| job.score_prompt) {
@@ -67,6 +68,7 @@ impl<'t> Sequence<'t> {
             sampler,
             stops: StopStrings::new(job.stop.iter().cloned()),
             stream: Some(tokenizer.stream(&job.prompt, true)),
+            tokenizer,
             ends,
             isa: model.team().isa(),
             cached: session.len(),
@@ -158,7 +160,12 @@ impl<'t> Sequence<'t> {
             return self.end(Finish::Eos);
         }
         let piece = self.stream.as_mut().map(|s| s.push(token)).transpose()?.unwrap_or_default();
-        let (text, stopped) = self.stops.push(&piece);
+        let (mut text, mut stopped) = self.stops.push(&piece);
+        if let Some(special) = self.tokenizer.special_text(token).filter(|_| !stopped) {
+            let (more, found) = self.stops.push_special(special);
+            text.push_str(&more);
+            stopped = found;
+        }
         self.job.tell(Event::Token { text, scored, ends: false });
         if stopped {
             self.done(Finish::Stop, String::new());

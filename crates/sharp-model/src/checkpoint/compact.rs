@@ -8,6 +8,10 @@ use super::hf::read_text;
 use crate::config::{ModelConfig, object};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use crate::tokenizer::eos_ids;
+
+/// Largest file of settings believed.
+const MAX_JSON: u64 = 16 << 20;
 
 impl ModelConfig {
     /// Reads the text of a `config.json`. A compact checkpoint's `sharp_config` is left out; see
@@ -43,14 +47,29 @@ impl ModelConfig {
     }
 }
 
-/// Reads `config.json` (the file or its folder) and, from a compact checkpoint, its plan.
+/// Reads `config.json` (the file or its folder) and, from a compact checkpoint, its plan. Of a folder, ends
+/// of text that only `generation_config.json` names are among the configuration's.
 ///
 /// # Errors
 /// As [`parse_with_plan`], and [`Error::Io`].
 pub(crate) fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<Plan>)> {
-    let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let text = read_text(&file, 16 << 20)?;
-    parse_with_plan(&file, &text)
+    if !path.is_dir() {
+        return parse_with_plan(path, &read_text(path, MAX_JSON)?);
+    }
+    let file = path.join("config.json");
+    let (mut config, plan) = parse_with_plan(&file, &read_text(&file, MAX_JSON)?)?;
+    let generation = path.join("generation_config.json");
+    if generation.is_file() {
+        let text = read_text(&generation, MAX_JSON)?;
+        let named: Map<String, Value> = serde_json::from_str(&text).map_err(Error::json(&generation))?;
+        for id in eos_ids(&named) {
+            // What has no row of the head is never chosen.
+            if (id as usize) < config.vocab_size && !config.eos_token_ids.contains(&id) {
+                config.eos_token_ids.push(id);
+            }
+        }
+    }
+    Ok((config, plan))
 }
 
 /// Reads the text of a `config.json` and, from a compact checkpoint, its plan, checked against the model.

@@ -75,8 +75,10 @@ const MAX_VOCAB: usize = 1 << 24;
 impl ModelConfig {
     /// Whether both are the same model: all that a computation depends on is equal. Other keys of the file
     /// may differ, as that of the stored weights' type does between a checkpoint and what is exported of it.
+    /// So may the tokens that end a text.
     pub fn same_model(&self, other: &Self) -> bool {
-        Self { raw: Map::new(), ..self.clone() } == Self { raw: Map::new(), ..other.clone() }
+        let bare = |c: &Self| Self { raw: Map::new(), eos_token_ids: Vec::new(), ..c.clone() };
+        bare(self) == bare(other)
     }
 
     /// A Llama of the given shape with the usual rest: RoPE base 10,000, epsilon 1e-5, head width

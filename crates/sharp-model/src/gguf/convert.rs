@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 use sharp_quant::DType;
 
+use super::vocab::MORE_ENDS;
 use super::{Gguf, tokenizer_config_json, tokenizer_json};
 use crate::checkpoint::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::checkpoint::writer::pretty;
@@ -124,7 +125,8 @@ impl HfView {
             return Ok(None);
         }
         let json = tokenizer_json(&self.gguf)?.to_string();
-        Tokenizer::from_parts(self.gguf.path(), json.as_bytes(), tokenizer_config_json(&self.gguf)?, &[])
+        let settings = tokenizer_config_json(&self.gguf)?;
+        Tokenizer::from_parts(self.gguf.path(), json.as_bytes(), settings, &self.config.eos_token_ids)
             .map(Some)
     }
 
@@ -348,17 +350,31 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
 
 /// Adds the ids of the tokens that begin, end and pad a text.
 fn special_tokens(gguf: &Gguf, config: &mut Map<String, Json>) -> Result<()> {
-    let id = |name: &str| gguf.integer(&format!("tokenizer.ggml.{name}_token_id"));
+    // Some converters write -1 as an unsigned number for "none".
+    let none = u64::from(u32::MAX);
+    let id = |name: &str| -> Result<Option<u64>> {
+        Ok(gguf.integer(&format!("tokenizer.ggml.{name}_token_id"))?.filter(|&id| id != none))
+    };
     let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
     if let Some(bos) = id("bos")? {
         put("bos_token_id", json!(bos));
     }
-    if let Some(eos) = id("eos")? {
-        // A chat model may end its turn with another token than its text.
-        match id("eot")?.filter(|&eot| eot != eos) {
-            Some(eot) => put("eos_token_id", json!([eos, eot])),
-            None => put("eos_token_id", json!(eos)),
-        };
+    // A chat model may end its turn, or a call of a tool, with another token than its text.
+    let mut ends: Vec<u64> = Vec::new();
+    for name in ["eos", "eot", "eom"] {
+        ends.extend(id(name)?.filter(|id| !ends.contains(id)));
+    }
+    if let Some(more) = gguf.array(MORE_ENDS)?.and_then(|array| array.as_integers()) {
+        for id in more.into_iter().filter_map(|id| u64::try_from(id).ok()) {
+            if !ends.contains(&id) {
+                ends.push(id);
+            }
+        }
+    }
+    match ends.as_slice() {
+        [] => {}
+        [one] => drop(put("eos_token_id", json!(one))),
+        many => drop(put("eos_token_id", json!(many))),
     }
     if let Some(pad) = id("padding")? {
         put("pad_token_id", json!(pad));

@@ -9,6 +9,7 @@ use super::Gguf;
 use super::write::GgufWriter;
 use crate::checkpoint::source::TensorSource;
 use crate::config::ModelConfig;
+use crate::ends::is_turn_end;
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -19,6 +20,9 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 const BYTE: i64 = 6;
+
+/// Ends of text past the three that the format has keys for, as a list.
+pub(super) const MORE_ENDS: &str = "sharp.eos_token_ids";
 
 /// GPT-2's way of cutting text, which several others begin from.
 const LLAMA3_PATTERN: &str = concat!(
@@ -142,7 +146,10 @@ fn ids<'a>(gguf: &Gguf, vocab: &Vocab<'a>) -> Result<HashMap<&'a str, u32>> {
     let mut ids = HashMap::new();
     for (id, token) in (0u32..).zip(vocab.tokens) {
         if let Some(first) = ids.insert(token.as_str(), id) {
-            let what = format!("tokens {first} and {id} have the same text {token:?}");
+            let what = format!(
+                "tokens {first} and {id} have the same text {token:?}, so a text with it has no one reading; \
+                 convert the model again, with one of them renamed"
+            );
             return Err(Error::malformed(gguf.path(), what));
         }
     }
@@ -170,12 +177,13 @@ fn special<'a>(gguf: &Gguf, vocab: &Vocab<'a>, name: &str) -> Result<Option<(u32
 /// ones.
 fn added_tokens(gguf: &Gguf, vocab: &Vocab) -> Result<Vec<(u32, Json)>> {
     let mut named = Vec::new();
-    for name in ["bos", "eos", "eot", "unknown", "padding"] {
+    for name in ["bos", "eos", "eot", "eom", "unknown", "padding"] {
         named.extend(special(gguf, vocab, name)?.map(|(id, _)| id));
     }
     let mut out = Vec::new();
     for ((id, token), &kind) in (0u32..).zip(vocab.tokens).zip(&vocab.kinds) {
-        let special = matches!(kind, CONTROL | UNKNOWN) || named.contains(&id);
+        // A converter that knows no control tokens lists the ends of turns as plain words.
+        let special = matches!(kind, CONTROL | UNKNOWN) || named.contains(&id) || is_turn_end(token);
         if special || kind == USER_DEFINED {
             let token = json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
@@ -217,7 +225,14 @@ const PRE: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
 
 fn pre(gguf: &Gguf) -> Result<Pre> {
     let key = "tokenizer.ggml.pre";
-    let name = gguf.require(gguf.string(key)?, key)?;
+    let Some(name) = gguf.string(key)? else {
+        let what = format!(
+            "`{key}` is missing, so the file does not say how its text is cut before merging; write it with \
+             `gguf-new-metadata IN OUT --pre-tokenizer NAME` (known: {}), or convert the model again",
+            PRE.join(", ")
+        );
+        return Err(Error::missing(gguf.path(), what));
+    };
     pre_named(name).ok_or_else(|| {
         let what =
             format!("pre-tokenizer `{name}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, smaug-bpe, dbrx, qwen2)");
@@ -371,12 +386,17 @@ fn describe_special_tokens(
         ("bos", tokenizer.bos_id()),
         ("eos", eos.first().copied()),
         ("eot", eos.get(1).copied()),
+        ("eom", eos.get(2).copied()),
         ("unknown", unknown.and_then(|text| tokenizer.token_id(text))),
         ("padding", named("pad_token")),
     ] {
         if let Some(id) = id {
             file.u32(&format!("tokenizer.ggml.{name}_token_id"), id);
         }
+    }
+    if let Some(more) = eos.get(3..).filter(|more| !more.is_empty()) {
+        let more: Vec<i32> = more.iter().filter_map(|&id| i32::try_from(id).ok()).collect();
+        file.i32s(MORE_ENDS, &more);
     }
     // What the tokenizer does, whatever way it was told to.
     let (plain, whole) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);

@@ -1,5 +1,6 @@
 //! Files from outside: GGUF, tokenizers, import, and the packed model, sound and hostile.
 
+mod ends;
 mod families;
 mod gguf_export;
 mod gguf_golden;
@@ -13,6 +14,7 @@ mod plan;
 mod pruned;
 mod raw;
 mod stored;
+mod tokenizer_files;
 mod tokens;
 
 use std::path::PathBuf;
