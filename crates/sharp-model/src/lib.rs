@@ -20,6 +20,7 @@ mod projection_source;
 mod pruned;
 mod recovery;
 mod stored;
+mod strangers;
 mod tensors;
 pub mod tokenizer;
 

@@ -21,6 +21,7 @@ use crate::projection_source::ProjectionSource;
 use crate::pruned;
 use crate::recovery::Recovery;
 use crate::stored::Stored;
+use crate::strangers;
 use crate::tokenizer::Tokenizer;
 
 /// A model to run, export or measure: a dense checkpoint, a compact one, or a dense one with a plan and
@@ -55,19 +56,20 @@ impl std::fmt::Debug for ModelSource {
 
 impl ModelSource {
     /// Opens a checkpoint, a folder (dense or compact) or a GGUF file, and checks that every tensor of the
-    /// model is there in its shape.
+    /// model is there in its shape, and no other: none is left out of the computation without a word.
     ///
     /// # Errors
     /// As [`Stored::at`], and for a packed model [`Error::Unsupported`]; for a folder as
     /// [`ModelConfig::load`] and [`HfCheckpoint::open`], for a GGUF file as [`Gguf::open`] and
-    /// [`HfView::new`]; [`Error::NoTensor`] and [`Error::Shape`] for a checkpoint that is not what its
-    /// configuration says.
+    /// [`HfView::new`]; [`Error::NoTensor`], [`Error::Shape`] and [`Error::Unsupported`] for a checkpoint
+    /// that is not what its configuration says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let none = BTreeMap::new();
         match Stored::at(path)? {
             Stored::Folder(path) => {
                 let (config, plan) = compact::load_with_plan(&path)?;
-                let base = fused::split(&config, HfCheckpoint::open(&path)?)?;
+                let stored = HfCheckpoint::open(&path)?.under_plain_names(config.tie_word_embeddings);
+                let base = fused::split(&config, stored)?;
                 Self::build(Inner { path, config, plan, base, over: none, overlaid: false, gguf: None })
             }
             Stored::Gguf(path) => {
@@ -145,10 +147,11 @@ impl ModelSource {
         Ok(source)
     }
 
-    /// Every tensor there, in its shape; and none stored that the plan gives up.
+    /// Every tensor there, in its shape; none stored that the plan gives up; and no other.
     fn check(&self) -> Result<()> {
         let path = self.path();
-        for expected in self.stored_tensors()? {
+        let known = self.stored_tensors()?;
+        for expected in &known {
             let found = self.info(&expected.name).ok_or_else(|| Error::no_tensor(path, &expected.name))?;
             if found.shape != expected.shape {
                 return Err(Error::shape(path, &expected.name, &expected.shape, &found.shape));
@@ -167,7 +170,7 @@ impl ModelSource {
                 }
             }
         }
-        Ok(())
+        strangers::refuse(self.config(), &known, self.inner.base.as_ref())
     }
 
     /// The tensors this model is made of, each once, with the shapes they must have, in the order of the

@@ -73,6 +73,12 @@ impl TensorSource for Split {
         self.base.path()
     }
 
+    fn names(&self) -> Vec<String> {
+        let is_fused = |name: &String| self.parts.values().any(|p| p.of == *name);
+        let kept = self.base.names().into_iter().filter(|name| !is_fused(name));
+        kept.chain(self.parts.keys().cloned()).collect()
+    }
+
     fn tensors(&self) -> Vec<TensorInfo> {
         let is_fused = |name: &str| self.parts.values().any(|p| p.of == name);
         let kept = self.base.tensors().into_iter().filter(|t| !is_fused(&t.name));

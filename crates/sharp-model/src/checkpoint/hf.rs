@@ -29,8 +29,8 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub struct HfCheckpoint {
     path: PathBuf,
     shards: Vec<SafetensorsFile>,
-    /// Name to shard.
-    place: BTreeMap<String, usize>,
+    /// Name to shard, and to the name there.
+    pub(super) place: BTreeMap<String, (usize, String)>,
 }
 
 impl HfCheckpoint {
@@ -67,7 +67,7 @@ impl HfCheckpoint {
     }
 
     fn single(path: &Path, file: SafetensorsFile) -> Self {
-        let place = file.tensors.keys().map(|name| (name.clone(), 0)).collect();
+        let place = file.tensors.keys().map(|name| (name.clone(), (0, name.clone()))).collect();
         Self { path: path.to_path_buf(), shards: vec![file], place }
     }
 
@@ -109,14 +109,15 @@ impl HfCheckpoint {
                 let path = shards.get(number).map_or(index, |s| &s.path);
                 return Err(Error::no_tensor(path, name));
             }
-            place.insert(name, number);
+            place.insert(name.clone(), (number, name));
         }
         Ok(Self { path: folder.to_path_buf(), shards, place })
     }
 
     fn find(&self, name: &str) -> Option<(&SafetensorsFile, &Entry)> {
-        let shard = self.shards.get(*self.place.get(name)?)?;
-        Some((shard, shard.tensors.get(name)?))
+        let (shard, stored) = self.place.get(name)?;
+        let shard = self.shards.get(*shard)?;
+        Some((shard, shard.tensors.get(stored)?))
     }
 
     /// The files the tensors lie in.
@@ -132,6 +133,10 @@ impl TensorSource for HfCheckpoint {
 
     fn tensors(&self) -> Vec<TensorInfo> {
         self.place.keys().filter_map(|name| self.info(name)).collect()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.place.keys().cloned().collect()
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {

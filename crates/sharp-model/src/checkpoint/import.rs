@@ -18,9 +18,8 @@ use sharp_quant::DType;
 use crate::checkpoint::compact;
 use crate::checkpoint::fused;
 use crate::checkpoint::hf::HfCheckpoint;
-use crate::checkpoint::source::{TensorInfo, TensorSource};
+use crate::checkpoint::source::TensorInfo;
 use crate::checkpoint::writer::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WriteSummary};
-use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, HfView};
 use crate::model::ModelSource;
@@ -153,8 +152,8 @@ fn open_folder(folder: &Path) -> Result<Opened> {
         return Err(Error::unsupported(folder, what));
     }
     let config = model_config.to_json();
-    let checkpoint = fused::split(&model_config, HfCheckpoint::open(folder)?)?;
-    refuse_strangers(&model_config, checkpoint.as_ref())?;
+    let stored = HfCheckpoint::open(folder)?.under_plain_names(model_config.tie_word_embeddings);
+    let checkpoint = fused::split(&model_config, stored)?;
     let model = ModelSource::new(model_config, None, checkpoint)?;
     let copies: Vec<PathBuf> = COMPANIONS.iter().map(|n| folder.join(n)).filter(|p| p.is_file()).collect();
     if folder.join("tokenizer.json").is_file() {
@@ -163,23 +162,6 @@ fn open_folder(folder: &Path) -> Result<Opened> {
         tracing::warn!(folder = %folder.display(), "no tokenizer.json: the model can be run on token ids only");
     }
     Ok(Opened { path: folder.to_path_buf(), model, config, files: Vec::new(), copies })
-}
-
-/// A tensor the architecture does not have means that the model computes something this project would leave
-/// out.
-fn refuse_strangers(config: &ModelConfig, checkpoint: &dyn TensorSource) -> Result<()> {
-    let known: std::collections::HashSet<String> =
-        tensors::tensors_of(config, DType::F32).into_iter().map(|(_, _, info)| info.name).collect();
-    for info in checkpoint.tensors() {
-        // A tied head stored once more, and tables that older versions of transformers saved.
-        let harmless = (config.tie_word_embeddings && info.name == crate::names::LM_HEAD)
-            || info.name.ends_with(".rotary_emb.inv_freq");
-        if !harmless && !known.contains(&info.name) {
-            let what = format!("tensor `{}`, which a {} has not", info.name, config.architecture());
-            return Err(Error::unsupported(checkpoint.path(), what));
-        }
-    }
-    Ok(())
 }
 
 /// The writer names the folder it writes to; a bad value is the source's.

@@ -6,5 +6,6 @@ pub(crate) mod fused;
 pub(crate) mod hf;
 pub(crate) mod import;
 pub(crate) mod mmap;
+mod plain_names;
 pub(crate) mod source;
 pub(crate) mod writer;

@@ -250,6 +250,11 @@ pub trait TensorSource: Send + Sync {
     /// All tensors of a type this project computes with, sorted by name.
     fn tensors(&self) -> Vec<TensorInfo>;
 
+    /// The names of all tensors, those of other types too.
+    fn names(&self) -> Vec<String> {
+        self.tensors().into_iter().map(|info| info.name).collect()
+    }
+
     /// One tensor's description, `None` if there is no such tensor.
     fn info(&self, name: &str) -> Option<TensorInfo>;
 

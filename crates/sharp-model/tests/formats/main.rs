@@ -1,5 +1,6 @@
 //! Files from outside: GGUF, tokenizers, import, and the packed model, sound and hostile.
 
+mod as_saved;
 mod ends;
 mod families;
 mod gguf_export;
