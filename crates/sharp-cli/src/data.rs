@@ -71,7 +71,7 @@ impl PartArgs {
         tokens: usize,
     ) -> Result<Vec<Vec<u32>>> {
         let tokenizer = Model::open_tokenizer(model)?;
-        let chat = Chat::from_tokenizer(&tokenizer)?;
+        let chat = Chat::from_tokenizer(&tokenizer);
         let documents = documents(spec, self.split, self.held_out, self.seed, chat.as_ref())?;
         let blocks = blocks(&documents, &tokenizer, seq_len, tokens, self.seed)?;
         Ok(blocks.iter().map(|(tokens, _)| tokens.to_vec()).collect())

@@ -1,6 +1,11 @@
 //! The model that a command works on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use sharp_data::Chat;
+use sharp_infer::Model;
+use sharp_model::tokenizer::Tokenizer;
 
 /// A model to run, in whatever form it is stored.
 #[derive(Debug, clap::Args)]
@@ -11,4 +16,17 @@ pub(crate) struct ModelArg {
     /// are rounded to 8 bits each time it is opened. `sharp quantize` makes a file that opens at once.
     #[arg(long, value_name = "PATH")]
     pub(crate) model: PathBuf,
+}
+
+/// Opens the tokenizer of the model at `path` to write text with: it also knows the end of a turn that only
+/// the chat template names.
+///
+/// # Errors
+/// Those of [`Model::open_tokenizer`].
+pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let mut tokenizer = Model::open_tokenizer(path)?;
+    if let Some(end) = Chat::from_tokenizer(&tokenizer).and_then(|chat| chat.turn_end(&tokenizer)) {
+        tokenizer.add_end(end);
+    }
+    Ok(tokenizer)
 }

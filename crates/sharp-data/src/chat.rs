@@ -17,6 +17,7 @@ use crate::document::{Document, Turn};
 use crate::error::{Error, Result};
 use crate::json::kind;
 use crate::python_json::{self, Style};
+use crate::python_methods;
 use crate::strftime;
 
 /// Work a template may do before it is stopped: far more than any real one needs, little enough that a
@@ -44,6 +45,10 @@ pub struct Chat {
     env: Environment<'static>,
     /// `bos_token`, `eos_token` and their like, by name.
     tokens: Map<String, Value>,
+    /// Why a model's own template does not compile.
+    broken: Option<String>,
+    /// Whether the template takes a content of several parts apart.
+    reads_parts: bool,
 }
 
 impl std::fmt::Debug for Chat {
@@ -75,7 +80,9 @@ impl Chat {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| template_error(&e))?);
         env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(python_methods::call);
+        env.add_test("sequence", python_methods::is_sequence);
+        env.add_test("iterable", python_methods::is_iterable);
         env.set_formatter(|out, state, value| match value.kind() {
             ValueKind::Bool => {
                 out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Into::into)
@@ -92,7 +99,28 @@ impl Chat {
         );
         env.add_template_owned("chat template", without_generation_marks(template))
             .map_err(|e| template_error(&e))?;
-        Ok(Chat { env, tokens }.with_now(None))
+        let reads_parts = loops_over_content(template);
+        Ok(Chat { env, tokens, broken: None, reads_parts }.with_now(None))
+    }
+
+    /// Makes the template that came with a model. One that does not compile stops only what needs it: plain
+    /// text is read and written without.
+    fn of_model(template: &str, tokens: Map<String, Value>) -> Self {
+        match Chat::new(template, tokens) {
+            Ok(chat) => chat,
+            Err(error) => {
+                let what = match error {
+                    Error::Template { what } => what,
+                    other => other.to_string(),
+                };
+                let broken = format!(
+                    "the model's own does not compile, so it cannot take messages: {what}; mend `chat_template` \
+                     in its tokenizer_config.json, or put a chat_template.jinja beside it"
+                );
+                tracing::warn!("chat template: {broken}");
+                Chat { env: Environment::new(), tokens: Map::new(), broken: Some(broken), reads_parts: true }
+            }
+        }
     }
 
     /// Sets the clock of `strftime_now` to `now` (seconds since 1970, UTC); `None` is
@@ -110,10 +138,10 @@ impl Chat {
     }
 
     /// Returns the template in the text of a `tokenizer_config.json`, or `None` if it has none. Of several
-    /// named templates the one named `default` is taken.
+    /// named templates the one named `default` is taken. One that does not compile fails where it is used.
     ///
     /// # Errors
-    /// If the text is not such a file, or the template does not compile.
+    /// If the text is not such a file.
     pub fn from_tokenizer_config(json: &str) -> Result<Option<Self>> {
         let config: Map<String, Value> = serde_json::from_str(json)
             .map_err(|e| Error::Template { what: format!("tokenizer_config.json: {e}") })?;
@@ -133,23 +161,21 @@ impl Chat {
                 return Err(Error::Template { what: format!("\"chat_template\" is {}", kind(other)) });
             }
         };
-        Chat::new(template, special_tokens(&config)).map(Some)
+        Ok((!template.trim().is_empty()).then(|| Chat::of_model(template, special_tokens(&config))))
     }
 
-    /// Returns the template a tokenizer came with, or `None` if it has none.
-    ///
-    /// # Errors
-    /// If the template does not compile.
-    pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Option<Self>> {
+    /// Returns the template a tokenizer came with, or `None` if it has none. One that does not compile fails
+    /// where it is used.
+    pub fn from_tokenizer(tokenizer: &Tokenizer) -> Option<Self> {
         let tokens = special_tokens(tokenizer.config());
-        tokenizer.chat_template().map(|template| Chat::new(template, tokens)).transpose()
+        tokenizer.chat_template().map(|template| Chat::of_model(template, tokens))
     }
 
     /// Returns the template of a model's folder: `chat_template.jinja`, else the one in
-    /// `tokenizer_config.json`; `None` if there is neither.
+    /// `tokenizer_config.json`; `None` if there is neither. One that does not compile fails where it is used.
     ///
     /// # Errors
-    /// If a file cannot be read or the template does not compile.
+    /// If a file cannot be read.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         let read = |name: &str| -> Result<Option<String>> {
             let path = folder.join(name);
@@ -160,13 +186,13 @@ impl Chat {
             }
         };
         let config = read("tokenizer_config.json")?;
-        if let Some(template) = read("chat_template.jinja")? {
+        if let Some(template) = read("chat_template.jinja")?.filter(|t| !t.trim().is_empty()) {
             let config: Map<String, Value> = match &config {
                 None => Map::new(),
                 Some(json) => serde_json::from_str(json)
                     .map_err(|e| Error::file(&folder.join("tokenizer_config.json"), e.to_string()))?,
             };
-            return Chat::new(&template, special_tokens(&config)).map(Some);
+            return Ok(Some(Chat::of_model(&template, special_tokens(&config))));
         }
         config.map_or(Ok(None), |json| Chat::from_tokenizer_config(&json))
     }
@@ -209,6 +235,9 @@ impl Chat {
     }
 
     fn render_with(&self, messages: Jinja, generate: bool, more: &Map<String, Value>) -> Result<String> {
+        if let Some(what) = &self.broken {
+            return Err(Error::Template { what: what.clone() });
+        }
         // Transformers defines these two always; some templates tell "none" and "not defined" apart.
         let mut context: Vec<(String, Jinja)> =
             ["tools", "documents"].map(|name| (name.to_owned(), Jinja::from(()))).into();
@@ -230,6 +259,7 @@ impl Chat {
     /// [`Error::Template`] if it is not a list of messages with roles, none is the assistant's, the template
     /// refuses them, or it does not write the last answer after what came before it.
     pub fn document(&self, messages: &Value) -> Result<Document> {
+        let messages = &self.as_texts(messages)?;
         let list = self.messages(messages)?;
         let answers: Vec<usize> =
             (0..list.len()).filter(|&i| list.get(i).and_then(role) == Some("assistant")).collect();
@@ -249,6 +279,7 @@ impl Chat {
     /// # Errors
     /// As [`Chat::document`].
     pub fn pair(&self, messages: &Value, first: usize) -> Result<Document> {
+        let messages = &self.as_texts(messages)?;
         let list = self.messages(messages)?;
         let whole = self.render_json(messages, false, &Map::new())?;
         let prompt = self.before(list, first)?;
@@ -295,6 +326,33 @@ impl Chat {
         }))
     }
 
+    /// Joins contents of several parts for a template that takes a content for one text; it would write the
+    /// list itself.
+    fn as_texts(&self, messages: &Value) -> Result<Value> {
+        let mut messages = messages.clone();
+        if self.reads_parts {
+            return Ok(messages);
+        }
+        for (i, message) in messages.as_array_mut().into_iter().flatten().enumerate() {
+            let Some(parts) = message.get("content").and_then(Value::as_array) else { continue };
+            let text = |part: &Value| match (part.get("type").and_then(Value::as_str), part.get("text")) {
+                (Some("text"), Some(Value::String(text))) => Ok(text.clone()),
+                (kind, _) => Err(Error::Template {
+                    what: format!(
+                        "message {} has a part of type {:?}; of a list only parts of type \"text\" are read",
+                        i + 1,
+                        kind.unwrap_or("none")
+                    ),
+                }),
+            };
+            let text: String = parts.iter().map(text).collect::<Result<_>>()?;
+            if let Some(message) = message.as_object_mut() {
+                message.insert("content".into(), Value::String(text));
+            }
+        }
+        Ok(messages)
+    }
+
     fn messages<'v>(&self, messages: &'v Value) -> Result<&'v [Value]> {
         let bad = |what: String| Error::Template { what };
         let list = messages
@@ -327,6 +385,15 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
             Some((name.clone(), Value::String(text.to_owned())))
         })
         .collect()
+}
+
+/// Says whether a template has a loop over a message's content.
+fn loops_over_content(template: &str) -> bool {
+    template.split("{%").skip(1).any(|tag| {
+        let tag = tag.split("%}").next().unwrap_or_default().trim_start_matches(['-', '+']).trim_start();
+        let over = tag.strip_prefix("for ").and_then(|rest| rest.split_once(" in "));
+        over.is_some_and(|(_, over)| over.contains("content"))
+    })
 }
 
 /// Removes the `{% generation %}` marks that transformers puts around the assistant's words.

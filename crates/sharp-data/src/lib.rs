@@ -16,12 +16,14 @@ mod parquet;
 #[path = "parquet/absent.rs"]
 mod parquet;
 mod python_json;
+mod python_methods;
 mod read;
 mod rng;
 mod spec;
 mod split;
 mod strftime;
 mod task;
+mod turn_end;
 mod windows;
 
 pub use chat::{Chat, Message};

@@ -414,7 +414,7 @@ fn open(common: &CommonArgs) -> Result<(ModelSource, Plan)> {
 fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
     let (source, plan) = open(common)?;
     let tokenizer = Tokenizer::load(&common.model)?;
-    let chat = Chat::from_tokenizer(&tokenizer)?;
+    let chat = Chat::from_tokenizer(&tokenizer);
     let mut docs: Vec<Document> = Vec::new();
     for spec in &common.data {
         docs.extend(read(spec, chat.as_ref())?);
@@ -449,7 +449,7 @@ fn texts(path: &Path, model: &Path) -> Result<Vec<(String, TokenBlocks)>> {
     let request: Request<DataSpec> = toml::from_str(&text).with_context(place)?;
     ensure!(request.stride == request.window, "{}: texts are measured with stride = window", place());
     let tokenizer = Tokenizer::load(model)?;
-    let chat = Chat::from_tokenizer(&tokenizer)?;
+    let chat = Chat::from_tokenizer(&tokenizer);
     let rows = |text: &TextRequest<DataSpec>| -> Result<_> {
         let all = read(&text.data, chat.as_ref())?;
         let side = match text.split {

@@ -15,7 +15,7 @@ use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, Session, 
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
-use crate::model::ModelArg;
+use crate::model::{ModelArg, open_tokenizer};
 use crate::output::Output;
 use crate::sampling::Sampling;
 
@@ -148,8 +148,8 @@ impl Input {
 impl Conversation {
     fn open(args: &Args, threads: usize) -> Result<Self> {
         let model = Model::open(&args.model.model, &Options { threads, ..Options::default() })?;
-        let tokenizer = Model::open_tokenizer(&args.model.model)?;
-        let Some(chat) = Chat::from_tokenizer(&tokenizer)? else {
+        let tokenizer = open_tokenizer(&args.model.model)?;
+        let Some(chat) = Chat::from_tokenizer(&tokenizer) else {
             bail!(
                 "{} has no chat template; `sharp generate` goes on from a text",
                 args.model.model.display()

@@ -56,7 +56,7 @@ pub(crate) struct Args {
     stride: Option<usize>,
     /// Where to write the results as JSON.
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// `NAME=VALUE`, or a value that gives its own name.
@@ -162,7 +162,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         bail!("there is nothing to measure: give --text, --task, or both");
     }
     let tokenizer = Model::open_tokenizer(&first.model)?;
-    let chat = Chat::from_tokenizer_config(&serde_json::to_string(tokenizer.config())?)?;
+    let chat = Chat::from_tokenizer(&tokenizer);
     let texts: Vec<Text> = request
         .texts
         .iter()

@@ -11,7 +11,7 @@ use sharp_infer::{Finish, GenerateOptions, Generation, Model, Options, Session, 
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
-use crate::model::ModelArg;
+use crate::model::{ModelArg, open_tokenizer};
 use crate::output::Output;
 use crate::sampling::Sampling;
 
@@ -72,7 +72,7 @@ impl Runner {
     /// Opens the model at `path` to run on `threads` threads.
     pub(crate) fn open(path: &Path, threads: usize) -> Result<Self> {
         let model = Model::open(path, &Options { threads, ..Options::default() })?;
-        let tokenizer = Model::open_tokenizer(path)?;
+        let tokenizer = open_tokenizer(path)?;
         Ok(Runner { model, tokenizer })
     }
 
@@ -128,8 +128,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         args.prompt
     };
     let prompt = if args.chat {
-        let config = serde_json::to_string(runner.tokenizer.config())?;
-        let Some(chat) = Chat::from_tokenizer_config(&config)? else {
+        let Some(chat) = Chat::from_tokenizer(&runner.tokenizer) else {
             bail!("{} has no chat template; leave --chat out", args.model.model.display());
         };
         runner.tokenizer.encode(&chat.render(&[Message::new("user", text)], true)?, false)?

@@ -10,7 +10,7 @@ use sharp_serve::{ServeOptions, Server};
 
 use crate::Global;
 use crate::hub;
-use crate::model::ModelArg;
+use crate::model::{ModelArg, open_tokenizer};
 use crate::output::Output;
 
 /// Answer requests over HTTP as OpenAI's API does, with a chat page.
@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         &args.model.model,
         &Options { threads: global.threads(), kv_cache, ..Options::default() },
     )?;
-    let tokenizer = Model::open_tokenizer(&args.model.model)?;
+    let tokenizer = open_tokenizer(&args.model.model)?;
     let name = args.name.unwrap_or_else(|| hub::name(&args.model.model));
     let mut options = ServeOptions::default();
     options.model_name = name.clone();

@@ -61,7 +61,7 @@ impl Site {
         metrics: Arc<Metrics>,
     ) -> crate::Result<Self> {
         Ok(Self {
-            chat: Chat::from_tokenizer(&tokenizer)?,
+            chat: Chat::from_tokenizer(&tokenizer),
             texts: Texts::new(tokenizer.clone())?,
             options,
             tokenizer,
