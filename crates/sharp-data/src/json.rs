@@ -14,9 +14,12 @@ pub(crate) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Lists the first keys of an object.
+/// Lists the first keys of an object, with what is null of them.
 pub(crate) fn keys(value: &Value) -> String {
-    let names: Vec<String> =
-        value.as_object().into_iter().flat_map(|o| o.keys()).take(8).map(|k| format!("{k:?}")).collect();
+    let name = |(key, value): (&String, &Value)| match value {
+        Value::Null => format!("{key:?} (null; leave the row out)"),
+        _ => format!("{key:?}"),
+    };
+    let names: Vec<String> = value.as_object().into_iter().flatten().take(8).map(name).collect();
     if names.is_empty() { "an empty object".to_owned() } else { names.join(", ") }
 }

@@ -6,6 +6,7 @@ mod document;
 mod error;
 mod hash;
 mod json;
+mod json_line;
 mod lines;
 mod olmo;
 mod overlap;

@@ -21,6 +21,7 @@ use crate::chat::Chat;
 use crate::document::{Document, text_key};
 use crate::error::{Error, Result};
 use crate::json::{keys, kind};
+use crate::json_line;
 use crate::lines::{Lines, MAX_LINE_BYTES};
 use crate::olmo;
 use crate::parquet::Rows;
@@ -89,9 +90,9 @@ impl Source {
         while let Some(line) = lines.next_line() {
             let line = line?;
             if !line.trim().is_empty() {
-                return match serde_json::from_str(line) {
+                return match json_line::parse(line) {
                     Ok(value) => Ok(Some(value)),
-                    Err(e) => Err(lines.error(format!("not JSON at column {}: {}", e.column(), bare(&e)))),
+                    Err(what) => Err(lines.error(what)),
                 };
             }
         }
@@ -222,7 +223,7 @@ impl<'a> Documents<'a> {
             return Ok(());
         };
         if !value.is_object() {
-            return Err(self.source.error(format!("expected a JSON object, found {}", kind(&value))));
+            return Err(self.source.error(json_line::not_an_object(&value)));
         }
         let doc = if olmo::is_row(&value) { self.request(value) } else { self.object(&value) };
         match doc {
@@ -304,7 +305,9 @@ impl<'a> Documents<'a> {
                 match (value.get("text"), value.get("prompt"), value.get("completion")) {
                     // An empty text is no mistake, only no document.
                     (Some(Value::String(t)), _, _) => Ok((!t.trim().is_empty()).then(|| Document::text(t))),
-                    (Some(other), _, _) => Err(format!("\"text\" is {}, not a string", kind(other))),
+                    (Some(other), _, _) => {
+                        Err(format!("\"text\" is {}, not a string; leave the row out", kind(other)))
+                    }
                     (None, Some(Value::String(p)), Some(Value::String(c))) => {
                         Ok(Some(Document::text(format!("{p}{c}"))))
                     }
@@ -393,12 +396,6 @@ pub fn read_text(spec: &DataSpec, chat: Option<&Chat>) -> Result<String> {
 fn is_title(line: &str) -> bool {
     let inner = line.trim().strip_prefix("= ").and_then(|l| l.strip_suffix(" ="));
     inner.is_some_and(|t| !t.is_empty() && !t.starts_with('=') && !t.ends_with('='))
-}
-
-/// Returns serde_json's message without its "at line 1 column 5": the line would be that of the row.
-fn bare(e: &serde_json::Error) -> String {
-    let text = e.to_string();
-    text.rsplit_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
 }
 
 /// Makes a document of a passage, in one group with the others of its subject.
