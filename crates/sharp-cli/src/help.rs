@@ -28,7 +28,13 @@ pub(crate) fn grouped(program: Command) -> Command {
     let template = format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{list}Options:\n{{options}}{{after-help}}"
     );
-    program.help_template(template)
+    program.help_template(template).mut_subcommands(with_negative_numbers)
+}
+
+/// Takes `-5` after an option for its value: what is wrong with it is then the option's to say.
+fn with_negative_numbers(command: Command) -> Command {
+    command
+        .mut_args(|arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg })
 }
 
 #[cfg(test)]

@@ -127,6 +127,38 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Checks the places that the command is to write, before it does the work.
+    fn check_outputs(&self) -> anyhow::Result<()> {
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        match self {
+            Self::Import(args) => folders.push(&args.out),
+            Self::Analyze(args) => folders.push(&args.out),
+            Self::Plan(args) => files.extend(&args.out),
+            Self::Export(args) => {
+                folders.extend([&args.out, &args.dense, &args.peft].into_iter().flatten());
+                files.extend(&args.gguf);
+            }
+            Self::Quantize(args) => files.extend([&args.out, &args.report].into_iter().flatten()),
+            Self::Evaluate(args) => files.extend(&args.out),
+            Self::Benchmark(args) => files.extend(&args.out),
+            Self::Report(args) => files.extend(&args.out),
+            Self::Synth(args) if args.writes_a_file() => files.push(&args.out),
+            Self::Synth(args) => folders.push(&args.out),
+            Self::Man(args) => folders.push(&args.out),
+            Self::Generate(_)
+            | Self::Chat(_)
+            | Self::Serve(_)
+            | Self::Inspect(_)
+            | Self::Doctor(_)
+            | Self::Completions(_) => {}
+        }
+        files.into_iter().try_for_each(|path| sharp_model::check_file(path))?;
+        folders.into_iter().try_for_each(|path| sharp_model::check_folder(path))?;
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     let matches = help::grouped(Cli::command()).get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -141,7 +173,8 @@ fn main() -> ExitCode {
 
     let output = Output::new(cli.global.json);
     let global = &cli.global;
-    if let Err(error) = cli.command.models().into_iter().try_for_each(hub::resolve) {
+    let outputs = cli.command.check_outputs();
+    if let Err(error) = outputs.and_then(|()| cli.command.models().into_iter().try_for_each(hub::resolve)) {
         output.error(&error);
         return ExitCode::FAILURE;
     }

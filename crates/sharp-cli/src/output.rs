@@ -43,14 +43,29 @@ impl Output {
 
     /// Prints a failure on standard error: the chain of causes, as text or as `{"error": ...}`.
     pub(crate) fn error(&self, error: &anyhow::Error) {
+        let text = causes(error);
         let mut err = io::stderr().lock();
         // There is nobody left to tell when standard error is closed.
         let _ = if self.json {
-            writeln!(err, "{}", serde_json::json!({ "error": format!("{error:#}") }))
+            writeln!(err, "{}", serde_json::json!({ "error": text }))
         } else {
-            writeln!(err, "error: {error:#}")
+            writeln!(err, "error: {text}")
         };
     }
+}
+
+/// The chain of causes in one line, each said once: some errors have their cause in their own words.
+fn causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Whether `error` only says that the reader of our output went away (`sharp … | head`).
@@ -99,7 +114,16 @@ pub(crate) fn bytes(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, table};
+    use super::{bytes, causes, table};
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = std::io::Error::other("no space");
+        let twice = anyhow::Error::new(cause).context("x.json: no space").context("writing the result");
+        assert_eq!(causes(&twice), "writing the result: x.json: no space");
+        let once = anyhow::anyhow!("no space").context("writing x.json");
+        assert_eq!(causes(&once), "writing x.json: no space");
+    }
 
     #[test]
     fn columns_align_on_the_right_after_the_first() {

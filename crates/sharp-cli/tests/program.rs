@@ -78,20 +78,108 @@ fn a_conversation_through_a_pipe_keeps_its_history() {
 #[test]
 fn commands_change_the_conversation() {
     let alone = goes_on("<user>Hello\n<assistant>");
-    let (said, _) = chat("One\n/new\nHello\n", &["--json"]);
+    let (said, _) = chat("One\n/new\nHello\n", &["--json", "--commands"]);
     let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     assert_eq!(last["content"], alone);
-    let (said, _) = chat("One\n/undo\nHello\n/again\n", &["--json"]);
+    let (said, _) = chat("One\n/undo\nHello\n/again\n/help\n", &["--json", "--commands"]);
     let texts: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(texts.len(), 3);
     assert_eq!((&texts[1]["content"], &texts[2]["content"]), (&json!(alone), &json!(alone)));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk.json");
-    chat(&format!("/system Be kind\nTwo\\\nlines\n/save {}\n", file.display()), &[]);
+    chat(&format!("/system Be kind\nTwo\\\nlines\n/save {}\n", file.display()), &["--commands"]);
     let saved: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
     assert_eq!(saved["messages"][0], json!({"role": "system", "content": "Be kind"}));
     assert_eq!(saved["messages"][1], json!({"role": "user", "content": "Two\nlines"}));
     assert_eq!(saved["messages"][2]["role"], "assistant");
+}
+
+#[test]
+fn text_through_a_pipe_reaches_the_model_whatever_it_begins_with() {
+    for (typed, answers) in [
+        ("/etc/passwd - what is it?\n", 1),
+        ("/quit smoking: how?\nHello\n", 2),
+        ("/system prompts, what are they?\n/new\n\n/quit\n", 3),
+    ] {
+        let (said, _) = chat(typed, &["--json"]);
+        let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), answers, "{typed:?}: {said}");
+    }
+}
+
+#[test]
+fn values_may_begin_with_a_dash() {
+    for prompt in ["- [ ] buy milk", "-5 degrees", "--help me", "--"] {
+        let with_equals = sharp()
+            .args(["--json", "generate", "--max-tokens", "3", &format!("--prompt={prompt}"), "--model"])
+            .arg(model())
+            .output()
+            .unwrap();
+        let answer: Value = serde_json::from_slice(&with_equals.stdout).unwrap();
+        let apart = result("generate", model(), &["--max-tokens", "3", "--stop", "---", "--prompt", prompt]);
+        assert_eq!(apart["text"], answer["text"], "{prompt}");
+        assert_eq!(apart["prompt_tokens"], answer["prompt_tokens"], "{prompt}");
+    }
+    let output =
+        sharp().args(["generate", "--prompt", "a", "--temperature", "-1", "--model"]).arg(model()).output();
+    let errors = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(errors.contains("temperature") && errors.contains("-1"), "{errors}");
+    let none = result("generate", model(), &["--prompt", "a", "--max-tokens", "0"]);
+    assert_eq!((&none["text"], &none["finish"]), (&json!(""), &json!("length")));
+}
+
+#[test]
+fn where_a_result_is_to_go_is_checked_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("file"), "x").unwrap();
+    let (here, text) = (at(""), at("file"));
+    let (below, file) = (at("file/below"), at("file"));
+    for (command, more, word) in [
+        ("quantize", vec!["--out", &here], "is a folder"),
+        ("quantize", vec!["--out", &below], "is a file"),
+        ("quantize", vec!["--out", "x.sharp", "--report", &here], "is a folder"),
+        ("evaluate", vec!["--text", &text, "--out", &here], "is a folder"),
+        ("benchmark", vec!["--out", &below], "is a file"),
+        ("plan", vec!["--out", &here], "is a folder"),
+        ("analyze", vec!["--data", &text, "--out", &file], "is a file"),
+        ("export", vec!["--gguf", &here], "is a folder"),
+        ("export", vec!["--dense", &file], "is a file"),
+    ] {
+        // A model that is not there: its absence is what the work would stumble over first.
+        let output = sharp().args([command, "--model", "/nowhere"]).args(&more).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains(word), "{command} {more:?}: {errors}");
+        assert!(!errors.contains("/nowhere"), "{command} {more:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_broken_template_stops_only_what_needs_it() {
+    for (name, template) in [
+        ("typing error", "{% for m in messages %}{{ m.content }}{% end for %}"),
+        ("of Ollama", "{{ if .System }}<|system|>{{ .System }}{{ end }}{{ .Prompt }}"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(model()).unwrap().map(|file| file.unwrap().path()) {
+            fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+        fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+        let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/tiny.txt");
+        let text = text.to_str().unwrap();
+        result("generate", folder.path(), &["--prompt", "It is ", "--max-tokens", "2"]);
+        result("evaluate", folder.path(), &["--text", text, "--tokens", "64", "--window", "32"]);
+        let output = sharp()
+            .args(["generate", "--chat", "--prompt", "a", "--model"])
+            .arg(folder.path())
+            .output()
+            .unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{name}");
+        for word in ["chat template", "does not compile", "chat_template.jinja", "line 1"] {
+            assert!(errors.contains(word), "{name}: {word}: {errors}");
+        }
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod tensors;
 pub mod tokenizer;
 
 pub use checkpoint::atomic::write_atomic;
+pub use checkpoint::destination::{check_file, check_folder};
 pub use checkpoint::hf::HfCheckpoint;
 pub use checkpoint::import::{import, import_sharded};
 pub use checkpoint::source::{TensorBytes, TensorInfo, TensorRef, TensorSource};

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     data: DataArgs,
     /// The folder for similarity.json and similarity.html.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// How much text, in tokens.
     #[arg(long, value_name = "N", default_value_t = 16_384)]
     tokens: usize,

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     repeats: usize,
     /// Where the result is written.
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// How packed models come into memory: mapped, or read onto large pages; by default read where that
     /// fits.
     #[arg(long, value_enum, default_value = "auto")]

@@ -20,6 +20,9 @@ use crate::output::Output;
 use crate::sampling::Sampling;
 
 /// Talk with a model. Ctrl-C stops an answer, Ctrl-D ends.
+///
+/// Through a pipe every line that is not blank is a message, whatever it begins with. With --json each answer
+/// is a line of JSON.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  sharp chat --model model.sharp\n  echo 'Name three rivers.' | sharp chat --model model.sharp --temperature 0"
@@ -28,7 +31,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArg,
     /// What the model is told before the conversation.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Tokens of the whole conversation; 0: what the model takes, at most 4096. Where it gets longer, its
     /// oldest messages are left out.
@@ -48,6 +51,9 @@ pub(crate) struct Args {
     /// A file that keeps what was typed, for the arrow keys of the next time.
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
+    /// Obey commands (`/new`, `/undo`, `/save FILE`, ...) through a pipe too, as in a terminal.
+    #[arg(long)]
+    commands: bool,
 }
 
 const HELP: &str = "\
@@ -58,7 +64,7 @@ const HELP: &str = "\
 /save FILE      write the conversation as JSON
 /help           this list
 /quit           end (as Ctrl-D)
-A line that ends in \\ goes on in the next. Ctrl-C stops an answer.
+A line that is none of these is a message. One that ends in \\ goes on in the next. Ctrl-C stops an answer.
 ";
 
 /// Tokens of a conversation where nobody says how many.
@@ -231,6 +237,68 @@ impl Conversation {
     }
 }
 
+/// What a typed line asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Typed<'a> {
+    Nothing,
+    Message,
+    Quit,
+    Help,
+    New,
+    Undo,
+    Again,
+    System(&'a str),
+    Save(&'a str),
+}
+
+impl<'a> Typed<'a> {
+    /// Reads a line, which may be a command only where commands are obeyed. What is none is a message.
+    fn read(line: &'a str, obey: bool) -> Self {
+        let line = line.trim();
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (command, rest.trim()) {
+            ("", _) => Self::Nothing,
+            _ if !obey => Self::Message,
+            ("/quit" | "/exit", "") => Self::Quit,
+            ("/help", "") => Self::Help,
+            ("/new", "") => Self::New,
+            ("/undo", "") => Self::Undo,
+            ("/again", "") => Self::Again,
+            ("/system", text) => Self::System(text),
+            ("/save", file) => Self::Save(file),
+            _ => Self::Message,
+        }
+    }
+}
+
+impl Conversation {
+    /// Does what a command asks for, and gives what there is to say.
+    fn obey(&mut self, command: Typed<'_>) -> Option<String> {
+        match command {
+            Typed::Help => Some(HELP.to_owned()),
+            Typed::New => {
+                self.restart();
+                None
+            }
+            Typed::Undo => self.undo().is_none().then(|| "there is nothing to take back\n".to_owned()),
+            Typed::System(text) => {
+                self.messages.clear();
+                if !text.is_empty() {
+                    self.messages.push(Message::new("system", text));
+                }
+                None
+            }
+            Typed::Save(file) => save(self, file).err().map(|error| format!("{error:#}\n")),
+            Typed::Nothing | Typed::Message | Typed::Quit | Typed::Again => None,
+        }
+    }
+}
+
+/// Says something about the conversation; where standard output is JSON, on standard error.
+fn note(text: &str, output: &Output) -> io::Result<()> {
+    if output.is_json() { io::stderr().lock().write_all(text.as_bytes()) } else { say(text) }
+}
+
 /// Writes to standard output at once.
 fn say(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -255,56 +323,30 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         signal_hook::flag::register(signal_hook::consts::SIGINT, stop.clone()).context("catching Ctrl-C")?;
         say("/help lists commands; Ctrl-D ends.\n")?;
     }
+    let obey = input.is_terminal() || args.commands;
     loop {
         let text = match input.message()? {
             Line::End => break,
             Line::Dropped => continue,
             Line::Text(text) => text,
         };
-        let (command, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-        let message = match command {
-            "" => continue,
-            "/quit" | "/exit" => break,
-            "/help" => {
-                say(HELP)?;
-                continue;
-            }
-            "/new" => {
-                conversation.restart();
-                continue;
-            }
-            "/undo" => {
-                if conversation.undo().is_none() {
-                    say("there is nothing to take back\n")?;
-                }
-                continue;
-            }
-            "/system" => {
-                conversation.messages.clear();
-                if !rest.trim().is_empty() {
-                    conversation.messages.push(Message::new("system", rest.trim()));
-                }
-                continue;
-            }
-            "/save" => {
-                match save(&conversation, rest.trim()) {
-                    Ok(()) => {}
-                    Err(error) => say(&format!("{error:#}\n"))?,
-                }
-                continue;
-            }
-            "/again" => match conversation.undo() {
+        let message = match Typed::read(&text, obey) {
+            Typed::Nothing => continue,
+            Typed::Quit => break,
+            Typed::Message => text,
+            Typed::Again => match conversation.undo() {
                 Some(message) => message,
                 None => {
-                    say("there is nothing to answer\n")?;
+                    note("there is nothing to answer\n", output)?;
                     continue;
                 }
             },
-            _ if command.starts_with('/') && input.is_terminal() => {
-                say(&format!("no command {command}; /help lists them\n"))?;
+            command => {
+                if let Some(said) = conversation.obey(command) {
+                    note(&said, output)?;
+                }
                 continue;
             }
-            _ => text,
         };
         conversation.messages.push(Message::new("user", message));
         turn(&mut conversation, &stop, output)?;
@@ -363,4 +405,31 @@ fn save(conversation: &Conversation, file: &str) -> Result<()> {
     }
     let text = serde_json::to_string_pretty(&json!({ "messages": conversation.messages }))?;
     std::fs::write(file, text + "\n").with_context(|| format!("writing {file}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Typed;
+
+    #[test]
+    fn a_line_is_a_command_only_where_it_is_one_to_the_end() {
+        for (line, typed) in [
+            ("  ", Typed::Nothing),
+            ("Hello", Typed::Message),
+            (" /quit ", Typed::Quit),
+            ("/quit smoking: how?", Typed::Message),
+            ("/help me", Typed::Message),
+            ("/etc/passwd - what is it?", Typed::Message),
+            ("/new york is big", Typed::Message),
+            ("/newest", Typed::Message),
+            ("/new", Typed::New),
+            ("/system\tBe kind ", Typed::System("Be kind")),
+            ("/system", Typed::System("")),
+            ("/save talk.json", Typed::Save("talk.json")),
+        ] {
+            assert_eq!(Typed::read(line, true), typed, "{line:?}");
+            let piped = if line.trim().is_empty() { Typed::Nothing } else { Typed::Message };
+            assert_eq!(Typed::read(line, false), piped, "{line:?}");
+        }
+    }
 }

@@ -25,16 +25,16 @@ pub(crate) struct Args {
     pub(crate) source: SourceArgs,
     /// The compact checkpoint: shared MLPs stored once, recovery parameters beside them.
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// A dense checkpoint with the effective weights, which any tool loads and which saves nothing.
     #[arg(long, value_name = "DIR", required_unless_present_any = ["out", "peft", "gguf"])]
-    dense: Option<PathBuf>,
+    pub(crate) dense: Option<PathBuf>,
     /// A PEFT adapter of the low-rank factors, and in DIR/base the dense checkpoint it belongs on.
     #[arg(long, value_name = "DIR")]
-    peft: Option<PathBuf>,
+    pub(crate) peft: Option<PathBuf>,
     /// A dense GGUF file with the effective weights, for llama.cpp.
     #[arg(long, value_name = "FILE")]
-    gguf: Option<PathBuf>,
+    pub(crate) gguf: Option<PathBuf>,
     /// Type of the GGUF file's matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1.
     #[arg(long, value_name = "DTYPE", default_value = "Q8_0")]
     gguf_dtype: DType,
@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     figures: Option<PathBuf>,
     /// What the recovery parameters were trained on, for the model card.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     data: Option<String>,
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) model: ModelArg,
     /// Text to go on from; `-` reads it from standard input.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Put the prompt into the model's chat template as a message of the user.
     #[arg(long)]
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     sampling: Sampling,
     /// Text that ends the generation; may be given more than once.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
 }
 
@@ -88,11 +88,14 @@ impl Runner {
         options: &GenerateOptions,
         emit: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Written> {
-        let capacity =
-            prompt.len().saturating_add(options.max_tokens).min(self.model.config().max_position_embeddings);
-        if prompt.len() >= capacity {
-            bail!("the prompt has {} tokens, and the model takes {capacity}; shorten it", prompt.len());
+        let longest = self.model.config().max_position_embeddings;
+        if prompt.is_empty() {
+            bail!("the prompt is empty, and this model has no token that begins a text; give some text");
         }
+        if prompt.len() >= longest {
+            bail!("the prompt has {} tokens, and the model takes {longest}; shorten it", prompt.len());
+        }
+        let capacity = prompt.len().saturating_add(options.max_tokens).min(longest);
         let mut session = Session::new(&self.model, capacity)?;
         let done = generate(&mut session, &self.tokenizer, prompt, options, emit)?;
         Ok(Written::new(prompt.len(), done))

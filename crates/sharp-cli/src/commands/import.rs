@@ -18,7 +18,7 @@ pub(crate) struct Args {
     pub(crate) source: PathBuf,
     /// The directory to write.
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Type of the written weights: F32, F16 or BF16.
     #[arg(long, default_value = "F32")]
     dtype: DType,

@@ -71,7 +71,7 @@ pub(crate) struct Args {
     drop: bool,
     /// Where the plan is written.
     #[arg(long, value_name = "FILE", required_unless_present = "dry_run")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Say what the plan would be and store nothing.
     #[arg(long)]
     dry_run: bool,

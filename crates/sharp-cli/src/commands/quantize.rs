@@ -26,7 +26,7 @@ pub(crate) struct Args {
     pub(crate) source: SourceArgs,
     /// The file to write.
     #[arg(long, value_name = "FILE", required_unless_present = "dry_run")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// q4, q8, f16, or a TOML file that says what each kind of matrix becomes.
     #[arg(long, default_value = "q4")]
     recipe: String,
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     onto: Option<PathBuf>,
     /// Also write what became of each tensor, with its error, as JSON.
     #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    pub(crate) report: Option<PathBuf>,
     /// Say how large the file's weights would be and write nothing.
     #[arg(long)]
     dry_run: bool,

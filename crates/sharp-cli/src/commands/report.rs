@@ -21,12 +21,12 @@ pub(crate) struct Args {
     run: PathBuf,
     /// The page to write, with a Markdown copy beside it; report.html in the run folder by default.
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Another run to compare this one with, NAME=DIR or DIR; may be given more than once.
     #[arg(long, value_name = "RUN")]
     beside: Vec<Named<PathBuf>>,
     /// Text for the models to go on from, shown in the report; may be given more than once.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Vec<String>,
     /// Tokens of each sample.
     #[arg(long, value_name = "N", default_value_t = 64)]

@@ -36,7 +36,7 @@ pub(crate) fn completions(args: &Completions, mut program: clap::Command) -> Res
 pub(crate) struct Man {
     /// Folder to write to; made if it is not there.
     #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
 }
 
 pub(crate) fn man(args: &Man, program: clap::Command, output: &Output) -> Result<()> {

@@ -52,7 +52,7 @@ pub(crate) struct Args {
     seed: u64,
     /// A folder for a checkpoint in float32, or a file ending in .sharp for a packed model.
     #[arg(long, value_name = "PATH")]
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Formats of the packed model.
     #[arg(long, default_value = "q4")]
     recipe: String,
@@ -84,6 +84,13 @@ impl Preset {
     }
 }
 
+impl Args {
+    /// Whether the model is to be one packed file, by the name of the output.
+    pub(crate) fn writes_a_file(&self) -> bool {
+        self.out.extension().is_some_and(|extension| extension == "sharp")
+    }
+}
+
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let [hidden, intermediate, layers, heads, kv_heads, vocab] = args.preset.shape();
     let config = ModelConfig::llama(
@@ -96,7 +103,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     )?;
     let plan = plan(&config, args.share, args.rho, args.rank)?;
     let progress = Terminal::stderr();
-    if args.out.extension().is_some_and(|extension| extension == "sharp") {
+    if args.writes_a_file() {
         let source = Synthetic::source(&config, plan.as_ref(), args.seed)?;
         let team = Team::new(global.threads())?;
         sharp_infer::quantize(&source, &Recipe::load(&args.recipe)?, &args.out, &team, &progress)?;

@@ -108,7 +108,8 @@ pub(crate) fn folder_of(path: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn partial_in(folder: &Path) -> Result<NamedTempFile> {
+/// A new temporary file in a folder, which is removed unless it is put in its place.
+pub(super) fn partial_in(folder: &Path) -> Result<NamedTempFile> {
     let prefix = format!("{UNFINISHED_PREFIX}{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix);

@@ -2,6 +2,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod compact;
+pub(crate) mod destination;
 pub(crate) mod fused;
 pub(crate) mod hf;
 pub(crate) mod import;
