@@ -1,5 +1,6 @@
-//! Single tokens as text.
+//! Single tokens as text and as bytes.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use sharp_model::tokenizer::Tokenizer;
@@ -11,6 +12,23 @@ pub(crate) struct Texts {
     tokenizer: Arc<Tokenizer>,
     /// A token that stands before the one that is written, and its text.
     anchor: Option<(u32, String)>,
+    /// Tokens that answers leave out.
+    special: HashSet<u32>,
+    /// What the characters of a byte-level vocabulary stand for.
+    bytes: HashMap<char, u8>,
+}
+
+/// Returns the characters with which byte-level vocabularies spell bytes, as GPT-2's `bytes_to_unicode` has
+/// them: printable ones stand for themselves, the others are numbered from U+0100 on.
+fn byte_level() -> HashMap<char, u8> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let others = (0..=u8::MAX).filter(|&byte| !printable(byte));
+    let numbered = ('\u{100}'..).zip(others);
+    (0..=u8::MAX)
+        .filter(|&byte| printable(byte))
+        .map(|byte| (char::from(byte), byte))
+        .chain(numbered)
+        .collect()
 }
 
 impl Texts {
@@ -19,12 +37,12 @@ impl Texts {
             Some(&token) => Some((token, tokenizer.decode(&[token])?)),
             None => None,
         };
-        Ok(Self { tokenizer, anchor })
+        let special = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
+        Ok(Self { tokenizer, anchor, special, bytes: byte_level() })
     }
 
-    /// Returns the text of `token`. One that is a part of a character only is spelled as the vocabulary
-    /// spells it, so that no two tokens look alike.
-    pub(crate) fn text(&self, token: u32) -> String {
+    /// Returns the text of `token`, where it is whole characters.
+    fn whole(&self, token: u32) -> Option<String> {
         let text = match &self.anchor {
             None => self.tokenizer.decode(&[token]).ok(),
             Some((anchor, before)) => self
@@ -33,17 +51,74 @@ impl Texts {
                 .ok()
                 .and_then(|text| text.strip_prefix(before.as_str()).map(str::to_owned)),
         };
-        match text {
-            Some(text) if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) => text,
+        text.filter(|text| !text.contains(char::REPLACEMENT_CHARACTER))
+    }
+
+    /// Returns the text of `token`. One that is a part of a character only is spelled as the vocabulary
+    /// spells it, so that no two tokens look alike.
+    pub(crate) fn text(&self, token: u32) -> String {
+        match self.whole(token) {
+            Some(text) if !text.is_empty() => text,
             _ => self.tokenizer.token(token).unwrap_or_else(|| format!("<{token}>")),
         }
     }
 
-    /// Returns the bytes of `token`, where it is whole characters.
-    pub(crate) fn bytes(&self, token: u32) -> Option<Vec<u8>> {
-        let (anchor, before) = self.anchor.as_ref()?;
-        let text = self.tokenizer.decode(&[*anchor, token]).ok()?;
-        let text = text.strip_prefix(before.as_str())?;
-        (!text.contains(char::REPLACEMENT_CHARACTER)).then(|| text.as_bytes().to_vec())
+    /// Returns the bytes that `token` adds to an answer: put together, those of all tokens are the answer's
+    /// text. Special tokens add none.
+    pub(crate) fn bytes(&self, token: u32) -> Vec<u8> {
+        if self.special.contains(&token) {
+            return Vec::new();
+        }
+        if let Some(text) = self.whole(token) {
+            return text.into_bytes();
+        }
+        let spelled = self.tokenizer.token(token).unwrap_or_default();
+        // SentencePiece's vocabularies have a token for each byte, `<0xF0>`.
+        let byte = spelled.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        if let Some(byte) = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            return vec![byte];
+        }
+        let bytes: Option<Vec<u8>> = spelled.chars().map(|c| self.bytes.get(&c).copied()).collect();
+        bytes.unwrap_or_else(|| spelled.into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    fn joined(tokenizer: Tokenizer, text: &str) -> (usize, Vec<u8>) {
+        let tokens = tokenizer.encode(text, false).unwrap();
+        let texts = Texts::new(Arc::new(tokenizer)).unwrap();
+        (tokens.len(), tokens.iter().flat_map(|&token| texts.bytes(token)).collect())
+    }
+
+    #[test]
+    fn the_bytes_of_tokens_are_the_texts() {
+        // Byte-level, as GPT-2: every byte a token of its own.
+        let (json, settings) = sharp_infer::synth_tokenizer(272).unwrap();
+        let byte_level =
+            Tokenizer::from_parts("tokenizer.json".as_ref(), json.as_bytes(), settings, &[]).unwrap();
+        // Every byte that UTF-8 has occurs in one of these.
+        let text: String = (0..0x800).chain(0xfff0..0x1_0040).filter_map(char::from_u32).collect();
+        let (count, bytes) = joined(byte_level, &text);
+        assert!(count >= text.len());
+        assert_eq!(bytes, text.as_bytes());
+        // Bytes as tokens `<0xF0>` where the vocabulary has no other way, as Llama 2.
+        let mut vocab = Map::new();
+        for (id, token) in (0..=255).map(|b| format!("<0x{b:02X}>")).chain(["a".into()]).enumerate() {
+            vocab.insert(token, json!(id));
+        }
+        let json = json!({
+            "version": "1.0", "added_tokens": [],
+            "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+            "model": {"type": "BPE", "byte_fallback": true, "vocab": vocab, "merges": []},
+        });
+        let fallback =
+            Tokenizer::from_parts("tokenizer.json".as_ref(), json.to_string().as_bytes(), Map::new(), &[])
+                .unwrap();
+        assert_eq!(joined(fallback, "a\u{1f600}\u{e9}a"), (8, "a\u{1f600}\u{e9}a".as_bytes().to_vec()));
     }
 }
