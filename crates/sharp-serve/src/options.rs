@@ -27,6 +27,11 @@ pub struct ServeOptions {
     pub drain: Duration,
     /// Largest body of a request in bytes.
     pub body_limit: usize,
+    /// How long a connection may make the server wait: for the head of its next request, for a body, and to
+    /// take something of an answer.
+    pub connection_timeout: Duration,
+    /// Connections held at once; more wait until one ends.
+    pub connections: usize,
     /// If set, requests must carry it as `Authorization: Bearer KEY`; only the chat page and `/health` are
     /// open.
     pub api_key: Option<String>,
@@ -44,6 +49,8 @@ impl Default for ServeOptions {
             timeout: Duration::from_secs(600),
             drain: Duration::from_secs(30),
             body_limit: 4 << 20,
+            connection_timeout: Duration::from_secs(30),
+            connections: 1000,
             api_key: None,
         }
     }
@@ -62,6 +69,8 @@ impl std::fmt::Debug for ServeOptions {
             .field("timeout", &self.timeout)
             .field("drain", &self.drain)
             .field("body_limit", &self.body_limit)
+            .field("connection_timeout", &self.connection_timeout)
+            .field("connections", &self.connections)
             .field("api_key", &self.api_key.as_ref().map(|_| "set"))
             .finish()
     }
@@ -86,6 +95,7 @@ impl ServeOptions {
             ("queue", self.queue, 1 << 20),
             ("prefill_chunk", self.prefill_chunk, 1 << 16),
             ("body_limit", self.body_limit, 1 << 30),
+            ("connections", self.connections, 1 << 20),
         ] {
             if value == 0 || value > most {
                 return Err(bad(option, value, format!("from 1 to {most}")));
@@ -96,6 +106,9 @@ impl ServeOptions {
         }
         if self.api_key.as_deref() == Some("") {
             return Err(bad("api_key", 0, "at least one character long".into()));
+        }
+        if self.connection_timeout.is_zero() {
+            return Err(bad("connection_timeout", 0, "longer than nothing".into()));
         }
         Ok(self)
     }

@@ -55,6 +55,12 @@ pub(crate) struct Args {
     /// Largest request in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
     body_limit: usize,
+    /// Seconds a connection may make the server wait: for a request, or to take an answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    connection_timeout: u64,
+    /// Connections held at once; more wait.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    connections: usize,
     /// Key that requests must carry (Authorization: Bearer KEY). Better set in the environment, where other
     /// users do not see it.
     #[arg(long, value_name = "KEY", env = "SHARP_API_KEY", hide_env_values = true)]
@@ -93,6 +99,8 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     options.timeout = Duration::from_secs(args.timeout);
     options.drain = Duration::from_secs(args.drain);
     options.body_limit = args.body_limit;
+    options.connection_timeout = Duration::from_secs(args.connection_timeout);
+    options.connections = args.connections;
     options.api_key = args.api_key;
     let open = options.api_key.is_none() && !args.host.is_loopback();
     let server = Server::new(model, tokenizer, options)?;

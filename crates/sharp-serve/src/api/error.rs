@@ -1,6 +1,5 @@
 //! Errors as OpenAI's clients understand them.
 
-use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -68,14 +67,6 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").with_code("stopping")
     }
 
-    pub(crate) fn body(rejection: &BytesRejection) -> Self {
-        let error = Self::new(rejection.status(), rejection.body_text());
-        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            return error.with_code("body_too_large");
-        }
-        error
-    }
-
     /// Says what the engine said about a sequence it gave up.
     pub(crate) fn failure(failure: Failure) -> Self {
         match failure {
@@ -109,6 +100,12 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, axum::Json(self.json())).into_response();
         if self.status == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,8 +1,11 @@
 //! The HTTP side: routes, keys, counting.
 
+mod body;
 mod chat;
 mod completions;
 mod error;
+mod fields;
+mod messages;
 mod page;
 mod parameters;
 mod reply;
@@ -13,14 +16,11 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
-use serde_json::{Map, Value};
 use sharp_data::Chat;
 use sharp_model::tokenizer::Tokenizer;
 use subtle::ConstantTimeEq;
@@ -82,6 +82,19 @@ impl Site {
         }
     }
 
+    /// Refuses tokens that the model has no embedding for: some tokenizers know more than their model.
+    fn check_tokens(&self, tokens: &[u32], param: &str) -> Result<(), ApiError> {
+        let most = self.vocab_size;
+        let Some(&id) = tokens.iter().find(|&&token| token as usize >= most) else { return Ok(()) };
+        let message = match self.tokenizer.token(id) {
+            Some(text) => format!(
+                "{text:?} is token {id} of the tokenizer, and the model has embeddings for {most} alone; leave it out"
+            ),
+            None => format!("token {id} is not in the vocabulary of {most}"),
+        };
+        Err(ApiError::bad(message).with_param(param))
+    }
+
     /// Checks the tokens of a prompt against the context.
     fn check_prompt(&self, tokens: &[u32], max_tokens: Option<usize>) -> Result<usize, ApiError> {
         let context = self.options.context;
@@ -98,14 +111,21 @@ impl Site {
         Ok(wanted)
     }
 
-    /// Hands jobs to the engine.
-    fn submit(&self, jobs: Vec<Job>) -> Result<(), ApiError> {
-        let (count, limit) = (jobs.len(), self.options.queue);
+    /// Refuses more sequences than could ever wait.
+    fn check_count(&self, count: usize) -> Result<(), ApiError> {
+        let limit = self.options.queue;
         if count > limit {
             return Err(ApiError::bad(format!(
                 "this request asks for {count} sequences; this server takes at most {limit} at once"
             )));
         }
+        Ok(())
+    }
+
+    /// Hands jobs to the engine.
+    fn submit(&self, jobs: Vec<Job>) -> Result<(), ApiError> {
+        let limit = self.options.queue;
+        self.check_count(jobs.len())?;
         self.queue.push(jobs).map_err(|refused| match refused {
             Refused::Full => ApiError::busy(limit),
             Refused::Closed => ApiError::stopping(),
@@ -154,24 +174,6 @@ impl Common {
     }
 }
 
-/// Reads a request's body as a JSON object. Other types than JSON are refused: a page from elsewhere can then
-/// not make a browser send a request without asking this server first, which does not allow it.
-fn object(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
-    let body = body.map_err(|rejection| ApiError::body(&rejection))?;
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    if !kind.eq_ignore_ascii_case("application/json") {
-        return Err(ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "send the request as JSON, with the header Content-Type: application/json",
-        ));
-    }
-    match serde_json::from_slice::<Map<String, Value>>(&body) {
-        Ok(map) => Ok(Value::Object(map)),
-        Err(error) => Err(ApiError::bad(format!("the body is no JSON object: {error}"))),
-    }
-}
-
 /// Runs what takes time (templates, long texts to tokens) beside the threads that serve connections.
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -184,7 +186,6 @@ async fn aside<T: Send + 'static>(
 
 /// Lists all routes.
 pub(crate) fn router(site: Arc<Site>) -> Router {
-    let limit = site.options.body_limit;
     let keyed = Router::new()
         .route("/v1/completions", post(completions::post))
         .route("/v1/chat/completions", post(chat::post))
@@ -205,7 +206,6 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not take this method")
         })
         .layer(middleware::from_fn_with_state(site.clone(), count))
-        .layer(DefaultBodyLimit::max(limit))
         .with_state(site)
 }
 

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::body::object;
 use super::error::ApiError;
-use super::parameters::read;
-use super::{Site, aside, chat, object};
+use super::fields::{Fields, whole, wrong};
+use super::{Site, aside, chat};
 
 fn card(site: &Site) -> Value {
     json!({
@@ -50,24 +48,21 @@ pub(crate) async fn metrics(State(site): State<Arc<Site>>) -> Result<Response, A
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
-#[derive(Debug, Deserialize)]
-struct Tokenize {
-    prompt: Option<String>,
-    messages: Option<Vec<Map<String, Value>>>,
-    add_special_tokens: Option<bool>,
-}
-
 pub(crate) async fn tokenize(
     State(site): State<Arc<Site>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let request: Tokenize = read(&object(&headers, body)?)?;
+    let mut fields = Fields::new(object(&site, request).await?);
+    site.check_model(fields.text("model")?.as_deref())?;
+    let prompt = fields.text("prompt")?;
+    let messages = fields.value("messages");
+    let add_special = fields.flag("add_special_tokens")?;
+    fields.finish()?;
     aside(move || {
-        let tokens = match (request.prompt, request.messages) {
+        let tokens = match (prompt, messages) {
             (Some(text), None) => site
                 .tokenizer
-                .encode(&text, request.add_special_tokens.unwrap_or(true))
+                .encode(&text, add_special.unwrap_or(true))
                 .map_err(|e| ApiError::bad(e.to_string()).with_param("prompt"))?,
             (None, Some(messages)) => chat::encode(&site, messages, &Map::new())?,
             _ => return Err(ApiError::bad("give either prompt or messages").with_param("prompt")),
@@ -78,23 +73,31 @@ pub(crate) async fn tokenize(
     .await
 }
 
-#[derive(Debug, Deserialize)]
-struct Detokenize {
-    tokens: Vec<u32>,
-}
-
 pub(crate) async fn detokenize(
     State(site): State<Arc<Site>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let request: Detokenize = read(&object(&headers, body)?)?;
-    aside(move || {
-        if let Some(token) = request.tokens.iter().find(|&&t| t as usize >= site.vocab_size) {
-            let message = format!("token {token} is not in the vocabulary of {}", site.vocab_size);
-            return Err(ApiError::bad(message).with_param("tokens"));
+    let mut fields = Fields::new(object(&site, request).await?);
+    site.check_model(fields.text("model")?.as_deref())?;
+    let tokens = match fields.value("tokens") {
+        Some(Value::Array(list)) => {
+            let token = |(i, value): (usize, &Value)| {
+                let id = whole(value).and_then(|id| u32::try_from(id).ok());
+                id.ok_or_else(|| wrong(&format!("tokens[{i}]"), value, "a token: a whole number from 0"))
+            };
+            list.iter().enumerate().map(token).collect::<Result<Vec<u32>, _>>()?
         }
-        let text = site.tokenizer.decode(&request.tokens).map_err(|e| ApiError::bad(e.to_string()))?;
+        Some(other) => return Err(wrong("tokens", &other, "an array of tokens")),
+        None => {
+            return Err(
+                ApiError::bad("tokens is missing; it has to be an array of tokens").with_param("tokens")
+            );
+        }
+    };
+    fields.finish()?;
+    aside(move || {
+        site.check_tokens(&tokens, "tokens")?;
+        let text = site.tokenizer.decode(&tokens).map_err(|e| ApiError::bad(e.to_string()))?;
         Ok(Json(json!({ "prompt": text })))
     })
     .await

@@ -1,5 +1,7 @@
 //! A server on a small model with random weights, and what its answers should be.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use sharp_model::{ModelConfig, tokenizer::Tokenizer};
 use sharp_progress::Silent;
 use sharp_serve::{ServeOptions, Server};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, block_in_place};
 
 pub(crate) const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
                                    {% if add_generation_prompt %}<assistant>{% endif %}";
@@ -79,6 +81,18 @@ impl Running {
 
     pub(crate) fn address(&self) -> &str {
         self.url.strip_prefix("http://").unwrap()
+    }
+
+    /// Sends `bytes` and reads until the server ends the connection.
+    pub(crate) fn raw(&self, bytes: &str) -> String {
+        block_in_place(|| {
+            let mut socket = TcpStream::connect(self.address()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            socket.write_all(bytes.as_bytes()).unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            answer
+        })
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
