@@ -32,6 +32,9 @@ pub struct ServeOptions {
     pub connection_timeout: Duration,
     /// Connections held at once; more wait until one ends.
     pub connections: usize,
+    /// Names in the header `Host` that the server answers to, beside IP addresses and `localhost`. Others
+    /// are refused: a page from elsewhere can make a name of its own point to this machine.
+    pub allowed_hosts: Vec<String>,
     /// If set, requests must carry it as `Authorization: Bearer KEY`; only the chat page and `/health` are
     /// open.
     pub api_key: Option<String>,
@@ -51,6 +54,7 @@ impl Default for ServeOptions {
             body_limit: 4 << 20,
             connection_timeout: Duration::from_secs(30),
             connections: 1000,
+            allowed_hosts: Vec::new(),
             api_key: None,
         }
     }
@@ -71,6 +75,7 @@ impl std::fmt::Debug for ServeOptions {
             .field("body_limit", &self.body_limit)
             .field("connection_timeout", &self.connection_timeout)
             .field("connections", &self.connections)
+            .field("allowed_hosts", &self.allowed_hosts)
             .field("api_key", &self.api_key.as_ref().map(|_| "set"))
             .finish()
     }

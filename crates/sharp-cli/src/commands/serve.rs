@@ -61,6 +61,10 @@ pub(crate) struct Args {
     /// Connections held at once; more wait.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     connections: usize,
+    /// Name of this server in addresses (http://NAME:8080), beside IP addresses and localhost. Give it once
+    /// for each name.
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    allowed_hosts: Vec<String>,
     /// Key that requests must carry (Authorization: Bearer KEY). Better set in the environment, where other
     /// users do not see it.
     #[arg(long, value_name = "KEY", env = "SHARP_API_KEY", hide_env_values = true)]
@@ -101,6 +105,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     options.body_limit = args.body_limit;
     options.connection_timeout = Duration::from_secs(args.connection_timeout);
     options.connections = args.connections;
+    options.allowed_hosts = args.allowed_hosts;
     options.api_key = args.api_key;
     let open = options.api_key.is_none() && !args.host.is_loopback();
     let server = Server::new(model, tokenizer, options)?;

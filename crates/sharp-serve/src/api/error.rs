@@ -67,6 +67,15 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").with_code("stopping")
     }
 
+    /// Says that the server does not answer to this name.
+    pub(crate) fn no_host(name: &str) -> Self {
+        let message = format!(
+            "this server does not answer to the name {name:?}; if it is this server's, start it with \
+             --allowed-host {name}"
+        );
+        Self::new(StatusCode::MISDIRECTED_REQUEST, message).with_code("host_not_allowed")
+    }
+
     /// Says what the engine said about a sequence it gave up.
     pub(crate) fn failure(failure: Failure) -> Self {
         match failure {

@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod error;
 mod fields;
+mod host;
 mod messages;
 mod page;
 mod parameters;
@@ -205,6 +206,7 @@ pub(crate) fn router(site: Arc<Site>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not take this method")
         })
+        .layer(middleware::from_fn_with_state(site.clone(), host::check))
         .layer(middleware::from_fn_with_state(site.clone(), count))
         .with_state(site)
 }

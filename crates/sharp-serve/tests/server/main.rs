@@ -3,6 +3,7 @@
 mod answers;
 mod bodies;
 mod harness;
+mod hosts;
 mod life;
 mod load;
 mod refusals;
