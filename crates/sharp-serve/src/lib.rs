@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod connections;
 mod engine;
 mod error;
 mod job;

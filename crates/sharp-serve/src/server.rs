@@ -10,6 +10,7 @@ use sharp_infer::{Batch, Model};
 use sharp_model::tokenizer::Tokenizer;
 
 use crate::api::{Site, router};
+use crate::connections;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
@@ -24,6 +25,9 @@ pub struct Server {
     router: Router,
     queue: Arc<Queue>,
     drain: Duration,
+    connections: usize,
+    /// How long a connection may make the server wait.
+    patience: Duration,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -44,14 +48,14 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let vocab_size = model.config().vocab_size;
         let site = Site::new(options.clone(), tokenizer.clone(), vocab_size, queue.clone(), metrics.clone())?;
-        let drain = options.drain;
+        let (drain, connections, patience) = (options.drain, options.connections, options.connection_timeout);
         let batch = Batch::new(&model, options.max_batch)?;
         let engine = Engine { model, tokenizer, queue: queue.clone(), metrics, options };
         let thread = std::thread::Builder::new()
             .name("sharp-engine".into())
             .spawn(move || engine.run(batch))
             .map_err(Error::io("starting the inference thread"))?;
-        Ok(Self { router: router(Arc::new(site)), queue, drain, thread: Some(thread) })
+        Ok(Self { router: router(Arc::new(site)), queue, drain, connections, patience, thread: Some(thread) })
     }
 
     /// Returns the routes, to be put into a larger program.
@@ -78,7 +82,8 @@ impl Server {
             tracing::info!("stopping: running requests may end within {} s", drain.as_secs());
             let _ = stopped.send(true);
         };
-        let serving = axum::serve(listener, self.router.clone()).with_graceful_shutdown(graceful);
+        let router = self.router.clone();
+        let serving = connections::serve(listener, router, self.connections, self.patience, graceful);
         let late = async move {
             // The sender lives as long as the server does.
             let _ = seen.wait_for(|stopped| *stopped).await;
@@ -88,7 +93,7 @@ impl Server {
             tokio::time::sleep(Duration::from_secs(1)).await;
         };
         tokio::select! {
-            ended = async { serving.await } => ended.map_err(Error::io("serving"))?,
+            () = serving => {}
             () = late => tracing::warn!("some connections were cut off"),
         }
         Ok(())
