@@ -109,8 +109,11 @@ impl ServeOptions {
         if self.cached_sessions > 4096 {
             return Err(bad("cached_sessions", self.cached_sessions, "at most 4096".into()));
         }
-        if self.api_key.as_deref() == Some("") {
-            return Err(bad("api_key", 0, "at least one character long".into()));
+        // The key itself stays out of messages.
+        let written = |key: &str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        if self.api_key.as_deref().is_some_and(|key| !written(key)) {
+            let rule = "at least one character long, of ASCII and without spaces, as a header can carry it";
+            return Err(Error::Option { option: "api_key", value: "another".into(), rule: rule.into() });
         }
         if self.connection_timeout.is_zero() {
             return Err(bad("connection_timeout", 0, "longer than nothing".into()));

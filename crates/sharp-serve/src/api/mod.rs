@@ -218,7 +218,11 @@ async fn check_key(
 ) -> Result<Response, ApiError> {
     if let Some(key) = &site.options.api_key {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        // Names of schemes have no case (RFC 9110, 11.1).
+        let given = given
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map_or("", |(_, key)| key.trim_start_matches(' '));
         if !bool::from(given.as_bytes().ct_eq(key.as_bytes())) {
             return Err(ApiError::no_key());
         }

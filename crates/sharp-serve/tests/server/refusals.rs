@@ -133,11 +133,17 @@ async fn a_key_is_wanted_where_one_is_set() {
         Some("Bearer secret2"),
         Some("secret"),
         Some("Bearer "),
+        Some("Bearer SECRET"),
+        Some("Basic secret"),
+        Some("Bearersecret"),
     ] {
         let (status, error) = error(ask(key).await).await;
         assert_eq!((status, error["code"].as_str()), (401, Some("invalid_api_key")), "{key:?}");
     }
-    assert_eq!(ask(Some("Bearer secret")).await.status(), StatusCode::OK);
+    // Names of schemes have no case (RFC 9110, 11.1).
+    for key in ["Bearer secret", "bearer secret", "BEARER secret", "bearer   secret"] {
+        assert_eq!(ask(Some(key)).await.status(), StatusCode::OK, "{key}");
+    }
     for (path, status) in [("/", 200), ("/health", 200), ("/metrics", 401), ("/v1/models", 401)] {
         let found = server.client.get(format!("{}{path}", server.url)).send().await.unwrap().status();
         assert_eq!(found.as_u16(), status, "{path}");
@@ -163,6 +169,9 @@ fn options_that_cannot_be_are_named() {
         (|o| o.queue = 0, "queue"),
         (|o| o.prefill_chunk = 0, "prefill_chunk"),
         (|o| o.api_key = Some(String::new()), "api_key"),
+        (|o| o.api_key = Some("schlüssel".into()), "api_key"),
+        (|o| o.connections = 0, "connections"),
+        (|o| o.connection_timeout = std::time::Duration::ZERO, "connection_timeout"),
     ] {
         let mut options = options();
         change(&mut options);
