@@ -57,6 +57,8 @@ pub(crate) async fn tokenize(
     let prompt = fields.text("prompt")?;
     let messages = fields.value("messages");
     let add_special = fields.flag("add_special_tokens")?;
+    // Clients that send it with every request say false here.
+    fields.refuse("stream", &[])?;
     fields.finish()?;
     aside(move || {
         let tokens = match (prompt, messages) {
@@ -94,6 +96,8 @@ pub(crate) async fn detokenize(
             );
         }
     };
+    // Clients that send it with every request say false here.
+    fields.refuse("stream", &[])?;
     fields.finish()?;
     aside(move || {
         site.check_tokens(&tokens, "tokens")?;

@@ -55,6 +55,8 @@ async fn fields_that_nobody_reads_are_refused_everywhere() {
         assert_eq!((&error["code"], &error["param"]), (&json!("unsupported_parameter"), &json!(name)));
     }
     // What asks for nothing passes.
+    server.ask("/tokenize", &json!({"prompt": "a", "stream": false})).await;
+    server.ask("/detokenize", &json!({"tokens": [1], "stream": false})).await;
     let mut body = json!({
         "messages": messages, "max_tokens": 1, "tools": [], "tool_choice": "auto", "parallel_tool_calls": true,
         "response_format": {"type": "text"}, "modalities": ["text"], "user": "u", "metadata": {"a": "b"},
