@@ -45,10 +45,15 @@ type Line = Vec<Point>;
 /// Draws the picture; `None` where nothing was measured yet.
 pub fn svg(study: &Study, table: &Table) -> Option<String> {
     let axis = study.axes.iter().position(|(name, _)| *name == study.plot.lines)?;
-    // A row of panels for each text, a column for each value of the panels' axis.
+    // A row of panels for each text, a column for each value of the panels' axis of which something was
+    // measured.
     let split = study.axes.iter().position(|(name, _)| Some(name) == study.plot.panels.as_ref());
     let columns: Vec<Option<&String>> = match split {
-        Some(split) => study.axes[split].1.iter().map(Some).collect(),
+        Some(split) => {
+            let measured =
+                |value: &&String| table.means.iter().any(|mean| mean.values.get(split) == Some(*value));
+            study.axes[split].1.iter().filter(measured).map(Some).collect()
+        }
         None => vec![None],
     };
     let chosen = |value: Option<&String>| -> Vec<&Mean> {
@@ -61,7 +66,10 @@ pub fn svg(study: &Study, table: &Table) -> Option<String> {
     let mut panels: Vec<Vec<Panel>> = Vec::new();
     for text in &table.texts {
         let panel = |&value: &Option<&String>| Panel {
-            title: value.map_or_else(|| text.clone(), |value| format!("{text}, {value}")),
+            title: match (&study.plot.panels, value) {
+                (Some(axis), Some(value)) => format!("{text}, {axis} {value}"),
+                _ => text.clone(),
+            },
             text,
             lines: lines(study, &chosen(value), axis, text),
         };
@@ -303,15 +311,17 @@ mod tests {
         study.plot.x = X::Tokens;
         let text = svg(&study, &table::tests::table()).unwrap();
         assert!(text.contains("perplexity against tokens of fine-tuning, thousands"), "{text}");
-        assert!(
-            text.contains("perplexity, prose, 20 (log scale)") && text.contains("perplexity, prose, 10 (log")
-        );
+        assert!(text.contains("prose, size 20 (log scale)") && text.contains("prose, size 10 (log scale)"));
         assert!(text.contains("<title>ours, 20, slw_sft: 0 thousand tokens, perplexity 21.50"), "{text}");
         assert_eq!(
             text.matches("class=\"line ").count(),
             2 + 3,
             "two in the legend; paper at 10 was not run"
         );
+        let mut part = table::tests::table();
+        part.means.retain(|mean| mean.values.get(1).is_none_or(|size| size == "20"));
+        let text = svg(&study, &part).unwrap();
+        assert!(text.contains("size 20") && !text.contains("size 10"), "an empty panel: {text}");
     }
 
     #[test]
