@@ -236,7 +236,7 @@ fn a_server_answers_and_ends_when_asked() {
         let address = line[at..].split('/').next().unwrap();
         assert!(address.starts_with("127.0.0.1:"), "{line}");
         let mut socket = TcpStream::connect(address).unwrap();
-        socket.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(socket, "GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).unwrap();
         assert!(answer.contains(r#""status":"ok","model":"small","chat":true"#), "{answer}");
