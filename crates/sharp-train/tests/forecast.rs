@@ -28,7 +28,7 @@ fn finetune(folder: &Path, steps: u32, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sharp-train"));
     command.current_dir(folder).args(["finetune", "--model", "model", "--plan", "plan.toml"]);
     command.args(["--data", "text.jsonl", "--out", "out", "--seq-len", "256", "--batch-tokens", "512"]);
-    command.args(["--held-out-tokens", "512", "--train-mlps", "all", "--distill", "0.5", "--bf16", "off"]);
+    command.args(["--validation-tokens", "512", "--train-mlps", "all", "--distill", "0.5", "--bf16", "off"]);
     command.args(["--threads", "2", "--steps", &steps.to_string()]).args(more).stderr(Stdio::null());
     command
 }

@@ -238,7 +238,8 @@ impl<'a> Run<'a> {
                     "an earlier state was better on validation text, and is kept"
                 );
             }
-            metrics::write_finetune(&self.metrics_path, &self.lines, Some(self.result(record.step)?))?;
+            let result = self.result(record.step)?;
+            metrics::write_finetune(&self.metrics_path, &self.lines, result)?;
             if let Some(recovery) = self.student.recovery()? {
                 recovery.save(self.job.out.join(RECOVERY_FILE))?;
             }
@@ -255,8 +256,11 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Measures the result, the state after `kept_step`, on the texts.
-    fn result(&self, kept_step: u64) -> Result<ResultLine> {
+    /// Measures the result, the state after `kept_step`, on the texts; `None` without any.
+    fn result(&self, kept_step: u64) -> Result<Option<ResultLine>> {
+        if self.options.texts.is_empty() {
+            return Ok(None);
+        }
         let mut texts = BTreeMap::new();
         for (name, rows) in &self.options.texts {
             let sums = self.student.measure(&Sequences::of_rows(rows, 0..rows.rows()))?;
@@ -266,13 +270,13 @@ impl<'a> Run<'a> {
         let tokens = self.options.steps * (self.rows_per_step * self.job.train.seq_len) as u64;
         let config = self.job.source.config();
         let stored = self.job.plan.stored_mlp_parameters(config);
-        Ok(ResultLine {
+        Ok(Some(ResultLine {
             kept_step,
             tokens,
             mlp_parameters: stored + self.student.reuse_parameters as u64,
             original_mlp_parameters: self.job.plan.original_mlp_parameters(config),
             texts,
-        })
+        }))
     }
 
     fn tokens_per_second(&self) -> f64 {
