@@ -350,19 +350,14 @@ fn config(gguf: &Gguf, arch: &str, family: &Family) -> Result<Map<String, Json>>
 
 /// Adds the ids of the tokens that begin, end and pad a text.
 fn special_tokens(gguf: &Gguf, config: &mut Map<String, Json>) -> Result<()> {
-    // Some converters write -1 as an unsigned number for "none".
-    let none = u64::from(u32::MAX);
-    let id = |name: &str| -> Result<Option<u64>> {
-        Ok(gguf.integer(&format!("tokenizer.ggml.{name}_token_id"))?.filter(|&id| id != none))
-    };
     let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
-    if let Some(bos) = id("bos")? {
+    if let Some(bos) = gguf.token_id("bos")? {
         put("bos_token_id", json!(bos));
     }
     // A chat model may end its turn, or a call of a tool, with another token than its text.
     let mut ends: Vec<u64> = Vec::new();
     for name in ["eos", "eot", "eom"] {
-        ends.extend(id(name)?.filter(|id| !ends.contains(id)));
+        ends.extend(gguf.token_id(name)?.filter(|id| !ends.contains(id)));
     }
     if let Some(more) = gguf.array(MORE_ENDS)?.and_then(|array| array.as_integers()) {
         for id in more.into_iter().filter_map(|id| u64::try_from(id).ok()) {
@@ -376,7 +371,7 @@ fn special_tokens(gguf: &Gguf, config: &mut Map<String, Json>) -> Result<()> {
         [one] => drop(put("eos_token_id", json!(one))),
         many => drop(put("eos_token_id", json!(many))),
     }
-    if let Some(pad) = id("padding")? {
+    if let Some(pad) = gguf.token_id("padding")? {
         put("pad_token_id", json!(pad));
     }
     Ok(())

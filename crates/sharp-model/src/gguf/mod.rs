@@ -116,6 +116,21 @@ impl Gguf {
         self.typed(key, "a whole number, not negative", Value::as_u64)
     }
 
+    /// The key of a special token's id: `tokenizer.ggml.eos_token_id` for `eos`.
+    pub(crate) fn token_key(name: &str) -> String {
+        format!("tokenizer.ggml.{name}_token_id")
+    }
+
+    /// The id of a special token, such as `eos`; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Gguf::integer`].
+    pub(crate) fn token_id(&self, name: &str) -> Result<Option<u64>> {
+        // Some converters write -1 as an unsigned number for "none".
+        let none = u64::from(u32::MAX);
+        Ok(self.integer(&Self::token_key(name))?.filter(|&id| id != none))
+    }
+
     /// A number; `None` if the key is absent. A 32-bit float comes back as the shortest decimal that names
     /// it, so that 1e-5 stored in 32 bits reads 1e-5.
     ///

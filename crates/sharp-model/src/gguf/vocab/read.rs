@@ -1,53 +1,20 @@
-//! Tokenizers: from GGUF metadata to Hugging Face's `tokenizer.json` and `tokenizer_config.json`.
+//! From GGUF metadata to `tokenizer.json` and `tokenizer_config.json`.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::Gguf;
-use super::write::GgufWriter;
+use super::pre::pre;
+use super::{CONTROL, NORMAL, UNKNOWN, USER_DEFINED};
 use crate::checkpoint::source::TensorSource;
-use crate::config::ModelConfig;
 use crate::ends::is_turn_end;
 use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
-
-/// Kinds of token (`tokenizer.ggml.token_type`).
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const UNUSED: i64 = 5;
-const BYTE: i64 = 6;
-
-/// Ends of text past the three that the format has keys for, as a list.
-pub(super) const MORE_ENDS: &str = "sharp.eos_token_ids";
-
-/// GPT-2's way of cutting text, which several others begin from.
-const LLAMA3_PATTERN: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
-const QWEN2_PATTERN: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
+use crate::gguf::Gguf;
 
 /// The vocabulary as the metadata has it.
 struct Vocab<'a> {
     tokens: &'a [String],
     kinds: Vec<i64>,
-}
-
-/// How a `tokenizer.ggml.pre` cuts text before merging.
-struct Pre {
-    normalizer: Json,
-    pre_tokenizer: Json,
-    /// Whether a word that is a token is taken whole, without looking at the merges.
-    ignore_merges: bool,
-    /// Whether a text begins with BOS when the metadata does not say.
-    add_bos: bool,
 }
 
 /// Makes the content of `tokenizer.json`.
@@ -158,16 +125,12 @@ fn ids<'a>(gguf: &Gguf, vocab: &Vocab<'a>) -> Result<HashMap<&'a str, u32>> {
 
 /// The id and text of `tokenizer.ggml.<name>_token_id`.
 fn special<'a>(gguf: &Gguf, vocab: &Vocab<'a>, name: &str) -> Result<Option<(u32, &'a str)>> {
-    let key = format!("tokenizer.ggml.{name}_token_id");
-    let Some(id) = gguf.integer(&key)? else { return Ok(None) };
-    // Some converters write -1 as an unsigned number for "none".
-    if id == u64::from(u32::MAX) {
-        return Ok(None);
-    }
+    let Some(id) = gguf.token_id(name)? else { return Ok(None) };
     match usize::try_from(id).ok().and_then(|i| vocab.tokens.get(i)) {
         Some(text) => Ok(Some((id as u32, text))),
         None => {
-            let what = format!("`{key}` is {id}, the vocabulary has {} tokens", vocab.tokens.len());
+            let (key, count) = (Gguf::token_key(name), vocab.tokens.len());
+            let what = format!("`{key}` is {id}, the vocabulary has {count} tokens");
             Err(Error::malformed(gguf.path(), what))
         }
     }
@@ -218,211 +181,6 @@ fn byte_level(gguf: &Gguf, ids: &HashMap<&str, u32>) -> Result<Parts> {
     let decoder =
         json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
     Ok((pre.normalizer, pre.pre_tokenizer, decoder, model, pre.add_bos))
-}
-
-/// Names of pre-tokenizers that differ from each other, as llama.cpp writes them.
-const PRE: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
-
-fn pre(gguf: &Gguf) -> Result<Pre> {
-    let key = "tokenizer.ggml.pre";
-    let Some(name) = gguf.string(key)? else {
-        let what = format!(
-            "`{key}` is missing, so the file does not say how its text is cut before merging; write it with \
-             `gguf-new-metadata IN OUT --pre-tokenizer NAME` (known: {}), or convert the model again",
-            PRE.join(", ")
-        );
-        return Err(Error::missing(gguf.path(), what));
-    };
-    pre_named(name).ok_or_else(|| {
-        let what =
-            format!("pre-tokenizer `{name}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, smaug-bpe, dbrx, qwen2)");
-        Error::unsupported(gguf.path(), what)
-    })
-}
-
-fn pre_named(name: &str) -> Option<Pre> {
-    let byte_level = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
-    let split = |pattern: &str| {
-        let split = json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
-        json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
-    };
-    let plain =
-        |pre_tokenizer| Pre { normalizer: Json::Null, pre_tokenizer, ignore_merges: false, add_bos: false };
-    Some(match name {
-        "gpt-2" | "gpt2" => plain(byte_level(true)),
-        "smollm" | "starcoder" | "refact" => plain(json!({
-            "type": "Sequence",
-            "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level(true)],
-        })),
-        "llama-bpe" | "llama3" | "llama-v3" => {
-            Pre { ignore_merges: true, add_bos: true, ..plain(split(LLAMA3_PATTERN)) }
-        }
-        // SmolLM3 and OLMo 2: Llama 3's pattern alone.
-        "smaug-bpe" | "dbrx" => plain(split(LLAMA3_PATTERN)),
-        "qwen2" => Pre { normalizer: json!({ "type": "NFC" }), ..plain(split(QWEN2_PATTERN)) },
-        _ => return None,
-    })
-}
-
-/// Says that a GGUF file has no tokenizer.
-pub(super) fn no_tokenizer(file: &mut GgufWriter) {
-    file.string("tokenizer.ggml.model", "no_vocab");
-}
-
-/// Puts a tokenizer into a GGUF file's metadata: a byte-level BPE with a known pre-tokenizer, or a BPE with
-/// byte fallback as SentencePiece has.
-pub(super) fn describe_tokenizer(
-    file: &mut GgufWriter,
-    path: &Path,
-    tokenizer: &Tokenizer,
-    config: &ModelConfig,
-) -> Result<()> {
-    let refuse = |what: &str| Error::unsupported(path, format!("{what} in a GGUF file"));
-    let json: Json = serde_json::from_str(&tokenizer.to_json()?).map_err(Error::json(path))?;
-    let model = json.get("model").filter(|m| m.get("type").and_then(Json::as_str) == Some("BPE"));
-    let model = model.ok_or_else(|| refuse("a tokenizer that is no BPE"))?;
-    let flag = |key: &str| model.get(key).and_then(Json::as_bool).unwrap_or(false);
-    let unknown = model.get("unk_token").and_then(Json::as_str);
-    let byte_fallback = flag("byte_fallback");
-    let merges = merges_of(model);
-    let (tokens, kinds) = tokens_of(&json, model, config.vocab_size)
-        .map_err(|text| refuse(&format!("a token ({text:?}) without a row of the embedding")))?;
-    if byte_fallback {
-        file.string("tokenizer.ggml.model", "llama");
-        file.f32s("tokenizer.ggml.scores", &scores(&tokens, &merges));
-        let normalizer = json.get("normalizer").map(Json::to_string).unwrap_or_default();
-        file.bool("tokenizer.ggml.add_space_prefix", normalizer.contains("\"Prepend\""));
-    } else {
-        let found = json.get("pre_tokenizer").cloned().map(without_offsets);
-        let name = PRE.into_iter().find(|name| {
-            pre_named(name).is_some_and(|pre| {
-                Some(without_offsets(pre.pre_tokenizer)) == found
-                    && pre.ignore_merges == flag("ignore_merges")
-            })
-        });
-        file.string("tokenizer.ggml.model", "gpt2");
-        file.string("tokenizer.ggml.pre", name.ok_or_else(|| refuse("a pre-tokenizer of this kind"))?);
-        file.strings("tokenizer.ggml.merges", &merges);
-    }
-    file.strings("tokenizer.ggml.tokens", &tokens);
-    file.i32s("tokenizer.ggml.token_type", &kinds);
-    describe_special_tokens(file, tokenizer, unknown)
-}
-
-/// Lists the merges of a BPE model, each as its two parts with a space between.
-fn merges_of(model: &Json) -> Vec<String> {
-    let merges = model.get("merges").and_then(Json::as_array).into_iter().flatten();
-    merges
-        .map(|merge| match merge {
-            Json::Array(pair) => pair.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(" "),
-            other => other.as_str().unwrap_or_default().to_owned(),
-        })
-        .collect()
-}
-
-/// Lists the text and the kind of every row of the embedding; the error is a token's text that has no row.
-///
-/// Rows past the vocabulary are tokens that no text contains.
-fn tokens_of(
-    json: &Json,
-    model: &Json,
-    rows: usize,
-) -> std::result::Result<(Vec<String>, Vec<i32>), Option<String>> {
-    let unknown = model.get("unk_token").and_then(Json::as_str);
-    let byte_fallback = model.get("byte_fallback").and_then(Json::as_bool).unwrap_or(false);
-    let mut tokens: Vec<String> = (0..rows).map(|id| format!("[PAD{id}]")).collect();
-    let mut kinds = vec![UNUSED as i32; rows];
-    let mut put = |id: Option<u64>, text: Option<&str>, kind: i64| {
-        let slot =
-            id.and_then(|id| usize::try_from(id).ok()).and_then(|i| tokens.get_mut(i).zip(kinds.get_mut(i)));
-        let (Some((token, slot)), Some(text)) = (slot, text) else { return Err(text.map(str::to_owned)) };
-        (*token, *slot) = (text.to_owned(), kind as i32);
-        Ok(())
-    };
-    for (text, id) in model.get("vocab").and_then(Json::as_object).into_iter().flatten() {
-        let byte = byte_fallback && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
-        let kind = match text.as_str() {
-            _ if byte => BYTE,
-            text if Some(text) == unknown => UNKNOWN,
-            _ => NORMAL,
-        };
-        put(id.as_u64(), Some(text), kind)?;
-    }
-    for token in json.get("added_tokens").and_then(Json::as_array).into_iter().flatten() {
-        let text = token.get("content").and_then(Json::as_str);
-        let special = token.get("special").and_then(Json::as_bool).unwrap_or(false);
-        let kind = match special {
-            true if text == unknown => UNKNOWN,
-            true => CONTROL,
-            false => USER_DEFINED,
-        };
-        put(token.get("id").and_then(Json::as_u64), text, kind)?;
-    }
-    Ok((tokens, kinds))
-}
-
-/// Scores each token by the rank of the first merge that makes it, as SentencePiece does; what no merge makes
-/// ranks last.
-fn scores(tokens: &[String], merges: &[String]) -> Vec<f32> {
-    let mut rank = HashMap::new();
-    for (i, merge) in merges.iter().enumerate() {
-        rank.entry(merge.replacen(' ', "", 1)).or_insert(i);
-    }
-    tokens.iter().map(|t| -(rank.get(t).copied().unwrap_or(merges.len()) as f32)).collect()
-}
-
-/// Puts the special tokens, whether they are added to a text, and the chat template into the metadata.
-fn describe_special_tokens(
-    file: &mut GgufWriter,
-    tokenizer: &Tokenizer,
-    unknown: Option<&str>,
-) -> Result<()> {
-    let eos = tokenizer.eos_ids();
-    let named = |key: &str| {
-        let value = tokenizer.config().get(key)?;
-        tokenizer.token_id(value.as_str().or_else(|| value.get("content")?.as_str())?)
-    };
-    for (name, id) in [
-        ("bos", tokenizer.bos_id()),
-        ("eos", eos.first().copied()),
-        ("eot", eos.get(1).copied()),
-        ("eom", eos.get(2).copied()),
-        ("unknown", unknown.and_then(|text| tokenizer.token_id(text))),
-        ("padding", named("pad_token")),
-    ] {
-        if let Some(id) = id {
-            file.u32(&format!("tokenizer.ggml.{name}_token_id"), id);
-        }
-    }
-    if let Some(more) = eos.get(3..).filter(|more| !more.is_empty()) {
-        let more: Vec<i32> = more.iter().filter_map(|&id| i32::try_from(id).ok()).collect();
-        file.i32s(MORE_ENDS, &more);
-    }
-    // What the tokenizer does, whatever way it was told to.
-    let (plain, whole) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
-    let around = whole.len() > plain.len();
-    file.bool("tokenizer.ggml.add_bos_token", around && whole.first().copied() == tokenizer.bos_id());
-    file.bool("tokenizer.ggml.add_eos_token", around && whole.last().is_some_and(|id| eos.contains(id)));
-    if let Some(template) = tokenizer.chat_template() {
-        file.string("tokenizer.chat_template", template);
-    }
-    Ok(())
-}
-
-/// A pre-tokenizer without what says nothing about where it cuts.
-fn without_offsets(mut pre: Json) -> Json {
-    fn strip(value: &mut Json) {
-        match value {
-            Json::Object(fields) => {
-                fields.remove("trim_offsets");
-                fields.values_mut().for_each(strip);
-            }
-            Json::Array(all) => all.iter_mut().for_each(strip),
-            _ => {}
-        }
-    }
-    strip(&mut pre);
-    pre
 }
 
 /// A SentencePiece BPE vocabulary. Its scores rank the merges: every way of joining two pieces into a piece
