@@ -6,49 +6,13 @@ mod typed;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use sharp_schema::suggest;
 
 use self::typed::{Axis, StudyFile, Value, check};
+pub use self::typed::{Plot, Until, X};
 use crate::config::{Config, Row, assignments, lay_over, read_layers};
 use crate::error::{Context as _, Result, bail};
 use crate::workspace::Workspace;
-
-/// How far every cell goes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Until {
-    /// The rows of the evaluation are measured.
-    #[default]
-    Evaluate,
-    /// Fine-tuning measures its own result; nothing is exported.
-    Finetune,
-}
-
-/// What the picture shows.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Plot {
-    /// The axis with a line for each of its values; the first by default.
-    pub lines: String,
-    /// The axis with a panel for each of its values; all cells are in one panel by default.
-    pub panels: Option<String>,
-    /// What the points are placed by.
-    pub x: X,
-    /// Rows of the evaluation that are drawn; `slw_sft` by default.
-    pub rows: Vec<Row>,
-}
-
-/// What a picture's points are placed by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum X {
-    /// Stored MLP parameters.
-    #[default]
-    Parameters,
-    /// Tokens of the fine-tuning.
-    Tokens,
-}
 
 /// A checked study.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use sharp_schema::evaluation::Results;
 use sharp_schema::metrics::read_result;
 use sharp_schema::run::{EVALUATE, FINETUNE, FINETUNE_COLD, METRICS_FILE, RESULTS_FILE, StageFolder, WARMUP};
 
-use super::{Accuracy, Line, Row, State};
+use super::row::{Accuracy, Line, Row, State};
 use crate::error::{Context as _, Result};
 use crate::manifest;
 use crate::study::file::{Cell, Until};

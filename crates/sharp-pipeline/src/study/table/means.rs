@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use sharp_schema::evaluation::LossDifference;
 
-use super::{Line, Row};
+use super::row::{Line, Row};
 
 /// Mean and deviation over seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::Table;
 use super::means::{Difference, Spread};
-use super::{State, Table};
+use super::row::State;
 
 impl Table {
     /// Formats `table.md`.

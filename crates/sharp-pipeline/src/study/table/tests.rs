@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use sharp_schema::evaluation::LossDifference;
+
 use super::means::means;
+use super::row::{Accuracy, Row};
 use super::*;
 use crate::study::file::tests::grid;
 
@@ -26,7 +29,7 @@ fn row(name: &str, mlp_parameters: u64, perplexity: f64) -> Row {
             }
         },
         accuracy: BTreeMap::from([("quiz".to_owned(), Accuracy { value: 0.75, stderr: 0.1 })]),
-        finetune_tokens: if name == "original" { 0 } else { 100 },
+        finetune_tokens: if name == "original" { 0 } else { 100_000 },
         training_wall_s: if name == "original" { 0.0 } else { 10.0 },
     }
 }
@@ -58,7 +61,7 @@ pub(in crate::study) fn table() -> Table {
                 values: cell.values.clone(),
                 seed: cell.seed,
                 state,
-                finetune_tokens: 100,
+                finetune_tokens: 100_000,
                 machine: None,
                 stage_wall_s: BTreeMap::new(),
                 rows,
