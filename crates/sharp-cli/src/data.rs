@@ -44,13 +44,7 @@ pub(crate) fn documents(
     seed: u64,
     chat: Option<&Chat>,
 ) -> Result<Vec<Document>> {
-    let all = sharp_data::read(spec, chat)?;
-    let documents = match side {
-        Side::All => all,
-        Side::Train => sharp_data::split(all, held_out, seed)?.train,
-        Side::Validation => sharp_data::split(all, held_out, seed)?.validation,
-        Side::HeldOut => sharp_data::split(all, held_out, seed)?.held_out,
-    };
+    let documents = sharp_data::side(sharp_data::read(spec, chat)?, side, held_out, seed)?;
     if documents.is_empty() {
         bail!("{}: no documents on the {side} side of the split; give more text", spec.path.display());
     }

@@ -24,6 +24,7 @@ mod spec;
 mod split;
 mod strftime;
 mod task;
+mod text;
 mod turn_end;
 mod windows;
 
@@ -36,6 +37,7 @@ pub use pack::{Encode, PackOptions, TokenBlocks, encode_document, encode_pair, p
 pub use read::{Documents, read, read_text};
 pub use rng::{SplitMix, shuffle};
 pub use spec::{DataSpec, View};
-pub use split::{Split, split};
+pub use split::{Split, side, split};
 pub use task::{Choice, Question, Shots, Task};
+pub use text::{Text, begin_tokens};
 pub use windows::{Window, windows};

@@ -1,5 +1,7 @@
 //! Three sides of a corpus with nothing in common.
 
+use sharp_schema::Side;
+
 use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::rng::mix;
@@ -53,6 +55,20 @@ pub fn split(docs: Vec<Document>, held_out: f64, seed: u64) -> Result<Split> {
         }
     }
     Ok(out)
+}
+
+/// Returns the documents on one side of [`split`]; for [`Side::All`] all of them.
+///
+/// # Errors
+/// As [`split`].
+pub fn side(docs: Vec<Document>, side: Side, held_out: f64, seed: u64) -> Result<Vec<Document>> {
+    let sides = |docs| split(docs, held_out, seed);
+    Ok(match side {
+        Side::All => docs,
+        Side::Train => sides(docs)?.train,
+        Side::Validation => sides(docs)?.validation,
+        Side::HeldOut => sides(docs)?.held_out,
+    })
 }
 
 /// Counts the draws below a fraction of all that could be drawn; `sorted` is in order. With a fraction

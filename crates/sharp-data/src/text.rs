@@ -1,8 +1,10 @@
-//! Texts as tokens, and where their documents begin.
+//! Texts to measure on: as tokens, as rows of a model's length, and where their documents begin.
 
 use sharp_model::tokenizer::Tokenizer;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::pack::TokenBlocks;
+use crate::windows::windows;
 
 /// What stands between the documents of a text.
 const SEPARATOR: &str = "\n\n";
@@ -23,8 +25,7 @@ impl Text {
     /// begin token if the tokenizer puts one. Of a long text only as much is tokenised as is needed.
     ///
     /// # Errors
-    /// [`Error::Data`](crate::Error::Data) and [`Error::Model`](crate::Error::Model) if the tokenizer refuses
-    /// the text.
+    /// [`Error::Tokenizer`] if the tokenizer refuses the text.
     pub fn new(
         name: impl Into<String>,
         tokenizer: &Tokenizer,
@@ -43,7 +44,8 @@ impl Text {
                 end += 1;
             }
             let end = text.get(end..).and_then(|rest| rest.find('\n')).map_or(text.len(), |n| end + n + 1);
-            let (ids, starts) = tokenizer.encode_with_starts(text.get(..end).unwrap_or(&text))?;
+            let (ids, starts) =
+                tokenizer.encode_with_starts(text.get(..end).unwrap_or(&text)).map_err(refused)?;
             if end == text.len() || begin.len() + ids.len() > limit.saturating_add(16) {
                 let first = begin.len();
                 let mut tokens = begin;
@@ -55,6 +57,23 @@ impl Text {
             }
             bytes = bytes.saturating_mul(2);
         }
+    }
+
+    /// Cuts the text into rows as [`windows`] does. What a window scores is counted in its row; the last row
+    /// is filled up with tokens that are not.
+    ///
+    /// # Errors
+    /// As [`windows`].
+    pub fn rows(&self, len: usize, stride: usize) -> Result<TokenBlocks> {
+        let mut rows = TokenBlocks { seq_len: len, tokens: Vec::new(), mask: Vec::new() };
+        for window in windows(self.tokens.len(), len, stride)? {
+            let end = rows.tokens.len() + len;
+            rows.tokens.extend(&self.tokens[window.tokens.clone()]);
+            rows.tokens.resize(end, 0);
+            rows.mask.extend(window.tokens.map(|at| window.scored.contains(&at)));
+            rows.mask.resize(end, false);
+        }
+        Ok(rows)
     }
 }
 
@@ -75,9 +94,36 @@ fn first_tokens(documents: &[String], starts: &[usize], before: usize) -> Vec<us
 }
 
 /// Returns what the tokenizer puts before every text by habit, often nothing.
-pub(crate) fn begin_tokens(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode("", true)?;
+///
+/// # Errors
+/// [`Error::Tokenizer`] if the tokenizer refuses the empty text.
+pub fn begin_tokens(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode("", true).map_err(refused)?;
     // A tokenizer that ends texts by habit too would end the empty one.
     ids.retain(|&id| Some(id) == tokenizer.bos_id());
     Ok(ids)
+}
+
+fn refused(error: sharp_model::Error) -> Error {
+    Error::Tokenizer { what: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_count_what_windows_score_once() {
+        let text = Text { name: "ten".into(), tokens: (100..110).collect(), documents: vec![0] };
+        let rows = text.rows(4, 3).unwrap();
+        let row = |i| rows.row(i);
+        assert_eq!(rows.rows(), 3);
+        assert_eq!(row(0), (&[100, 101, 102, 103][..], &[false, true, true, true][..]));
+        assert_eq!(row(1), (&[103, 104, 105, 106][..], &[false, true, true, true][..]));
+        assert_eq!(row(2), (&[106, 107, 108, 109][..], &[false, true, true, true][..]));
+        let rows = text.rows(4, 4).unwrap();
+        assert_eq!(rows.row(2), (&[108, 109, 0, 0][..], &[false, true, false, false][..]));
+        assert_eq!(rows.counted(), 3 + 3 + 1);
+        assert!(text.rows(4, 5).is_err());
+    }
 }

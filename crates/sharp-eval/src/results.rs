@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sharp_data::Task;
+use sharp_data::{Task, Text};
 use sharp_infer::Model;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Progress;
@@ -13,7 +13,6 @@ use crate::bootstrap::{Bootstrap, RESAMPLES};
 use crate::error::{Error, Result};
 use crate::tasks::score_task;
 use crate::text::{Measured, TextScore, Windows, compare_units};
-use crate::tokens::Text;
 
 fn sizes(name: &str, model: &Model) -> EvalRow {
     EvalRow {

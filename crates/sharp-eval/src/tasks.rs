@@ -5,7 +5,7 @@
 //! with in common is a segment of its own, run once, and each answer continues it. Models that share their
 //! first layers with the first one share that work too.
 
-use sharp_data::{Question, Task, encode_pair};
+use sharp_data::{Question, Task, begin_tokens, encode_pair};
 use sharp_infer::{Model, Segment};
 use sharp_model::tokenizer::Tokenizer;
 use sharp_progress::Progress;
@@ -15,7 +15,6 @@ use sharp_schema::evaluation::TaskScore;
 use crate::error::{Error, Result};
 use crate::shared::Group;
 use crate::stats::Mean;
-use crate::tokens::begin_tokens;
 
 /// Tokens of questions that go through the model together.
 const BATCH_TOKENS: usize = 1024;

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use sharp_data::{Chat, DataSpec, Document, PackOptions, TokenBlocks, pack, read, split};
+use sharp_data::{Chat, DataSpec, Document, PackOptions, Text, TokenBlocks, pack, read, side, split};
 use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Plan, Recovery};
 use sharp_progress::Terminal;
+use sharp_schema::Bf16;
 use sharp_schema::evaluation::{Request, TextRequest};
-use sharp_schema::{Bf16, Side};
 use sharp_train::finetune::{
     FinetuneOptions, Pace, Reuse, StartFrom, check_memory, estimate_pace, finetune, memory_needed,
 };
@@ -442,26 +442,20 @@ fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
     Ok(Prepared { source, plan, train, validation, compute, progress: Terminal::stderr() })
 }
 
-/// Reads the texts that a file of [`Request`] names, in rows as [`sharp_data::windows`] cuts them.
+/// Reads the texts that a file of [`Request`] names, in rows as `sharp evaluate` cuts them into windows.
 fn texts(path: &Path, model: &Path) -> Result<Vec<(String, TokenBlocks)>> {
     let place = || format!("{}", path.display());
     let text = std::fs::read_to_string(path).with_context(place)?;
     let request: Request<DataSpec> = toml::from_str(&text).with_context(place)?;
-    ensure!(request.stride == request.window, "{}: texts are measured with stride = window", place());
     let tokenizer = Tokenizer::load(model)?;
     let chat = Chat::from_tokenizer(&tokenizer);
     let rows = |text: &TextRequest<DataSpec>| -> Result<_> {
         let all = read(&text.data, chat.as_ref())?;
-        let side = match text.split {
-            Side::All => all,
-            Side::Train => split(all, request.held_out, request.seed)?.train,
-            Side::Validation => split(all, request.held_out, request.seed)?.validation,
-            Side::HeldOut => split(all, request.held_out, request.seed)?.held_out,
-        };
-        let whole: Vec<String> = side.iter().map(Document::full_text).collect();
-        let options = PackOptions::new(request.window).with_budget(text.tokens).padded();
-        let rows = pack(&[Document::text(whole.join("\n\n"))], &tokenizer, &options)?;
-        Ok((text.name.clone(), rows))
+        let documents = side(all, text.split, request.held_out, request.seed)?;
+        let documents: Vec<String> = documents.iter().map(Document::full_text).collect();
+        let whole = Text::new(&text.name, &tokenizer, &documents, text.tokens)?;
+        let rows = whole.rows(request.window, request.stride)?;
+        Ok((whole.name, rows))
     };
     request.texts.iter().map(|text| rows(text).with_context(|| format!("the text {:?}", text.name))).collect()
 }
