@@ -89,9 +89,20 @@ impl StopStrings {
         (self.take(self.held.len() - keep), false)
     }
 
-    /// Appends the text of a special token, which stop strings may contain, and does what
-    /// [`StopStrings::push`] does. The text itself is never given out.
-    pub fn push_special(&mut self, text: &str) -> (String, bool) {
+    /// Appends the piece of text that a token completes, and the token's own text where it is a special one,
+    /// as [`StopStrings::push`] does.
+    pub fn push_token(&mut self, piece: &str, special: Option<&str>) -> (String, bool) {
+        let (mut out, mut stopped) = self.push(piece);
+        if let Some(special) = special.filter(|_| !stopped) {
+            let (more, found) = self.push_special(special);
+            out.push_str(&more);
+            stopped = found;
+        }
+        (out, stopped)
+    }
+
+    /// Appends the text of a special token, which stop strings may contain and which is never given out.
+    fn push_special(&mut self, text: &str) -> (String, bool) {
         if self.stops.is_empty() {
             return (String::new(), false);
         }
@@ -178,12 +189,7 @@ pub fn generate(
             finish = Finish::Eos;
             break;
         }
-        let (mut out, mut stopped) = stops.push(&stream.push(token)?);
-        if let Some(special) = tokenizer.special_text(token).filter(|_| !stopped) {
-            let (more, found) = stops.push_special(special);
-            out.push_str(&more);
-            stopped = found;
-        }
+        let (out, stopped) = stops.push_token(&stream.push(token)?, tokenizer.special_text(token));
         text.push_str(&out);
         if !out.is_empty() && !emit(&out) {
             finish = Finish::Cancelled;

@@ -160,12 +160,7 @@ impl<'t> Sequence<'t> {
             return self.end(Finish::Eos);
         }
         let piece = self.stream.as_mut().map(|s| s.push(token)).transpose()?.unwrap_or_default();
-        let (mut text, mut stopped) = self.stops.push(&piece);
-        if let Some(special) = self.tokenizer.special_text(token).filter(|_| !stopped) {
-            let (more, found) = self.stops.push_special(special);
-            text.push_str(&more);
-            stopped = found;
-        }
+        let (text, stopped) = self.stops.push_token(&piece, self.tokenizer.special_text(token));
         self.job.tell(Event::Token { text, scored, ends: false });
         if stopped {
             self.done(Finish::Stop, String::new());

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::body::object;
 use super::error::ApiError;
-use super::fields::{Fields, whole, wrong};
+use super::fields::{self, Fields, wrong};
 use super::parameters::Parameters;
 use super::reply::{Kind, Reply};
 use super::{Common, Events, Site, aside};
@@ -45,20 +45,12 @@ fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
             return Err(ApiError::bad(format!("prompt is missing; it has to be {RULE}")).with_param("prompt"));
         }
     };
-    let token = |path: String, value: &Value| {
-        let id = whole(value).and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| wrong(&path, value, "a token: a whole number from 0"))
-    };
     if list.first().is_some_and(Value::is_number) {
-        let ids = list.iter().enumerate().map(|(i, value)| token(format!("prompt[{i}]"), value));
-        return Ok(vec![Prompt::Tokens(ids.collect::<Result<_, _>>()?)]);
+        return Ok(vec![Prompt::Tokens(fields::tokens("prompt", &list)?)]);
     }
     let one = |(i, value): (usize, Value)| match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(list) => {
-            let ids = list.iter().enumerate().map(|(j, value)| token(format!("prompt[{i}][{j}]"), value));
-            Ok(Prompt::Tokens(ids.collect::<Result<_, _>>()?))
-        }
+        Value::Array(list) => Ok(Prompt::Tokens(fields::tokens(&format!("prompt[{i}]"), &list)?)),
         other => {
             Err(wrong(&format!("prompt[{i}]"), &other, "a string or an array of tokens, as all of them"))
         }

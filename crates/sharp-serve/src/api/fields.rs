@@ -143,6 +143,15 @@ pub(crate) fn whole(value: &Value) -> Option<i128> {
     integer.or_else(|| value.as_f64().filter(exact).map(|f| f as i128))
 }
 
+/// Reads the tokens of a list at `path`.
+pub(crate) fn tokens(path: &str, list: &[Value]) -> Result<Vec<u32>, ApiError> {
+    let token = |(i, value): (usize, &Value)| {
+        let id = whole(value).and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| wrong(&format!("{path}[{i}]"), value, "a token: a whole number from 0"))
+    };
+    list.iter().enumerate().map(token).collect()
+}
+
 /// Reads a number that a 32-bit float can hold.
 pub(crate) fn number(value: &Value) -> Option<f32> {
     value.as_f64().map(|f| f as f32).filter(|f| f.is_finite())

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::body::object;
 use super::error::ApiError;
-use super::fields::{Fields, whole, wrong};
+use super::fields::{self, Fields, wrong};
 use super::{Site, aside, chat};
 
 fn card(site: &Site) -> Value {
@@ -82,13 +82,7 @@ pub(crate) async fn detokenize(
     let mut fields = Fields::new(object(&site, request).await?);
     site.check_model(fields.text("model")?.as_deref())?;
     let tokens = match fields.value("tokens") {
-        Some(Value::Array(list)) => {
-            let token = |(i, value): (usize, &Value)| {
-                let id = whole(value).and_then(|id| u32::try_from(id).ok());
-                id.ok_or_else(|| wrong(&format!("tokens[{i}]"), value, "a token: a whole number from 0"))
-            };
-            list.iter().enumerate().map(token).collect::<Result<Vec<u32>, _>>()?
-        }
+        Some(Value::Array(list)) => fields::tokens("tokens", &list)?,
         Some(other) => return Err(wrong("tokens", &other, "an array of tokens")),
         None => {
             return Err(

@@ -1,6 +1,6 @@
 //! Single tokens as text and as bytes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use sharp_model::tokenizer::Tokenizer;
@@ -12,8 +12,6 @@ pub(crate) struct Texts {
     tokenizer: Arc<Tokenizer>,
     /// A token that stands before the one that is written, and its text.
     anchor: Option<(u32, String)>,
-    /// Tokens that answers leave out.
-    special: HashSet<u32>,
     /// What the characters of a byte-level vocabulary stand for.
     bytes: HashMap<char, u8>,
 }
@@ -37,8 +35,7 @@ impl Texts {
             Some(&token) => Some((token, tokenizer.decode(&[token])?)),
             None => None,
         };
-        let special = tokenizer.special_tokens().into_iter().map(|(id, _)| id).collect();
-        Ok(Self { tokenizer, anchor, special, bytes: byte_level() })
+        Ok(Self { tokenizer, anchor, bytes: byte_level() })
     }
 
     /// Returns the text of `token`, where it is whole characters.
@@ -66,7 +63,7 @@ impl Texts {
     /// Returns the bytes that `token` adds to an answer: put together, those of all tokens are the answer's
     /// text. Special tokens add none.
     pub(crate) fn bytes(&self, token: u32) -> Vec<u8> {
-        if self.special.contains(&token) {
+        if self.tokenizer.special_text(token).is_some() {
             return Vec::new();
         }
         if let Some(text) = self.whole(token) {
