@@ -156,9 +156,9 @@ pub struct FinetuneSummary {
     pub resumed_from: Option<u64>,
     /// Values trained.
     pub parameters: u64,
-    /// Held-out perplexity before the first step.
+    /// Validation perplexity before the first step.
     pub start_perplexity: f64,
-    /// Held-out perplexity of the result; of the last measurement where steps are left.
+    /// Validation perplexity of the result; of the last measurement where steps are left.
     pub perplexity: f64,
     /// The step whose state is the result, the best on validation text. 0: training made nothing better.
     pub kept_step: u64,

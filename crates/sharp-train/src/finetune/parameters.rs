@@ -184,9 +184,10 @@ impl TrainedParameters {
 
     /// Puts what a pruned layer keeps into its pool; false where it is in none.
     fn place_in_pool(&self, params: &Params, name: &str, shape: &[usize], values: &[f32]) -> Result<bool> {
-        let Some((layer, _)) = names::parse_mlp_weight(name) else { return Ok(false) };
+        let Some((layer, projection)) = names::parse_mlp_weight(name) else { return Ok(false) };
         let Some(pool) = self.pools.iter().find(|pool| pool.has(layer)) else { return Ok(false) };
-        pool.place(params, name, &from_f32(values, shape, params.flat.device())?)
+        pool.place(params, layer, projection, &from_f32(values, shape, params.flat.device())?)?;
+        Ok(true)
     }
 }
 

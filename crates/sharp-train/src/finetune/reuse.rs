@@ -80,8 +80,7 @@ impl NeuronPool {
         layout: &mut Layout,
     ) -> Result<Vec<Self>> {
         let pool = |members: Vec<(usize, usize)>| {
-            let neurons = members.iter().map(|(_, neurons)| neurons).sum();
-            let (home, treatment) = (members[0].0, Treatment::Prune { neurons });
+            let (home, treatment) = (members[0].0, Treatment::Prune { neurons: neurons_of(&members) });
             let ids = PerProjection::try_from_fn(|p| {
                 let (out, input) = treatment.shape(p, job.source.config());
                 let id = layout.add(pool_name(home, p), &[out, input], Group::Pruned)?;
@@ -100,20 +99,16 @@ impl NeuronPool {
 
     /// Returns what its layers have as their MLP.
     pub(super) fn treatment(&self) -> Treatment {
-        Treatment::Prune { neurons: self.neurons() }
+        Treatment::Prune { neurons: neurons_of(&self.members) }
     }
 
     pub(super) fn has(&self, layer: usize) -> bool {
         self.members.iter().any(|&(member, _)| member == layer)
     }
 
-    fn neurons(&self) -> usize {
-        self.members.iter().map(|(_, neurons)| neurons).sum()
-    }
-
     /// Registers each layer's gains.
     pub(super) fn layers(&self, job: &Job<'_>, layout: &mut Layout) -> Result<Vec<TrainedLayer>> {
-        let (treatment, neurons) = (self.treatment(), self.neurons());
+        let (treatment, neurons) = (self.treatment(), neurons_of(&self.members));
         let member = |&(layer, _): &(usize, usize)| {
             let ids = PerProjection::try_from_fn(|projection| {
                 let (out, input) = treatment.shape(projection, job.source.config());
@@ -129,46 +124,36 @@ impl NeuronPool {
         self.members.iter().map(member).collect()
     }
 
-    /// Puts the weights `(out, in)` that a pruned layer keeps into their place; false for what is not of this
-    /// pool.
-    pub(super) fn place(&self, params: &Params, name: &str, weight: &Tensor) -> Result<bool> {
-        let Some((layer, projection)) = names::parse_mlp_weight(name) else { return Ok(false) };
-        let Some(place) = self.place_of(projection, layer, &params.view(self.ids[projection])?)? else {
-            return Ok(false);
-        };
-        if shape_of(&place) != shape_of(weight) {
-            return Err(Error::Shape {
-                what: name.to_owned(),
-                expected: shape_of(&place),
-                found: shape_of(weight),
-            });
-        }
-        place.shallow_clone().f_copy_(weight)?;
-        Ok(true)
-    }
-
-    /// Returns a layer's part of one of the pool's weights, sharing memory.
-    fn place_of(&self, projection: Projection, layer: usize, weight: &Tensor) -> Result<Option<Tensor>> {
-        let Some((start, len)) = self.range(layer)? else { return Ok(None) };
+    /// Puts a weight `(out, in)` that a pruned layer keeps into its place.
+    pub(super) fn place(
+        &self,
+        params: &Params,
+        layer: usize,
+        projection: Projection,
+        weight: &Tensor,
+    ) -> Result<()> {
+        let (start, len) = self.range(layer)?;
         let along = if projection == Projection::Down { 1 } else { 0 };
-        Ok(Some(weight.f_narrow(along, start, len)?))
+        let mut place = params.view(self.ids[projection])?.f_narrow(along, start, len)?;
+        if place.size() != weight.size() {
+            let what = names::mlp_weight(layer, projection);
+            return Err(Error::Shape { what, expected: shape_of(&place), found: shape_of(weight) });
+        }
+        place.f_copy_(weight)?;
+        Ok(())
     }
 
     /// Returns where a layer's own neurons begin, and how many there are.
-    fn range(&self, layer: usize) -> Result<Option<(i64, i64)>> {
-        let mut start = 0;
-        for &(member, neurons) in &self.members {
-            if member == layer {
-                return Ok(Some((dim(start)?, dim(neurons)?)));
-            }
-            start += neurons;
-        }
-        Ok(None)
+    fn range(&self, layer: usize) -> Result<(i64, i64)> {
+        let at = self.members.iter().position(|&(member, _)| member == layer);
+        let at = at.expect("a layer is asked for in its own pool");
+        Ok((dim(neurons_of(&self.members[..at]))?, dim(self.members[at].1)?))
     }
 
     /// Sets the gains of a layer's own neurons to 1; the others' are 0.
     pub(super) fn open(&self, params: &Params, layer: &TrainedLayer) -> Result<()> {
-        if let (Some((start, len)), Some(gains)) = (self.range(layer.layer)?, layer.ids.down.col) {
+        let (start, len) = self.range(layer.layer)?;
+        if let Some(gains) = layer.ids.down.col {
             let _ = params.view(gains)?.f_narrow(0, start, len)?.f_fill_(1.0)?;
         }
         Ok(())
@@ -198,6 +183,11 @@ fn pools(plan: &Plan, size: usize) -> Vec<Vec<(usize, usize)>> {
     }
     all.retain(|pool| pool.len() > 1);
     all
+}
+
+/// Counts the neurons that some layers bring.
+fn neurons_of(members: &[(usize, usize)]) -> usize {
+    members.iter().map(|(_, neurons)| neurons).sum()
 }
 
 fn pool_name(home: usize, projection: Projection) -> String {
