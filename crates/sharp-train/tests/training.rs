@@ -41,6 +41,34 @@ fn plan(treatment: Treatment) -> Plan {
     Plan::new("explicit", vec![LayerChange::new(2, treatment)])
 }
 
+/// Both trainings refuse it before they read a weight or write anything.
+#[test]
+fn a_model_of_other_layers_is_refused_by_both_trainings() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_families/gemma3");
+    let source = ModelSource::open(folder).unwrap();
+    let vocab = source.config().vocab_size as u32;
+    let (train, validation) = (blocks(4, vocab, 1), blocks(2, vocab, 2));
+    let plan = Plan::new("explicit", vec![LayerChange::new(1, Treatment::Prune { neurons: 8 })]);
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let job = Job {
+        source: &source,
+        plan: &plan,
+        train: &train,
+        validation: &validation,
+        out: &out,
+        compute: Compute::cpu(1),
+        progress: &Silent,
+    };
+    let warm = warmup(&job, &WarmupOptions::default()).map(drop);
+    let tuned = finetune(&job, StartFrom::Zero, &FinetuneOptions::default()).map(drop);
+    for refused in [warm, tuned] {
+        let what = refused.unwrap_err().to_string();
+        assert!(what.contains("training a Gemma3ForCausalLM is not supported: it has"), "{what}");
+    }
+    assert!(!out.exists());
+}
+
 #[test]
 fn warm_up_improves_every_form_from_every_start_and_resumes() {
     let source = model("tied");

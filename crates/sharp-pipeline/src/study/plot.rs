@@ -312,7 +312,7 @@ mod tests {
         let text = svg(&study, &table::tests::table()).unwrap();
         assert!(text.contains("perplexity against tokens of fine-tuning, thousands"), "{text}");
         assert!(text.contains("prose, size 20 (log scale)") && text.contains("prose, size 10 (log scale)"));
-        assert!(text.contains("<title>ours, 20, slw_sft: 0 thousand tokens, perplexity 21.50"), "{text}");
+        assert!(text.contains("<title>ours, 20, slw_sft: 100 thousand tokens, perplexity 21.50"), "{text}");
         assert_eq!(
             text.matches("class=\"line ").count(),
             2 + 3,
