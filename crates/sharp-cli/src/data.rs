@@ -83,9 +83,7 @@ pub(crate) fn blocks(
     tokens: usize,
     seed: u64,
 ) -> Result<TokenBlocks> {
-    let ends = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
-    let options =
-        PackOptions::new(seq_len).with_ends(ends.0, ends.1).with_budget(Some(tokens)).shuffled(seed);
+    let options = PackOptions::of(tokenizer, seq_len)?.with_budget(Some(tokens)).shuffled(seed);
     let blocks = pack(documents, tokenizer, &options).context("packing the text")?;
     if blocks.rows() == 0 {
         bail!("the text has fewer than {seq_len} tokens; give more text or a shorter --seq-len");

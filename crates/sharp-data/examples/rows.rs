@@ -17,10 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokenizer = Tokenizer::load(model)?;
     let documents = read(&data.parse::<DataSpec>()?, None)?;
     let sides = split(documents, 0.05, seed)?;
-    let options = PackOptions::new(512)
-        .with_ends(tokenizer.bos_id(), tokenizer.eos_ids().first().copied())
-        .with_budget(Some(tokens))
-        .shuffled(seed);
+    let options = PackOptions::of(&tokenizer, 512)?.with_budget(Some(tokens)).shuffled(seed);
     let blocks = pack(&sides.train, &tokenizer, &options)?;
     let rows: Vec<&[u32]> = blocks.iter().map(|(row, _)| row).collect();
     serde_json::to_writer(std::io::stdout().lock(), &rows)?;

@@ -5,6 +5,7 @@ use sharp_model::tokenizer::Tokenizer;
 use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::rng::shuffle;
+use crate::text::{SEPARATOR, begin_tokens, encode_first};
 
 /// Turns text into token numbers; adds no begin or end tokens of its own.
 ///
@@ -63,10 +64,11 @@ pub fn encode_pair(
 pub struct PackOptions {
     /// Tokens a row, at least 2.
     pub seq_len: usize,
-    /// Put before each document, unless it is there already.
-    pub bos: Option<u32>,
-    /// Put after each document (except conversations, which end as their template says), unless it is there
-    /// already.
+    /// Tokens that the model's sequences begin with, often none: put before each row and each prompt, unless
+    /// they are there already; not counted.
+    pub begin: Vec<u32>,
+    /// Put after each completion of a prompt, unless it is there already. (Conversations end as their
+    /// template says; plain texts are parts of one long text.)
     pub eos: Option<u32>,
     /// Stop when the rows hold this many tokens; `None` takes everything.
     pub budget: Option<usize>,
@@ -79,13 +81,23 @@ pub struct PackOptions {
 impl PackOptions {
     /// Begins the options: rows of `seq_len` tokens from everything, in order, without begin and end tokens.
     pub fn new(seq_len: usize) -> Self {
-        PackOptions { seq_len, bos: None, eos: None, budget: None, seed: None, pad_last: false }
+        PackOptions { seq_len, begin: Vec::new(), eos: None, budget: None, seed: None, pad_last: false }
     }
 
-    /// Adds the begin and end tokens of a model.
+    /// Begins the options for a model: its begin tokens, if it puts any of its own accord, and its first end
+    /// token.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the tokenizer refuses the empty text.
+    pub fn of(tokenizer: &Tokenizer, seq_len: usize) -> Result<Self> {
+        let eos = tokenizer.eos_ids().first().copied();
+        Ok(Self::new(seq_len).with_ends(begin_tokens(tokenizer)?, eos))
+    }
+
+    /// Adds begin tokens and an end token.
     #[must_use]
-    pub fn with_ends(mut self, bos: Option<u32>, eos: Option<u32>) -> Self {
-        (self.bos, self.eos) = (bos, eos);
+    pub fn with_ends(mut self, begin: Vec<u32>, eos: Option<u32>) -> Self {
+        (self.begin, self.eos) = (begin, eos);
         self
     }
 
@@ -166,14 +178,14 @@ impl TokenBlocks {
 /// Tokenises one document, with its mask, begin and end tokens included.
 ///
 /// Texts are tokenised piece by piece at the seams that [`encode_pair`] finds. Counted are the completions
-/// and the end token after one, so that the model learns to stop; the begin token is not.
+/// and the end token after one, so that the model learns to stop; begin tokens are not.
 ///
 /// # Errors
 /// [`Error::Tokenizer`] if the tokenizer refuses the text.
 pub fn encode_document(
     doc: &Document,
     tokenizer: &dyn Encode,
-    bos: Option<u32>,
+    begin: &[u32],
     eos: Option<u32>,
 ) -> Result<(Vec<u32>, Vec<bool>)> {
     let (mut tokens, mut mask) = (Vec::new(), Vec::new());
@@ -191,11 +203,9 @@ pub fn encode_document(
             put(tokenizer.tokens(text)?, counted);
         }
     }
-    if let Some(bos) = bos
-        && tokens.first() != Some(&bos)
-    {
-        tokens.insert(0, bos);
-        mask.insert(0, false);
+    if !tokens.starts_with(begin) {
+        tokens.splice(..0, begin.iter().copied());
+        mask.splice(..0, begin.iter().map(|_| false));
     }
     if let Some(eos) = eos
         && !doc.chat
@@ -207,17 +217,19 @@ pub fn encode_document(
     Ok((tokens, mask))
 }
 
-/// Lays documents end to end and cuts them into rows of `seq_len` tokens. A document may begin in one row and
-/// end in the next; rows are not separated from each other within by attention masks, as is usual in
+/// Lays documents end to end and cuts them into rows of `seq_len` tokens. Plain texts that follow one another
+/// are one text with empty lines between, as where perplexity is measured. A document may begin in one row
+/// and end in the next; rows are not separated from each other within by attention masks, as is usual in
 /// pretraining.
 ///
 /// # Errors
-/// [`Error::Argument`] if a row would be shorter than 2 tokens, or the documents do not fill one row (and the
-/// last is not to be padded); [`Error::Tokenizer`] if the tokenizer refuses a text.
+/// [`Error::Argument`] if a row would hold fewer than 2 tokens beside the begin tokens, or the documents do
+/// not fill one row (and the last is not to be padded); [`Error::Tokenizer`] if the tokenizer refuses a text.
 pub fn pack(docs: &[Document], tokenizer: &dyn Encode, options: &PackOptions) -> Result<TokenBlocks> {
     let n = options.seq_len;
-    if n < 2 {
-        return Err(Error::argument(format!("a row needs at least 2 tokens, not {n}")));
+    let least = options.begin.len() + 2;
+    if n < least {
+        return Err(Error::argument(format!("a row needs at least {least} tokens, not {n}")));
     }
     let rows = options.budget.map_or(usize::MAX, |b| b.div_ceil(n));
     if rows == 0 {
@@ -227,40 +239,80 @@ pub fn pack(docs: &[Document], tokenizer: &dyn Encode, options: &PackOptions) ->
     if let Some(seed) = options.seed {
         shuffle(&mut order, seed);
     }
-    let enough = rows.saturating_mul(n);
+    let ordered: Vec<&Document> = order.iter().filter_map(|&i| docs.get(i)).collect();
+    let (tokens, mask) = lay(&ordered, tokenizer, options, rows.saturating_mul(n))?;
+    let blocks = cut(&tokens, &mask, options, rows);
+    if blocks.tokens.is_empty() {
+        let have = tokens.len();
+        return Err(Error::argument(format!("the data holds {have} tokens, fewer than one row of {n}")));
+    }
+    Ok(match options.seed {
+        // Documents longer than a row would otherwise lie in neighbouring rows.
+        Some(seed) => shuffled(&blocks, seed ^ 0x726f_7773),
+        None => blocks,
+    })
+}
+
+/// Tokenises documents one after another until there are `enough` tokens, with their mask.
+fn lay(
+    docs: &[&Document],
+    tokenizer: &dyn Encode,
+    options: &PackOptions,
+    enough: usize,
+) -> Result<(Vec<u32>, Vec<bool>)> {
+    let plain = |doc: &Document| !doc.chat && doc.prompt.is_empty() && doc.turns.is_empty();
     let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-    for doc in order.iter().filter_map(|&i| docs.get(i)) {
+    for run in docs.chunk_by(|a, b| plain(a) && plain(b)) {
         if tokens.len() >= enough {
             break;
         }
-        let (ids, counted) = encode_document(doc, tokenizer, options.bos, options.eos)?;
+        let (ids, counted) = match run {
+            [doc] if !plain(doc) => encode_document(doc, tokenizer, &options.begin, options.eos)?,
+            texts => {
+                let text =
+                    texts.iter().map(|doc| doc.completion.as_str()).collect::<Vec<_>>().join(SEPARATOR);
+                let ids = encode_first(&text, enough, |text| tokenizer.tokens(text), Vec::len)?;
+                let counted = vec![true; ids.len()];
+                (ids, counted)
+            }
+        };
         tokens.extend(ids);
         mask.extend(counted);
     }
-    let have = tokens.len();
-    let mut keep = (have / n * n).min(enough);
-    if options.pad_last && keep < have && keep < enough {
-        keep += n;
-        tokens.resize(keep, options.eos.unwrap_or(0));
-        mask.resize(keep, false);
-    }
-    tokens.truncate(keep);
-    mask.truncate(keep);
-    if keep == 0 {
-        return Err(Error::argument(format!("the data holds {have} tokens, fewer than one row of {n}")));
-    }
-    if let Some(seed) = options.seed {
-        // Documents longer than a row would otherwise lie in neighbouring rows.
-        let mut order: Vec<usize> = (0..keep / n).collect();
-        shuffle(&mut order, seed ^ 0x726f_7773);
-        let ordered = TokenBlocks { seq_len: n, tokens, mask };
-        let mut out = TokenBlocks { seq_len: n, ..TokenBlocks::default() };
-        for i in order {
-            let (t, m) = ordered.row(i);
-            out.tokens.extend_from_slice(t);
-            out.mask.extend_from_slice(m);
+    Ok((tokens, mask))
+}
+
+/// Cuts tokens into at most `rows` rows, each of which begins with the begin tokens.
+fn cut(tokens: &[u32], mask: &[bool], options: &PackOptions, rows: usize) -> TokenBlocks {
+    let n = options.seq_len;
+    let mut blocks = TokenBlocks { seq_len: n, ..TokenBlocks::default() };
+    let mut at = 0;
+    while at < tokens.len() && blocks.rows() < rows {
+        let begin = if tokens[at..].starts_with(&options.begin) { &[][..] } else { &options.begin };
+        let end = at + n - begin.len();
+        if end > tokens.len() && !options.pad_last {
+            break;
         }
-        return Ok(out);
+        let (end, full) = (end.min(tokens.len()), blocks.tokens.len() + n);
+        blocks.tokens.extend(begin);
+        blocks.mask.resize(blocks.tokens.len(), false);
+        blocks.tokens.extend(&tokens[at..end]);
+        blocks.tokens.resize(full, options.eos.unwrap_or(0));
+        blocks.mask.extend(&mask[at..end]);
+        blocks.mask.resize(full, false);
+        at = end;
     }
-    Ok(TokenBlocks { seq_len: n, tokens, mask })
+    blocks
+}
+
+/// Puts rows into the order of `seed`.
+fn shuffled(blocks: &TokenBlocks, seed: u64) -> TokenBlocks {
+    let mut order: Vec<usize> = (0..blocks.rows()).collect();
+    shuffle(&mut order, seed);
+    let mut out = TokenBlocks { seq_len: blocks.seq_len, ..TokenBlocks::default() };
+    for (tokens, mask) in order.into_iter().map(|i| blocks.row(i)) {
+        out.tokens.extend_from_slice(tokens);
+        out.mask.extend_from_slice(mask);
+    }
+    out
 }

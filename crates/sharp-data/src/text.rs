@@ -4,16 +4,19 @@ use sharp_model::tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
 use crate::pack::TokenBlocks;
-use crate::windows::windows;
+use crate::windows::{Window, windows};
 
 /// What stands between the documents of a text.
-const SEPARATOR: &str = "\n\n";
+pub(crate) const SEPARATOR: &str = "\n\n";
 
 /// A text to measure perplexity on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Text {
     /// Its name in the results.
     pub name: String,
+    /// Tokens that the model's sequences begin with, often none: they stand before every window and are not
+    /// scored.
+    pub begin: Vec<u32>,
     /// Its tokens.
     pub tokens: Vec<u32>,
     /// Positions in `tokens` at which a document begins, in order.
@@ -21,8 +24,8 @@ pub struct Text {
 }
 
 impl Text {
-    /// Tokenises documents as one text with empty lines between them: the first `limit` tokens, with the
-    /// begin token if the tokenizer puts one. Of a long text only as much is tokenised as is needed.
+    /// Tokenises documents as one text with empty lines between them: the first `limit` tokens. Of a long
+    /// text only as much is tokenised as is needed.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer refuses the text.
@@ -32,42 +35,35 @@ impl Text {
         documents: &[String],
         limit: Option<usize>,
     ) -> Result<Self> {
-        let text = documents.join(SEPARATOR);
-        let begin = begin_tokens(tokenizer)?;
         let limit = limit.unwrap_or(usize::MAX);
-        let mut bytes = limit.saturating_mul(8).max(256);
-        loop {
-            // Cut after a line, well behind the last token that is wanted, so that the cut shows in none of
-            // them.
-            let mut end = bytes.min(text.len());
-            while !text.is_char_boundary(end) {
-                end += 1;
-            }
-            let end = text.get(end..).and_then(|rest| rest.find('\n')).map_or(text.len(), |n| end + n + 1);
-            let (ids, starts) =
-                tokenizer.encode_with_starts(text.get(..end).unwrap_or(&text)).map_err(refused)?;
-            if end == text.len() || begin.len() + ids.len() > limit.saturating_add(16) {
-                let first = begin.len();
-                let mut tokens = begin;
-                tokens.extend(ids);
-                tokens.truncate(limit);
-                let mut documents = first_tokens(documents, &starts, first);
-                documents.retain(|&at| at < tokens.len());
-                return Ok(Self { name: name.into(), tokens, documents });
-            }
-            bytes = bytes.saturating_mul(2);
-        }
+        let encode = |text: &str| tokenizer.encode_with_starts(text).map_err(refused);
+        let (mut tokens, starts) =
+            encode_first(&documents.join(SEPARATOR), limit, encode, |(ids, _)| ids.len())?;
+        tokens.truncate(limit);
+        let mut documents = first_tokens(documents, &starts);
+        documents.retain(|&at| at < tokens.len());
+        Ok(Self { name: name.into(), begin: begin_tokens(tokenizer)?, tokens, documents })
     }
 
-    /// Cuts the text into rows as [`windows`] does. What a window scores is counted in its row; the last row
-    /// is filled up with tokens that are not.
+    /// Cuts the text as [`windows`] does.
+    ///
+    /// # Errors
+    /// As [`windows`].
+    pub fn windows(&self, len: usize, stride: usize) -> Result<Vec<Window>> {
+        windows(self.tokens.len(), len, stride, self.begin.len())
+    }
+
+    /// Cuts the text into rows of `len` as [`windows`] does, each with its begin tokens. What a window scores
+    /// is counted in its row; the last row is filled up with tokens that are not.
     ///
     /// # Errors
     /// As [`windows`].
     pub fn rows(&self, len: usize, stride: usize) -> Result<TokenBlocks> {
         let mut rows = TokenBlocks { seq_len: len, tokens: Vec::new(), mask: Vec::new() };
-        for window in windows(self.tokens.len(), len, stride)? {
+        for window in self.windows(len, stride)? {
             let end = rows.tokens.len() + len;
+            rows.tokens.extend(&self.begin);
+            rows.mask.resize(rows.tokens.len(), false);
             rows.tokens.extend(&self.tokens[window.tokens.clone()]);
             rows.tokens.resize(end, 0);
             rows.mask.extend(window.tokens.map(|at| window.scored.contains(&at)));
@@ -77,20 +73,38 @@ impl Text {
     }
 }
 
-/// Returns the position of each document's first token, in a text whose tokens begin at the bytes `starts`
-/// and follow `before` others. A token across a seam belongs to the document before it.
-fn first_tokens(documents: &[String], starts: &[usize], before: usize) -> Vec<usize> {
-    let mut byte = 0;
-    let mut found: Vec<usize> = Vec::with_capacity(documents.len());
-    for document in documents {
-        // The first document begins with the text.
-        let at = if byte == 0 { 0 } else { before + starts.partition_point(|&start| start < byte) };
-        if found.last() != Some(&at) {
-            found.push(at);
+/// Tokenises so much of the beginning of a text that its first `limit` tokens are those of the whole text.
+pub(crate) fn encode_first<T>(
+    text: &str,
+    limit: usize,
+    encode: impl Fn(&str) -> Result<T>,
+    tokens: impl Fn(&T) -> usize,
+) -> Result<T> {
+    let mut bytes = limit.saturating_mul(8).max(256);
+    loop {
+        // Cut after a line, well behind the last token that is wanted, so that the cut shows in none of them.
+        let at = text.ceil_char_boundary(bytes.min(text.len()));
+        let end = text[at..].find('\n').map_or(text.len(), |n| at + n + 1);
+        let encoded = encode(&text[..end])?;
+        if end == text.len() || tokens(&encoded) > limit.saturating_add(16) {
+            return Ok(encoded);
         }
-        byte += document.len() + SEPARATOR.len();
+        bytes = bytes.saturating_mul(2);
     }
-    found
+}
+
+/// Returns the position of each document's first token, in a text whose tokens begin at the bytes `starts`.
+fn first_tokens(documents: &[String], starts: &[usize]) -> Vec<usize> {
+    let mut at = 0;
+    let mut firsts = Vec::new();
+    for document in documents {
+        let first = starts.partition_point(|&start| start < at);
+        if !document.is_empty() && first < starts.len() {
+            firsts.push(first);
+        }
+        at += document.len() + SEPARATOR.len();
+    }
+    firsts
 }
 
 /// Returns what the tokenizer puts before every text by habit, often nothing.
@@ -114,7 +128,7 @@ mod tests {
 
     #[test]
     fn rows_count_what_windows_score_once() {
-        let text = Text { name: "ten".into(), tokens: (100..110).collect(), documents: vec![0] };
+        let text = Text { tokens: (100..110).collect(), ..Text::default() };
         let rows = text.rows(4, 3).unwrap();
         let row = |i| rows.row(i);
         assert_eq!(rows.rows(), 3);
@@ -125,5 +139,19 @@ mod tests {
         assert_eq!(rows.row(2), (&[108, 109, 0, 0][..], &[false, true, false, false][..]));
         assert_eq!(rows.counted(), 3 + 3 + 1);
         assert!(text.rows(4, 5).is_err());
+    }
+
+    #[test]
+    fn every_row_begins_with_the_begin_token_which_is_not_scored() {
+        let text = Text { begin: vec![7], tokens: (100..108).collect(), ..Text::default() };
+        let rows = text.rows(4, 4).unwrap();
+        assert_eq!(rows.row(0), (&[7, 100, 101, 102][..], &[false, true, true, true][..]));
+        assert_eq!(rows.row(1), (&[7, 103, 104, 105][..], &[false, true, true, true][..]));
+        assert_eq!(rows.row(2), (&[7, 106, 107, 0][..], &[false, true, true, false][..]));
+        assert_eq!(rows.counted(), 8);
+        let rows = text.rows(4, 2).unwrap();
+        assert_eq!(rows.row(1), (&[7, 102, 103, 104][..], &[false, false, true, true][..]));
+        assert_eq!(rows.counted(), 8);
+        assert!(text.rows(2, 1).is_err());
     }
 }

@@ -135,7 +135,7 @@ fn order_follows_from_the_seed() {
 fn windows_are_those_of_the_guide() {
     for case in cases()["windows"].as_array().unwrap() {
         let n = |name: &str| case[name].as_u64().unwrap() as usize;
-        let got = windows(n("total"), n("len"), n("stride")).unwrap();
+        let got = windows(n("total"), n("len"), n("stride"), n("begin")).unwrap();
         let want = case["want"].as_array().unwrap();
         assert_eq!(got.len(), want.len(), "{case}");
         for (got, want) in got.iter().zip(want) {
@@ -144,32 +144,35 @@ fn windows_are_those_of_the_guide() {
             assert_eq!(got.scored.clone().collect::<Vec<_>>(), numbers::<usize>(&want[2]), "{case}");
         }
     }
-    assert!(windows(10, 4, 0).is_err() && windows(10, 4, 5).is_err() && windows(10, 1, 1).is_err());
+    assert!(windows(10, 4, 0, 0).is_err() && windows(10, 4, 5, 0).is_err() && windows(10, 1, 1, 0).is_err());
 }
 
 #[test]
 fn packed_rows_and_masks() {
-    let cases = cases();
-    let case = &cases["packed"];
     let tokenizer = Tokenizer::load(folder()).unwrap();
-    let docs: Vec<Document> = case["docs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|d| Document::pair(d[0].as_str().unwrap(), d[1].as_str().unwrap()))
-        .collect();
-    let n = case["seq_len"].as_u64().unwrap() as usize;
-    let (bos, eos) = (case["bos"].as_u64().map(|n| n as u32), case["eos"].as_u64().map(|n| n as u32));
-    let options = PackOptions::new(n).with_ends(bos, eos);
-    let got = pack(&docs, &tokenizer, &options).unwrap();
-    let want: Vec<u32> = numbers(&case["tokens"]);
-    assert_eq!(got.tokens, want);
-    let mask: Vec<bool> = case["mask"].as_array().unwrap().iter().map(|b| b.as_bool().unwrap()).collect();
-    assert_eq!(got.mask, mask);
+    for case in cases()["packed"].as_array().unwrap() {
+        let docs: Vec<Document> = case["docs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|d| Document::pair(d[0].as_str().unwrap(), d[1].as_str().unwrap()))
+            .collect();
+        let n = case["seq_len"].as_u64().unwrap() as usize;
+        let (begin, eos) = (numbers(&case["begin"]), case["eos"].as_u64().map(|n| n as u32));
+        let options = PackOptions::new(n).with_ends(begin, eos);
+        let got = pack(&docs, &tokenizer, &options).unwrap();
+        let want: Vec<u32> = numbers(&case["tokens"]);
+        assert_eq!(got.tokens, want);
+        let mask: Vec<bool> = case["mask"].as_array().unwrap().iter().map(|b| b.as_bool().unwrap()).collect();
+        assert_eq!(got.mask, mask);
 
-    // Filled up, the last row holds the rest of the same stream.
-    let padded = pack(&docs, &tokenizer, &options.clone().padded()).unwrap();
-    assert_eq!(padded.rows(), got.rows() + 1);
-    assert_eq!(padded.tokens[..want.len()], want);
-    assert!(!padded.mask.last().unwrap() && padded.tokens.last() == Some(&eos.unwrap()));
+        // Filled up, the last row holds the rest of the same stream.
+        let padded = pack(&docs, &tokenizer, &options.clone().padded()).unwrap();
+        assert_eq!(padded.rows(), got.rows() + 1);
+        assert_eq!(padded.tokens[..want.len()], want);
+        assert!(!padded.mask.last().unwrap() && padded.tokens.last() == Some(&eos.unwrap()));
+        // A budget takes the first rows, though less of the text is tokenised.
+        let part = pack(&docs, &tokenizer, &options.with_budget(Some(2 * n - 1))).unwrap();
+        assert_eq!(part.tokens, want[..2 * n]);
+    }
 }

@@ -88,7 +88,7 @@ pub fn measure(
     let all: Vec<&Model> = models.iter().map(|m| m.1).collect();
     let mut units = BTreeMap::new();
     for text in texts {
-        let measured = compare_units(&all, &text.tokens, &text.documents, cut, progress)?;
+        let measured = compare_units(&all, text, cut, progress)?;
         for (i, (row, score)) in rows.iter_mut().zip(&measured.scores).enumerate() {
             add_text(row, &text.name, score, i == 0);
         }

@@ -1,7 +1,7 @@
 //! How well models predict a text, and how far each is from the first.
 
 use serde::{Deserialize, Serialize};
-use sharp_data::{Window, windows};
+use sharp_data::{Text, Window};
 use sharp_infer::{Model, Segment};
 use sharp_progress::Progress;
 use sharp_quant::{Isa, float};
@@ -138,8 +138,8 @@ fn units(tokens: usize, documents: &[usize], cuts: &[Window]) -> (Units, Vec<usi
 ///
 /// # Errors
 /// Those of [`compare`].
-pub fn perplexity(model: &Model, tokens: &[u32], cut: Windows, progress: &dyn Progress) -> Result<TextScore> {
-    compare(&[model], tokens, cut, progress)?
+pub fn perplexity(model: &Model, text: &Text, cut: Windows, progress: &dyn Progress) -> Result<TextScore> {
+    compare(&[model], text, cut, progress)?
         .pop()
         .ok_or_else(|| Error::argument("there is no model to evaluate"))
 }
@@ -153,36 +153,36 @@ pub fn perplexity(model: &Model, tokens: &[u32], cut: Windows, progress: &dyn Pr
 /// tokens; [`Error::Vocabulary`] if the models do not share one; [`Error::NotFinite`]; [`Error::Infer`].
 pub fn compare(
     models: &[&Model],
-    tokens: &[u32],
+    text: &Text,
     cut: Windows,
     progress: &dyn Progress,
 ) -> Result<Vec<TextScore>> {
-    Ok(compare_units(models, tokens, &[], cut, progress)?.scores)
+    Ok(compare_units(models, text, cut, progress)?.scores)
 }
 
-/// Measures what [`compare`] does, by document too; `documents` are the positions at which they begin.
+/// Measures what [`compare`] does, by document too.
 pub(crate) fn compare_units(
     models: &[&Model],
-    tokens: &[u32],
-    documents: &[usize],
+    text: &Text,
     cut: Windows,
     progress: &dyn Progress,
 ) -> Result<Measured> {
     let group = Group::new(models)?;
-    let cuts = windows(tokens.len(), cut.window, cut.stride)?;
+    let Text { begin, tokens, .. } = text;
+    let cuts = text.windows(cut.window, cut.stride)?;
     if cuts.is_empty() {
         return Err(Error::argument(format!("a text of {} tokens has nothing to predict", tokens.len())));
     }
-    let (units, unit_of) = units(tokens.len(), documents, &cuts);
+    let (units, unit_of) = units(tokens.len(), &text.documents, &cuts);
     let mut sums: Vec<Sums> = models.iter().map(|_| Sums::new(&unit_of, units.count)).collect();
     let scored: usize = cuts.iter().map(|w| w.scored.len()).sum();
     let task = progress.task("perplexity", (scored * models.len()) as u64, "tokens");
     for cut in &cuts {
-        let ids = &tokens[cut.tokens.clone()];
+        let ids = [&begin[..], &tokens[cut.tokens.clone()]].concat();
         let targets = &tokens[cut.scored.clone()];
-        let hidden = group.run(ids, &[Segment { at: 0, tokens: ids.len() }])?;
+        let hidden = group.run(&ids, &[Segment { at: 0, tokens: ids.len() }])?;
         // Token t is predicted by the row of t - 1.
-        let first = cut.scored.start.saturating_sub(cut.tokens.start + 1);
+        let first = begin.len() + cut.scored.start - cut.tokens.start - 1;
         for from in (0..targets.len()).step_by(ROWS) {
             let to = targets.len().min(from + ROWS);
             let rows: Vec<&[f32]> = models
@@ -333,11 +333,13 @@ fn best(x: &[f32]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use sharp_data::windows;
+
     use super::*;
 
     #[test]
     fn a_token_belongs_to_its_document_in_whichever_window_it_is_scored() {
-        let cuts = windows(10, 4, 3).unwrap();
+        let cuts = windows(10, 4, 3, 0).unwrap();
         // The first token of a text is predicted by nothing; the second document has no scored token.
         let (found, unit_of) = units(10, &[0, 4, 4, 8], &cuts);
         assert_eq!(found, Units { unit: Unit::Document, count: 3 });
@@ -346,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_text_of_one_document_is_resampled_by_windows() {
-        let cuts = windows(10, 4, 3).unwrap();
+        let cuts = windows(10, 4, 3, 0).unwrap();
         for documents in [&[][..], &[0]] {
             let (found, unit_of) = units(10, documents, &cuts);
             assert_eq!(found, Units { unit: Unit::Window, count: 3 });

@@ -47,6 +47,10 @@ impl Golden {
     }
 }
 
+fn named(name: &str, tokens: &[u32]) -> Text {
+    Text { name: name.into(), tokens: tokens.to_vec(), ..Text::default() }
+}
+
 #[track_caller]
 fn close(what: &str, got: f64, want: &Value, tolerance: f64) {
     let want = want.as_f64().unwrap();
@@ -57,15 +61,17 @@ fn close(what: &str, got: f64, want: &Value, tolerance: f64) {
 fn texts() {
     let golden = Golden::new();
     let text = std::fs::read_to_string(folder().join("text.txt")).unwrap();
-    let tokens = Text::new("own", &golden.tokenizer, &[text], None).unwrap().tokens;
-    assert_eq!(tokens, golden.tokens());
+    let text = Text::new("own", &golden.tokenizer, &[text], None).unwrap();
+    assert_eq!(text.tokens, golden.tokens());
     let [first, second] = &golden.models;
     // Sharing work is not seen in the results, whether the layers are the same by address or by content.
     for second in [second, &golden.apart()] {
         for case in golden.want["texts"].as_array().unwrap() {
             let n = |name: &str| case[name].as_u64().unwrap() as usize;
             let cut = Windows { window: n("window"), stride: n("stride") };
-            let got = compare(&[first, second], &tokens, cut, &Silent).unwrap();
+            let begin = serde_json::from_value(case["begin"].clone()).unwrap();
+            let text = Text { begin, ..text.clone() };
+            let got = compare(&[first, second], &text, cut, &Silent).unwrap();
             for (got, want) in got.iter().zip(case["want"].as_array().unwrap()) {
                 assert_eq!(got.tokens as u64, want["tokens"].as_u64().unwrap(), "{cut:?}");
                 for (name, value) in [
@@ -78,7 +84,7 @@ fn texts() {
                     close(name, value, &want[name], 2e-5);
                 }
             }
-            assert_eq!(perplexity(first, &tokens, cut, &Silent).unwrap(), got[0]);
+            assert_eq!(perplexity(first, &text, cut, &Silent).unwrap(), got[0]);
         }
     }
 }
@@ -150,7 +156,7 @@ fn too_long_a_context_loses_its_beginning() {
 fn results_are_the_same_bytes_every_time() {
     let golden = Golden::new();
     let [first, second] = &golden.models;
-    let texts = [Text { name: "own".into(), tokens: golden.tokens(), documents: vec![0, 40, 90] }];
+    let texts = [Text { documents: vec![0, 40, 90], ..named("own", &golden.tokens()) }];
     let measure = || {
         let models = [("original", first), ("direct", second)];
         let cut = Windows { window: 40, stride: 24 };
@@ -197,12 +203,14 @@ fn each_token_counts_for_its_own_document() {
     let golden = Golden::new();
     let [first, second] = &golden.models;
     let tokens = golden.tokens()[..60].to_vec();
-    let delta = |tokens: &[u32]| compare(&[first, second], tokens, Windows::default(), &Silent).unwrap()[1];
+    let delta = |tokens: &[u32]| {
+        compare(&[first, second], &named("own", tokens), Windows::default(), &Silent).unwrap()[1]
+    };
     let (one, both) = (delta(&tokens[..30]), delta(&tokens));
     let sum = |score: sharp_eval::TextScore| score.delta_loss * score.tokens as f64;
     let other = (sum(both) - sum(one)) / (both.tokens - one.tokens) as f64;
 
-    let texts = [Text { name: "own".into(), tokens, documents: vec![0, 30] }];
+    let texts = [Text { documents: vec![0, 30], ..named("own", &tokens) }];
     let models = [("original", first), ("direct", second)];
     let results =
         sharp_eval::measure(&models, &golden.tokenizer, &texts, Windows::default(), &[], &Silent).unwrap();
@@ -275,18 +283,18 @@ fn what_cannot_be_measured_is_refused() {
     let golden = Golden::new();
     let [first, _] = &golden.models;
     let cut = Windows::default();
-    assert!(compare(&[], &[1, 2, 3], cut, &Silent).is_err());
-    assert!(compare(&[first], &[1], cut, &Silent).unwrap_err().to_string().contains("1 tokens"));
-    assert!(compare(&[first], &[1, 2, 3], Windows { window: 8, stride: 9 }, &Silent).is_err());
-    let said = compare(&[first], &[1, 999, 3], cut, &Silent).unwrap_err().to_string();
+    assert!(compare(&[], &named("a", &[1, 2, 3]), cut, &Silent).is_err());
+    assert!(compare(&[first], &named("a", &[1]), cut, &Silent).unwrap_err().to_string().contains("1 tokens"));
+    assert!(compare(&[first], &named("a", &[1, 2, 3]), Windows { window: 8, stride: 9 }, &Silent).is_err());
+    let said = compare(&[first], &named("a", &[1, 999, 3]), cut, &Silent).unwrap_err().to_string();
     assert!(said.contains("token 999"), "{said}");
 
     let config = sharp_model::ModelConfig::llama(64, 160, 4, 4, 2, 300).unwrap();
     let source = sharp_infer::Synthetic::in_memory(&config, None, 1).unwrap();
     let other = Model::from_source(&source, &Options::default()).unwrap();
-    let said = compare(&[first, &other], &[1, 2, 3], cut, &Silent).unwrap_err().to_string();
+    let said = compare(&[first, &other], &named("a", &[1, 2, 3]), cut, &Silent).unwrap_err().to_string();
     assert!(said.contains("300") && said.contains("360"), "{said}");
-    let text = Text { name: "a".into(), tokens: vec![1, 2], documents: vec![0] };
+    let text = named("a", &[1, 2]);
     let texts = [text.clone(), text];
     let said =
         sharp_eval::measure(&[("m", first)], &golden.tokenizer, &texts, cut, &[], &Silent).unwrap_err();

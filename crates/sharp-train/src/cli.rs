@@ -421,21 +421,14 @@ fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
     }
     let split_seed = common.split_seed.unwrap_or(common.seed);
     let sides = split(docs, common.held_out, split_seed)?;
-    let ends = (tokenizer.bos_id(), tokenizer.eos_ids().first().copied());
-    let options = PackOptions::new(common.seq_len)
-        .with_ends(ends.0, ends.1)
-        .with_budget(Some(tokens))
-        .shuffled(common.seed);
+    let rows = PackOptions::of(&tokenizer, common.seq_len)?;
+    let options = rows.clone().with_budget(Some(tokens)).shuffled(common.seed);
     let train = pack(&sides.train, &tokenizer, &options).context("the training side of the data")?;
     ensure!(
         !sides.validation.is_empty(),
         "no document is left for validation: raise --held-out, or give three documents or more"
     );
-    let held = PackOptions::new(common.seq_len)
-        .with_ends(ends.0, ends.1)
-        .with_budget(Some(common.validation_tokens))
-        .shuffled(split_seed)
-        .padded();
+    let held = rows.with_budget(Some(common.validation_tokens)).shuffled(split_seed).padded();
     let validation = pack(&sides.validation, &tokenizer, &held).context("the validation side of the data")?;
     let compute = compute(common)?;
     tracing::info!(?compute, rows = train.rows(), validation = validation.rows(), "prepared");

@@ -168,15 +168,16 @@ def shuffled(n, seed):
     return items
 
 
-def windows(total, length, stride):
-    """The loop of Hugging Face's guide to perplexity; tokens scored are those with a label after the shift."""
+def windows(total, length, stride, first):
+    """The loop of Hugging Face's guide to perplexity; tokens scored are those with a label after the shift. Before every window stand
+    `first` begin tokens, which have no label."""
     out, previous = [], 0
-    for begin in range(0, total, stride):
-        end = min(begin + length, total)
-        labels = [False] * (end - begin)
+    for begin in range(0, total, min(stride, length - first)):
+        end = min(begin + length - first, total)
+        labels = [False] * (first + end - begin)
         for i in range(end - previous):
             labels[len(labels) - 1 - i] = True
-        scored = [begin + i for i in range(1, end - begin) if labels[i]]
+        scored = [begin + i - first for i in range(1, len(labels)) if labels[i]]
         out.append([begin, end, scored])
         previous = end
         if end == total:
@@ -184,14 +185,37 @@ def windows(total, length, stride):
     return [w for w in out if w[2]]
 
 
-def packed(t, docs, n, bos, eos):
-    ids, mask = [], []
+def packed(t, docs, n, begin, eos):
+    ids, mask, plain = [], [], []
+
+    def put(tokens, counted):
+        ids.extend(tokens)
+        mask.extend([counted] * len(tokens))
+
+    def put_plain():
+        if plain:
+            put(t.encode("\n\n".join(plain)).ids, True)
+            plain.clear()
+
     for prompt, completion in docs:
-        head, tail = encode_pair(t, prompt, completion) if prompt else ([], t.encode(completion).ids)
-        ids += [bos] + head + tail + [eos]
-        mask += [False] + [False] * len(head) + [True] * (len(tail) + 1)
-    keep = len(ids) // n * n
-    return {"docs": docs, "seq_len": n, "bos": bos, "eos": eos, "tokens": ids[:keep], "mask": mask[:keep]}
+        if prompt:
+            put_plain()
+            head, tail = encode_pair(t, prompt, completion)
+            put(begin + head, False)
+            put(tail + [eos], True)
+        else:
+            plain.append(completion)
+    put_plain()
+    tokens, counted, at = [], [], 0
+    while True:
+        before = [] if ids[at:at + len(begin)] == begin else begin
+        end = at + n - len(before)
+        if end > len(ids):
+            break
+        tokens += before + ids[at:end]
+        counted += [False] * len(before) + mask[at:end]
+        at = end
+    return {"docs": docs, "seq_len": n, "begin": begin, "eos": eos, "tokens": tokens, "mask": counted}
 
 
 def main():
@@ -200,7 +224,7 @@ def main():
     fast = PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<s>", eos_token="</s>")
     pairs = [("The cat", " sat on the mat."), ("The cat ", "sat"), ("Question: What\nAnswer:", " four"),
              ("ca", "t sat"), ("", "The dog"), ("one two  ", " three"), ("The c", "at sat on")]
-    docs = [["", CORPUS[0]], ["Question: What is two and two?\nAnswer:", " four"], ["", CORPUS[2]], ["The cat ", "did not."]]
+    docs = [["", CORPUS[0]], ["", CORPUS[1]], ["Question: What is two and two?\nAnswer:", " four"], ["", CORPUS[2]], ["The cat ", "did not."]]
     cases = {
         "transformers": transformers.__version__,
         "now": NOW,
@@ -209,9 +233,10 @@ def main():
         "chat": chats(fast),
         "pairs": [{"context": c, "continuation": k, "want": list(encode_pair(t, c, k)) if c else [[], t.encode(k).ids]} for c, k in pairs],
         "shuffle": [{"n": n, "seed": s, "want": shuffled(n, s)} for n, s in [(0, 1), (1, 1), (10, 0), (10, 1), (37, 2**64 - 1)]],
-        "windows": [{"total": a, "len": b, "stride": c, "want": windows(a, b, c)}
-                    for a, b, c in [(0, 4, 2), (1, 4, 4), (2, 4, 4), (10, 4, 4), (10, 4, 2), (10, 4, 1), (9, 4, 4), (8, 4, 4), (13, 5, 3), (5, 100, 50)]],
-        "packed": packed(t, docs, 16, 0, 1),
+        "windows": [{"total": a, "len": b, "stride": c, "begin": d, "want": windows(a, b, c, d)}
+                    for a, b, c, d in [(0, 4, 2, 0), (1, 4, 4, 0), (2, 4, 4, 0), (10, 4, 4, 0), (10, 4, 2, 0), (10, 4, 1, 0), (9, 4, 4, 0), (8, 4, 4, 0),
+                                       (13, 5, 3, 0), (5, 100, 50, 0), (0, 4, 4, 1), (1, 4, 4, 1), (9, 4, 4, 1), (10, 4, 4, 1), (10, 4, 2, 1), (11, 6, 5, 2)]],
+        "packed": [packed(t, docs, 16, [], 1), packed(t, docs, 16, [0], 1)],
     }
     (HERE / "cases.json").write_text(json.dumps(cases, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

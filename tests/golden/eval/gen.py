@@ -72,15 +72,15 @@ def log_probs(model, ids):
     return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
 
 
-def texts(all_models, ids, window, stride):
+def texts(all_models, ids, window, stride, first):
     per = [{"loss": [], "kl": [], "same": []} for _ in all_models]
-    previous = 0
-    for begin in range(0, len(ids), stride):
-        end = min(begin + window, len(ids))
-        piece = ids[begin:end]
+    previous, room = 0, window - len(first)
+    for begin in range(0, len(ids), min(stride, room)):
+        end = min(begin + room, len(ids))
+        piece = first + ids[begin:end]
         said = [log_probs(m, piece) for m in all_models]
-        for t in range(max(previous, begin + 1), end):
-            row = t - begin - 1
+        for t in range(max(previous, begin if first else begin + 1), end):
+            row = len(first) + t - begin - 1
             p = said[0][row]
             for own, out in zip(said, per):
                 out["loss"].append(-own[row][ids[t]].item())
@@ -159,10 +159,10 @@ def main():
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     (HERE / "text.txt").write_text(TEXT, encoding="utf-8")
     ids = tokenizer.encode(TEXT).ids
-    cuts = [(64, 64), (40, 24), (32, 7), (1000, 1000)]
+    cuts = [(64, 64, []), (40, 24, []), (32, 7, []), (1000, 1000, []), (64, 64, [0]), (40, 24, [0]), (32, 32, [0, 5])]
     want = {
         "mlp_of": MLP_OF, "tokens": ids,
-        "texts": [{"window": w, "stride": s, "want": texts(all_models, ids, w, s)} for w, s in cuts],
+        "texts": [{"window": w, "stride": s, "begin": b, "want": texts(all_models, ids, w, s, b)} for w, s, b in cuts],
         "task": [task(m, tokenizer) for m in all_models],
     }
     (HERE / "want.json").write_text(json.dumps(want, indent=1) + "\n")

@@ -31,7 +31,7 @@ pub(super) fn step(run: &Run) -> Result<Step> {
         .key("data.held_out", &config.data.held_out)
         .key("seed", &config.seed);
     Ok(Step {
-        version: 2,
+        version: 3,
         inputs: vec![MODEL_FILES, input],
         command_lines: vec![line],
         must_write: vec![SIMILARITY_FILE, "similarity.html"],

@@ -44,7 +44,7 @@ pub(super) fn step(run: &Run) -> Result<Step> {
         .key("data.held_out", &config.data.held_out)
         .key("seed", &config.seed);
     Ok(Step {
-        version: 2,
+        version: 3,
         inputs,
         command_lines: vec![line.threads(run)],
         must_write: vec![RESULTS_FILE],

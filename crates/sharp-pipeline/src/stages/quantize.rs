@@ -64,7 +64,7 @@ pub(super) fn step(run: &Run) -> Result<Step> {
         None => {}
     }
     Ok(Step {
-        version: 3,
+        version: 4,
         inputs,
         command_lines,
         must_write: vec![COMPRESSED_MODEL, ORIGINAL_MODEL, QUANT_REPORT],

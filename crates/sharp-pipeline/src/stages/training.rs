@@ -112,7 +112,7 @@ pub(super) fn warmup(run: &Run) -> Result<Step> {
         .value("--batch-tokens", warmup.batch_tokens)
         .value("--lr", warmup.lr);
     Ok(Step {
-        version: 2,
+        version: 3,
         inputs,
         command_lines: vec![line],
         must_write: vec![METRICS_FILE],
@@ -132,7 +132,7 @@ pub(super) fn finetune(run: &Run, warm: bool) -> Result<Step> {
         inputs.push(WARM_LAYERS);
     }
     Ok(Step {
-        version: 2,
+        version: 3,
         inputs,
         command_lines: vec![line],
         must_write: match run.config.finetune.reuses_weights() {
