@@ -16,7 +16,7 @@ pub(crate) struct Job {
     /// With the prompt no more than the context.
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
-    pub(crate) stop: Vec<String>,
+    pub(crate) stop: Arc<[String]>,
     pub(crate) ignore_eos: bool,
     /// How many of the likeliest tokens to tell beside each token; `None`: no log probabilities.
     pub(crate) logprobs: Option<usize>,
@@ -50,7 +50,7 @@ pub(crate) struct Sampling {
     /// Taken from a token's logit for every time it was generated.
     pub(crate) frequency_penalty: f32,
     /// Added to logits.
-    pub(crate) bias: Vec<(u32, f32)>,
+    pub(crate) bias: Arc<[(u32, f32)]>,
 }
 
 /// A token with its log probability.

@@ -84,6 +84,9 @@ impl std::fmt::Debug for ServeOptions {
 /// Context where nobody says how long it should be: keys and values of more would surprise by their memory.
 const USUAL_CONTEXT: usize = 4096;
 
+/// The longest time that an option may name, a year: the clock has an end.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl ServeOptions {
     /// Fills in what depends on the model, which takes `longest` tokens, and refuses what cannot be.
     pub(crate) fn resolve(mut self, longest: usize) -> Result<Self> {
@@ -114,6 +117,17 @@ impl ServeOptions {
         if self.api_key.as_deref().is_some_and(|key| !written(key)) {
             let rule = "at least one character long, of ASCII and without spaces, as a header can carry it";
             return Err(Error::Option { option: "api_key", value: "another".into(), rule: rule.into() });
+        }
+        for (option, time) in [
+            ("timeout", self.timeout),
+            ("drain", self.drain),
+            ("connection_timeout", self.connection_timeout),
+        ] {
+            if time > LONGEST {
+                let (value, rule) =
+                    (format!("{} s", time.as_secs()), format!("at most {} s", LONGEST.as_secs()));
+                return Err(Error::Option { option, value, rule });
+            }
         }
         if self.connection_timeout.is_zero() {
             return Err(bad("connection_timeout", 0, "longer than nothing".into()));

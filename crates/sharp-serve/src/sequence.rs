@@ -134,7 +134,7 @@ impl<'t> Sequence<'t> {
         scratch.clear();
         scratch.extend_from_slice(self.session.logits());
         let sampling = &self.job.sampling;
-        for &(token, bias) in &sampling.bias {
+        for &(token, bias) in sampling.bias.iter() {
             if let Some(logit) = scratch.get_mut(token as usize) {
                 *logit += bias;
             }

@@ -1,4 +1,4 @@
-//! A request's body: read within limits, unpacked, and parsed as a JSON object.
+//! A request's body: read within limits and unpacked.
 
 use std::io::Read;
 
@@ -6,19 +6,31 @@ use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use flate2::read::MultiGzDecoder;
-use serde_json::{Map, Value};
 
 use super::Site;
 use super::error::ApiError;
-use super::fields::kind;
+use super::fields::Fields;
 
-/// Reads a request's body as a JSON object.
-pub(crate) async fn object(site: &Site, request: Request) -> Result<Map<String, Value>, ApiError> {
-    let (head, body) = request.into_parts();
-    check_type(&head.headers)?;
-    let packed = is_gzip(&head.headers)?;
-    let bytes = collect(site, body).await?;
-    if packed { parse(&unpack(&bytes, site.options.body_limit)?) } else { parse(&bytes) }
+/// A request's body as it came over the wire.
+pub(crate) struct Received {
+    bytes: Bytes,
+    packed: bool,
+    limit: usize,
+}
+
+impl Received {
+    /// Waits for the body of a request, up to the limits on its size and its time.
+    pub(crate) async fn new(site: &Site, request: Request) -> Result<Self, ApiError> {
+        let (head, body) = request.into_parts();
+        check_type(&head.headers)?;
+        let packed = is_gzip(&head.headers)?;
+        Ok(Self { bytes: collect(site, body).await?, packed, limit: site.options.body_limit })
+    }
+
+    /// Unpacks the body and reads it as a JSON object.
+    pub(crate) fn fields(self) -> Result<Fields, ApiError> {
+        if self.packed { Fields::new(&unpack(&self.bytes, self.limit)?) } else { Fields::new(&self.bytes) }
+    }
 }
 
 /// Refuses other types than JSON: a page from elsewhere can then not make a browser send a request without
@@ -97,24 +109,4 @@ fn unpack(bytes: &[u8], limit: usize) -> Result<Vec<u8>, ApiError> {
         return Err(too_large(limit, "unpacked "));
     }
     Ok(unpacked)
-}
-
-fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
-    if bytes.is_empty() {
-        return Err(ApiError::bad("the body is empty; it has to be a JSON object"));
-    }
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => Err(ApiError::bad(format!("the body is {}; it has to be a JSON object", kind(&other)))),
-        Err(error) => {
-            let what = error.to_string();
-            // Languages with texts of 16-bit units write one where they cut a text within a character.
-            let half = if what.contains("hex escape") {
-                "; an escape \\uD800 to \\uDFFF is half of a character (a surrogate) and needs its other half"
-            } else {
-                ""
-            };
-            Err(ApiError::bad(format!("the body is no JSON: {what}{half}")))
-        }
-    }
 }

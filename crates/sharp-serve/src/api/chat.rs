@@ -1,12 +1,13 @@
 //! `/v1/chat/completions`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
-use super::body::object;
+use super::body::Received;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::messages::normalise;
@@ -18,9 +19,10 @@ use crate::job::Job;
 const MOST_LOGPROBS: usize = 20;
 
 pub(crate) async fn post(State(site): State<Arc<Site>>, request: Request) -> Result<Response, ApiError> {
-    let fields = Fields::new(object(&site, request).await?);
-    let prepared = site.clone();
-    let (reply, stream, jobs, events) = aside(move || prepare(&prepared, fields)).await?;
+    let arrived = Instant::now();
+    let body = Received::new(&site, request).await?;
+    let (reply, stream, jobs, events) =
+        aside(&site, arrived, move |site| prepare(site, body.fields()?, arrived)).await?;
     site.submit(jobs)?;
     reply.answer(events, stream).await
 }
@@ -34,7 +36,7 @@ pub(crate) fn encode(site: &Site, messages: Value, more: &Map<String, Value>) ->
     let text = chat
         .render_json(&normalise(messages)?, true, more)
         .map_err(|e| ApiError::bad(e.to_string()).with_param("messages"))?;
-    site.tokenizer.encode(&text, false).map_err(|e| ApiError::bad(e.to_string()).with_param("messages"))
+    site.encode(&text, false, "messages")
 }
 
 /// Refuses what OpenAI's API has and this server has not, but for values that ask for nothing.
@@ -51,7 +53,11 @@ fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("verbosity", &[json!("medium")])
 }
 
-fn prepare(site: &Arc<Site>, mut fields: Fields) -> Result<(Reply, bool, Vec<Job>, Events), ApiError> {
+fn prepare(
+    site: &Arc<Site>,
+    mut fields: Fields,
+    arrived: Instant,
+) -> Result<(Reply, bool, Vec<Job>, Events), ApiError> {
     refuse(&mut fields)?;
     let parameters = Parameters::read(&mut fields, site.vocab_size)?;
     let logprobs = fields.flag("logprobs")?.unwrap_or(false);
@@ -60,7 +66,7 @@ fn prepare(site: &Arc<Site>, mut fields: Fields) -> Result<(Reply, bool, Vec<Job
     let max_tokens = fields.limit("max_completion_tokens")?.or(parameters.max_tokens);
     // Further variables for the template.
     let more = fields.object("chat_template_kwargs")?.unwrap_or_default();
-    let messages = fields.value("messages");
+    let messages = fields.value("messages")?;
     fields.finish()?;
     let Some(messages) = messages else {
         return Err(
@@ -80,7 +86,7 @@ fn prepare(site: &Arc<Site>, mut fields: Fields) -> Result<(Reply, bool, Vec<Job
     site.check_tokens(&ids, "messages")?;
     let ids: Arc<[u32]> = ids.into();
     let max_tokens = site.check_prompt(&ids, max_tokens)?;
-    let (common, events) = Common::new(site);
+    let (common, events) = Common::new(site, arrived);
     let jobs: Vec<Job> = (0..parameters.n)
         .map(|j| Job {
             logprobs: logprobs.then_some(top),

@@ -9,6 +9,7 @@ mod host;
 mod messages;
 mod page;
 mod parameters;
+mod prompts;
 mod reply;
 mod simple;
 mod texts;
@@ -25,12 +26,13 @@ use axum::routing::{get, post};
 use sharp_data::Chat;
 use sharp_model::tokenizer::Tokenizer;
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use self::error::ApiError;
 use self::parameters::Parameters;
 use self::texts::Texts;
-use crate::job::{Event, Job};
+use crate::job::{Event, Failure, Job};
 use crate::metrics::{Metrics, RequestLabels};
 use crate::options::ServeOptions;
 use crate::queue::{Queue, Refused};
@@ -44,9 +46,19 @@ pub(crate) struct Site {
     pub(crate) vocab_size: usize,
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Bytes of a text beyond which it has more tokens than the context.
+    longest_text: usize,
+    /// Requests that may be prepared at once.
+    preparing: Arc<Semaphore>,
+    /// Requests that may wait for that, those in preparation included.
+    line: Semaphore,
     /// Seconds since 1970 when the server started.
     pub(crate) created: u64,
 }
+
+/// Requests that are prepared at once (parsed, written by the template, made into tokens): each takes a core
+/// and many times the memory of its body.
+const PREPARED: usize = 2;
 
 /// Returns the seconds since 1970.
 pub(crate) fn now() -> u64 {
@@ -61,7 +73,13 @@ impl Site {
         queue: Arc<Queue>,
         metrics: Arc<Metrics>,
     ) -> crate::Result<Self> {
+        // A vocabulary spells each byte with at least one, so no token stands for more than it is long.
+        let spelled = (0..vocab_size).filter_map(|id| tokenizer.token(u32::try_from(id).ok()?));
+        let longest = spelled.map(|token| token.len()).max().unwrap_or(1).max(1);
         Ok(Self {
+            longest_text: options.context.saturating_mul(longest),
+            preparing: Arc::new(Semaphore::new(PREPARED)),
+            line: Semaphore::new(options.queue),
             chat: Chat::from_tokenizer(&tokenizer),
             texts: Texts::new(tokenizer.clone())?,
             options,
@@ -96,20 +114,34 @@ impl Site {
         Err(ApiError::bad(message).with_param(param))
     }
 
-    /// Checks the tokens of a prompt against the context.
+    /// Makes a text into tokens. One that cannot fit the context is refused before that costs time and
+    /// memory.
+    fn encode(&self, text: &str, special: bool, param: &'static str) -> Result<Vec<u32>, ApiError> {
+        if text.len() > self.longest_text {
+            let (bytes, most, context) = (text.len(), self.longest_text, self.options.context);
+            return Err(ApiError::bad(format!(
+                "{param} has {bytes} bytes; {most} are the most that this server's context of {context} tokens \
+                 can hold"
+            ))
+            .with_code("context_length_exceeded")
+            .with_param(param));
+        }
+        self.tokenizer.encode(text, special).map_err(|e| ApiError::bad(e.to_string()).with_param(param))
+    }
+
+    /// Checks the tokens of a prompt against the context, and returns how many more there may be.
     fn check_prompt(&self, tokens: &[u32], max_tokens: Option<usize>) -> Result<usize, ApiError> {
         let context = self.options.context;
         let n = tokens.len();
         let room = context.saturating_sub(n);
-        let wanted = max_tokens.unwrap_or(room);
-        if n > context || wanted > room || (room == 0 && max_tokens.is_none()) {
-            let answer = max_tokens.map_or("an answer of at least 1".to_owned(), |m| m.to_string());
+        if n > context || (room == 0 && max_tokens != Some(0)) {
             return Err(ApiError::bad(format!(
-                "this server's context is {context} tokens; the prompt has {n} and {answer} more were asked for"
+                "this server's context is {context} tokens; the prompt has {n}, which leaves no room for an answer"
             ))
             .with_code("context_length_exceeded"));
         }
-        Ok(wanted)
+        // As much as there is room: the answer says `length` where that is what ends it.
+        Ok(max_tokens.map_or(room, |most| most.min(room)))
     }
 
     /// Refuses more sequences than could ever wait.
@@ -145,9 +177,8 @@ struct Common {
 }
 
 impl Common {
-    fn new(site: &Site) -> (Self, Events) {
+    fn new(site: &Site, arrived: Instant) -> (Self, Events) {
         let (sender, events) = unbounded_channel();
-        let arrived = Instant::now();
         (Self { arrived, deadline: arrived + site.options.timeout, sender }, events)
     }
 
@@ -175,11 +206,26 @@ impl Common {
     }
 }
 
-/// Runs what takes time (templates, long texts to tokens) beside the threads that serve connections.
+/// Runs what takes time (parsing, templates, long texts to tokens) beside the threads that serve connections,
+/// a few requests at once. The others wait, as long as a request may take.
 async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    site: &Arc<Site>,
+    arrived: Instant,
+    work: impl FnOnce(&Arc<Site>) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
+    let Ok(_place) = site.line.try_acquire() else { return Err(ApiError::busy(site.options.queue)) };
+    let turn = tokio::time::timeout_at(
+        (arrived + site.options.timeout).into(),
+        site.preparing.clone().acquire_owned(),
+    );
+    let turn = turn.await.map_err(|_| ApiError::failure(Failure::Timeout))?;
+    let site = site.clone();
+    // Work goes on when its client has left, and keeps its turn until it is done.
+    let worked = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(&site)
+    });
+    match worked.await {
         Ok(result) => result,
         Err(error) => Err(ApiError::internal(format!("preparing the request failed: {error}"))),
     }

@@ -1,5 +1,7 @@
 //! The parameters that both kinds of completion share.
 
+use std::sync::Arc;
+
 use rand::RngExt;
 use serde_json::{Map, Value, json};
 use sharp_infer::SamplerOptions;
@@ -13,7 +15,7 @@ use crate::job::Sampling;
 pub(crate) struct Parameters {
     pub(crate) model: Option<String>,
     pub(crate) sampling: Sampling,
-    pub(crate) stop: Vec<String>,
+    pub(crate) stop: Arc<[String]>,
     pub(crate) n: usize,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
@@ -54,7 +56,7 @@ fn stops(value: Option<Value>) -> Result<Vec<String>, ApiError> {
 }
 
 /// Reads what is added to the logits of tokens.
-fn bias(map: &Map<String, Value>, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+fn bias(map: &Map<String, Value>, vocab_size: usize) -> Result<Arc<[(u32, f32)]>, ApiError> {
     let mut bias = Vec::with_capacity(map.len());
     for (token, value) in map {
         let id = token.parse::<u32>().ok().filter(|&id| (id as usize) < vocab_size);
@@ -65,7 +67,7 @@ fn bias(map: &Map<String, Value>, vocab_size: usize) -> Result<Vec<(u32, f32)>, 
     }
     // Two spellings of a token ("7", "07") count alike in whatever order they came.
     bias.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    Ok(bias)
+    Ok(bias.into())
 }
 
 /// Reads a seed: any integer of 64 bits, with a sign or without.
@@ -112,7 +114,7 @@ impl Parameters {
         Ok(Self {
             model: fields.text("model")?,
             sampling: Sampling { options, presence_penalty, frequency_penalty, bias },
-            stop: stops(fields.value("stop"))?,
+            stop: stops(fields.value("stop")?)?.into(),
             n,
             stream: fields.flag("stream")?.unwrap_or(false),
             include_usage,

@@ -20,7 +20,7 @@ use crate::job::{Event, Scored};
 pub(crate) enum Kind {
     /// With the texts to be repeated before each choice's own.
     Completion {
-        echoes: Vec<String>,
+        echoes: Vec<Arc<str>>,
     },
     Chat,
 }
@@ -112,8 +112,8 @@ impl Reply {
             Event::Prompt { cached, scores } => {
                 state.cached = cached;
                 piece.scored = scores;
-                if let Kind::Completion { echoes } = &mut self.kind {
-                    piece.text = echoes.get_mut(choice).map(std::mem::take).unwrap_or_default();
+                if let Kind::Completion { echoes } = &self.kind {
+                    piece.text = echoes.get(choice).map_or_else(String::new, |text| text.to_string());
                 }
             }
             Event::Token { text, scored, ends } => {

@@ -1,15 +1,16 @@
 //! The small endpoints.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Map, Value, json};
 
-use super::body::object;
+use super::body::Received;
 use super::error::ApiError;
-use super::fields::{self, Fields, wrong};
+use super::fields::{self, wrong};
 use super::{Site, aside, chat};
 
 fn card(site: &Site) -> Value {
@@ -52,21 +53,20 @@ pub(crate) async fn tokenize(
     State(site): State<Arc<Site>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::new(object(&site, request).await?);
-    site.check_model(fields.text("model")?.as_deref())?;
-    let prompt = fields.text("prompt")?;
-    let messages = fields.value("messages");
-    let add_special = fields.flag("add_special_tokens")?;
-    // Clients that send it with every request say false here.
-    fields.refuse("stream", &[])?;
-    fields.finish()?;
-    aside(move || {
+    let arrived = Instant::now();
+    let body = Received::new(&site, request).await?;
+    aside(&site, arrived, move |site| {
+        let mut fields = body.fields()?;
+        site.check_model(fields.text("model")?.as_deref())?;
+        let prompt = fields.text("prompt")?;
+        let messages = fields.value("messages")?;
+        let add_special = fields.flag("add_special_tokens")?;
+        // Clients that send it with every request say false here.
+        fields.refuse("stream", &[])?;
+        fields.finish()?;
         let tokens = match (prompt, messages) {
-            (Some(text), None) => site
-                .tokenizer
-                .encode(&text, add_special.unwrap_or(true))
-                .map_err(|e| ApiError::bad(e.to_string()).with_param("prompt"))?,
-            (None, Some(messages)) => chat::encode(&site, messages, &Map::new())?,
+            (Some(text), None) => site.encode(&text, add_special.unwrap_or(true), "prompt")?,
+            (None, Some(messages)) => chat::encode(site, messages, &Map::new())?,
             _ => return Err(ApiError::bad("give either prompt or messages").with_param("prompt")),
         };
         let max = site.options.context;
@@ -79,21 +79,21 @@ pub(crate) async fn detokenize(
     State(site): State<Arc<Site>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = Fields::new(object(&site, request).await?);
-    site.check_model(fields.text("model")?.as_deref())?;
-    let tokens = match fields.value("tokens") {
-        Some(Value::Array(list)) => fields::tokens("tokens", &list)?,
-        Some(other) => return Err(wrong("tokens", &other, "an array of tokens")),
-        None => {
-            return Err(
-                ApiError::bad("tokens is missing; it has to be an array of tokens").with_param("tokens")
-            );
-        }
-    };
-    // Clients that send it with every request say false here.
-    fields.refuse("stream", &[])?;
-    fields.finish()?;
-    aside(move || {
+    let arrived = Instant::now();
+    let body = Received::new(&site, request).await?;
+    aside(&site, arrived, move |site| {
+        let mut fields = body.fields()?;
+        site.check_model(fields.text("model")?.as_deref())?;
+        let Some(raw) = fields.raw("tokens") else {
+            let message = "tokens is missing; it has to be an array of tokens";
+            return Err(ApiError::bad(message).with_param("tokens"));
+        };
+        let Some(tokens) = fields::tokens("tokens", &raw, site.options.context)? else {
+            return Err(wrong("tokens", &fields::open("tokens", &raw)?, "an array of tokens"));
+        };
+        // Clients that send it with every request say false here.
+        fields.refuse("stream", &[])?;
+        fields.finish()?;
         site.check_tokens(&tokens, "tokens")?;
         let text = site.tokenizer.decode(&tokens).map_err(|e| ApiError::bad(e.to_string()))?;
         Ok(Json(json!({ "prompt": text })))

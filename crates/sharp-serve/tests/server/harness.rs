@@ -39,9 +39,14 @@ pub(crate) fn model(threads: usize) -> Model {
 
 /// Bytes as tokens, with a chat template.
 pub(crate) fn tokenizer(template: bool) -> Tokenizer {
+    tokenizer_with(template.then_some(TEMPLATE))
+}
+
+/// Bytes as tokens, with a chat template of one's own.
+pub(crate) fn tokenizer_with(template: Option<&str>) -> Tokenizer {
     let (text, mut settings) = synth_tokenizer(272).unwrap();
-    if template {
-        settings.insert("chat_template".into(), json!(TEMPLATE));
+    if let Some(template) = template {
+        settings.insert("chat_template".into(), json!(template));
     }
     Tokenizer::from_parts("tokenizer.json".as_ref(), text.as_bytes(), settings, &[0]).unwrap()
 }

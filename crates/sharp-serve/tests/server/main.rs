@@ -4,6 +4,7 @@ mod answers;
 mod bodies;
 mod connections;
 mod harness;
+mod hostile;
 mod hosts;
 mod life;
 mod load;

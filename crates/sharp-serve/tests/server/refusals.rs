@@ -35,12 +35,12 @@ async fn wrong_requests_are_told_what_is_wrong() {
         (complete, json!({"prompt": "a", "logprobs": 21}), 400, Some("logprobs"), None),
         (complete, json!({"prompt": "a", "n": 0}), 400, Some("n"), None),
         (complete, json!({"prompt": "a", "n": 65}), 400, Some("n"), None),
-        (complete, json!({"prompt": "a", "max_tokens": -1}), 400, Some("max_tokens"), None),
+        (complete, json!({"prompt": "a", "max_tokens": -2}), 400, Some("max_tokens"), None),
         (complete, json!({"prompt": "a", "stop": vec!["s"; 17]}), 400, Some("stop"), None),
         (complete, json!({"prompt": "a", "suffix": "b"}), 400, Some("suffix"), Some("unsupported_parameter")),
         (complete, json!({"prompt": "a", "model": "other"}), 404, Some("model"), Some("model_not_found")),
         (complete, json!({"prompt": long}), 400, None, Some("context_length_exceeded")),
-        (complete, json!({"prompt": "a", "max_tokens": 2048}), 400, None, Some("context_length_exceeded")),
+        (complete, json!({"prompt": vec![1; 2048]}), 400, None, Some("context_length_exceeded")),
         (complete, json!({"prompt": vec!["a"; 300]}), 400, None, None),
         (chat, json!({"messages": []}), 400, Some("messages"), None),
         (chat, json!({"messages": [{"content": "x"}]}), 400, Some("messages"), None),
@@ -172,6 +172,8 @@ fn options_that_cannot_be_are_named() {
         (|o| o.api_key = Some("schlüssel".into()), "api_key"),
         (|o| o.connections = 0, "connections"),
         (|o| o.connection_timeout = std::time::Duration::ZERO, "connection_timeout"),
+        (|o| o.timeout = std::time::Duration::MAX, "timeout"),
+        (|o| o.drain = std::time::Duration::from_secs(u64::MAX), "drain"),
     ] {
         let mut options = options();
         change(&mut options);

@@ -108,7 +108,7 @@ async fn wrong_values_are_told_in_the_words_of_json() {
             "max_tokens is the string \"4\"; it has to be a whole number from 0",
         ),
         (with("max_tokens", json!(2.5)), "max_tokens is the number 2.5; it has to be a whole number"),
-        (with("max_tokens", json!(-1)), "leave it out"),
+        (with("max_tokens", json!(-2)), "or -1 for no limit"),
         (with("max_tokens", json!(1e300)), "max_tokens is the number 1e+300; it has to be a whole number"),
         (with("n", json!([1])), "n is an array; it has to be a whole number from 0"),
         (with("seed", json!(1.5)), "seed is the number 1.5; it has to be a whole number"),
