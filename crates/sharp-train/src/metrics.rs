@@ -22,6 +22,30 @@ pub(crate) fn write_finetune(path: &Path, lines: &[FinetuneLine], result: Option
     write(path, lines.chain(result.map(Line::Result)).collect())
 }
 
+/// Hashes the fine-tuning's lines but for the times in them.
+pub(crate) fn finetune_digest(lines: &[FinetuneLine]) -> String {
+    digest(lines.iter().cloned().map(Line::Finetune))
+}
+
+/// Hashes the lines of one layer of the warm-up but for the times in them.
+pub(crate) fn layer_digest(path: &Path, layer: usize) -> Result<String> {
+    let lines = read_warmup(&text(path)?).into_iter().filter(|line| line.layer == layer);
+    Ok(digest(lines.map(Line::Warmup)))
+}
+
+fn digest(lines: impl Iterator<Item = Line>) -> String {
+    let mut hash = blake3::Hasher::new();
+    for line in lines {
+        let mut value = serde_json::to_value(line).expect("a line of metrics is numbers and names");
+        if let Some(keys) = value.as_object_mut() {
+            keys.retain(|key, _| key != "seconds" && key != "tokens_per_second");
+        }
+        hash.update(value.to_string().as_bytes());
+        hash.update(b"\n");
+    }
+    hash.finalize().to_hex().to_string()
+}
+
 /// Replaces the lines of one layer of the warm-up.
 pub(crate) fn replace_layer(path: &Path, layer: usize, lines: Vec<WarmupLine>) -> Result<()> {
     let mut all = read_warmup(&text(path)?);
@@ -35,10 +59,11 @@ pub(crate) fn touch(path: &Path) -> Result<()> {
     if path.exists() { Ok(()) } else { write(path, Vec::new()) }
 }
 
+/// Reads the file; a damaged line is left out by whoever reads lines, so bytes that are no text may pass.
 fn text(path: &Path) -> Result<String> {
-    match fs::read_to_string(path) {
+    match fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        result => result.map_err(Error::io(path)),
+        result => Ok(String::from_utf8_lossy(&result.map_err(Error::io(path))?).into_owned()),
     }
 }
 

@@ -1,45 +1,16 @@
 //! Both trainings end to end on a small random model: they learn, they resume bit-equal, threads do not show.
 
-use std::path::{Path, PathBuf};
+mod common;
 
-use sharp_data::TokenBlocks;
-use sharp_model::{LayerChange, ModelSource, Plan, Projection, Ranks, Recovery, Repair, Treatment};
+use std::path::Path;
+
+use common::{Run, blocks, bytes, folder, model, plan, trainable};
+use sharp_model::{LayerChange, ModelSource, Plan, Projection, Recovery, Treatment};
 use sharp_progress::Silent;
 use sharp_train::finetune::{FinetuneOptions, StartFrom, finetune};
 use sharp_train::forms::ScaledLowRank;
 use sharp_train::warmup::{LayerSummary, WarmupOptions, fit_form, warmup};
 use sharp_train::{Compute, Error, Job, Loss, Start, TrainMlps};
-
-fn model(case: &str) -> ModelSource {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/hf_llama");
-    ModelSource::open(folder.join(case)).unwrap()
-}
-
-/// A repeating pattern with a little noise: something to learn.
-fn blocks(rows: usize, vocab: u32, seed: u32) -> TokenBlocks {
-    let n = rows * 16;
-    let tokens: Vec<u32> =
-        (0..n as u32).map(|i| (i * 3 + (i.wrapping_mul(2_654_435_761 + seed) >> 30)) % vocab).collect();
-    TokenBlocks { seq_len: 16, tokens, mask: (0..n).map(|i| i % 5 != 0).collect() }
-}
-
-const RANKS: Ranks = Ranks { gate: 4, up: 4, down: 4 };
-
-/// Every treatment that has something to train, of a layer whose neighbour `reference` is.
-fn trainable(reference: usize) -> [Treatment; 5] {
-    let share = |repair| Treatment::Share { reference, repair };
-    [
-        share(Repair::low_rank(RANKS)),
-        share(Repair::scaled(RANKS)),
-        share(Repair::row_column_scaled(RANKS)),
-        Treatment::LowRank { ranks: RANKS },
-        Treatment::Prune { neurons: 20 },
-    ]
-}
-
-fn plan(treatment: Treatment) -> Plan {
-    Plan::new("explicit", vec![LayerChange::new(2, treatment)])
-}
 
 /// Both trainings refuse it before they read a weight or write anything.
 #[test]
@@ -121,64 +92,6 @@ fn warm_up_improves_every_form_from_every_start_and_resumes() {
         }
         assert!(started[1] < started[0], "{form}: whitened {} zero {}", started[1], started[0]);
     }
-}
-
-struct Run {
-    source: ModelSource,
-    plan: Plan,
-    options: FinetuneOptions,
-    threads: usize,
-}
-
-impl Run {
-    /// `treatment` is that of layer 2 of three, or of layer 1 of two.
-    fn new(case: &str, treatment: Treatment) -> Self {
-        let mut plan = plan(treatment);
-        if case != "tied" {
-            plan.changes[0].layer = 1;
-        }
-        let options = FinetuneOptions {
-            steps: 12,
-            batch_tokens: 48,
-            save_every: 5,
-            eval_every: 4,
-            lr: 1e-2,
-            ..FinetuneOptions::default()
-        };
-        Self { source: model(case), plan, options, threads: 2 }
-    }
-
-    fn go(&self, out: &Path) -> Result<sharp_train::finetune::FinetuneSummary, Error> {
-        self.go_from(StartFrom::Zero, out)
-    }
-
-    fn go_from(
-        &self,
-        from: StartFrom<'_>,
-        out: &Path,
-    ) -> Result<sharp_train::finetune::FinetuneSummary, Error> {
-        let vocab = self.source.config().vocab_size as u32;
-        let job = Job {
-            source: &self.source,
-            plan: &self.plan,
-            train: &blocks(10, vocab, 1),
-            validation: &blocks(4, vocab, 2),
-            out,
-            compute: Compute::cpu(self.threads),
-            progress: &Silent,
-        };
-        finetune(&job, from, &self.options)
-    }
-}
-
-fn bytes(out: &Path) -> Vec<u8> {
-    std::fs::read(out.join("recovery.safetensors")).unwrap()
-}
-
-fn folder() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_path_buf();
-    (dir, path)
 }
 
 #[test]
@@ -326,22 +239,6 @@ fn a_fitted_form_is_what_the_warm_up_makes_of_a_plan_that_names_it() {
     assert!(matches!(fit_form(&job, 0, &ScaledLowRank, &options), Err(Error::Invalid(_))));
     let whitened = WarmupOptions { start: Start::Whitened, ..options };
     assert!(matches!(fit_form(&job, 2, &ScaledLowRank, &whitened), Err(Error::Invalid(_))));
-}
-
-#[test]
-fn a_checkpoint_of_an_older_version_is_refused() {
-    let mut run = Run::new("tied", trainable(1)[0]);
-    run.options.stop_after = Some(5);
-    let (_dir, out) = folder();
-    run.go(&out).unwrap();
-    let path = out.join("step-000005/state.json");
-    let mut state: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    state["version"] = 1.into();
-    std::fs::write(&path, state.to_string()).unwrap();
-    let refused = run.go(&out).unwrap_err();
-    assert!(matches!(refused, Error::State { .. }), "{refused}");
-    assert!(refused.to_string().contains("of version 1,"), "{refused}");
 }
 
 #[test]

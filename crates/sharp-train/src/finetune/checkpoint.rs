@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sharp_model::RECOVERY_FILE;
 use sharp_model::{DType, HfCheckpoint, Recovery, SafetensorsWriter, TensorInfo, TensorSource, write_atomic};
+use sharp_schema::metrics::{FinetuneLine, Validation};
 use tch::Tensor;
 
 use super::best::{Best, Record};
 use super::options::{FinetuneOptions, StartFrom};
 use crate::adamw::AdamW;
+use crate::digests::{Digests, remove};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::job::Job;
+use crate::metrics;
 use crate::params::{Layout, Params};
 use crate::tensors::{dim, from_f32, to_vec};
 
@@ -20,8 +24,6 @@ use crate::tensors::{dim, from_f32, to_vec};
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// The file that says what a checkpoint was made with.
 const STATE_FILE: &str = "state.json";
-/// Version of the format.
-const VERSION: u32 = 3;
 /// Checkpoints kept; one suffices to go on, and the one before it is there while the new one is written.
 const KEPT: usize = 1;
 
@@ -29,51 +31,42 @@ const KEPT: usize = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
-    version: u32,
     step: u64,
     /// Steps that the optimiser has taken since it last began anew.
     optimizer_step: u64,
-    parameters: usize,
-    fingerprint: String,
     best: Record,
+    /// The measurement before the first step.
+    start: Validation,
+    /// Digest of the lines of metrics up to this step, their times apart.
+    metrics: String,
 }
 
-/// Computes a blake3 digest of what changes the course of training: plan, parameters, data, start, settings
-/// and number type. The original's weights are not part of it.
+/// Computes a digest of all that decides the course of training: original, plan, parameters, data, start,
+/// settings and number type.
 pub(super) fn fingerprint(
     job: &Job<'_>,
     from: StartFrom<'_>,
     layout: &Layout,
     options: &FinetuneOptions,
 ) -> Result<String> {
-    let train = job.train;
-    let mut hash = blake3::Hasher::new();
-    // Each part with its length, so that no bytes move between parts.
-    let mut write = |bytes: &[u8]| {
-        hash.update(&(bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    write(job.plan.to_toml().as_bytes());
+    let mut print = Fingerprint::of(job)?;
     for spec in layout.specs() {
-        write(spec.name.as_bytes());
-        spec.shape.iter().for_each(|&n| write(&(n as u64).to_le_bytes()));
+        print.add(spec.name.as_bytes());
+        spec.shape.iter().for_each(|&n| print.add(&(n as u64).to_le_bytes()));
     }
-    write(&(train.seq_len as u64).to_le_bytes());
-    write(&train.tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
-    write(&train.mask.iter().map(|&m| u8::from(m)).collect::<Vec<u8>>());
     for tensor in from.recovery().map(Recovery::tensors).transpose()?.unwrap_or_default() {
-        write(tensor.name().as_bytes());
-        write(&tensor.bytes);
+        print.add(tensor.name().as_bytes());
+        print.add(&tensor.bytes);
     }
     if let Some(file) = from.runtime_file() {
         for (name, _) in file.names() {
-            write(name.as_bytes());
-            write(&file.get(name).expect("a file has the tensors that it names").bytes);
+            print.add(name.as_bytes());
+            print.add(&file.get(name).expect("a file has the tensors that it names").bytes);
         }
     }
     let o = options;
     let settings = format!(
-        "{:?} {} {} {} {:?} {} {} {} {} {} {} {:?} {} {:?}",
+        "{:?} {} {} {} {:?} {} {} {} {} {} {} {} {:?}",
         o.loss,
         o.steps,
         o.batch_tokens,
@@ -85,22 +78,16 @@ pub(super) fn fingerprint(
         o.train_norms,
         o.train_mlps.name(),
         o.seed,
-        job.compute.precision,
-        job.compute.sequences_at_once(train.seq_len),
+        o.eval_every,
         o.reuse
     );
-    write(settings.as_bytes());
-    Ok(hash.finalize().to_hex().to_string())
+    print.add(settings.as_bytes());
+    Ok(print.finish())
 }
 
 /// Returns a checkpoint's folder.
 fn step_folder(out: &Path, step: u64) -> PathBuf {
     out.join(format!("step-{step:06}"))
-}
-
-/// Finds the checkpoint of the latest step in `out`.
-pub(super) fn latest(out: &Path) -> Result<Option<PathBuf>> {
-    Ok(all(out)?.pop())
 }
 
 /// Lists all complete checkpoints, the oldest first.
@@ -117,16 +104,26 @@ fn all(out: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
+/// What a checkpoint keeps beside parameters and moments.
+pub(super) struct Progress<'a> {
+    pub(super) step: u64,
+    pub(super) best: &'a Best,
+    /// The measurement before the first step.
+    pub(super) start: Validation,
+    /// The lines of metrics up to this step.
+    pub(super) lines: &'a [FinetuneLine],
+}
+
 /// Writes a checkpoint beside its place, renames it, and removes those before it.
 pub(super) fn save(
     out: &Path,
-    step: u64,
     print: &str,
+    progress: &Progress<'_>,
     recovery: Option<&Recovery>,
     params: &Params,
     optimiser: &AdamW,
-    best: &Best,
 ) -> Result<()> {
+    let Progress { step, best, start, lines } = *progress;
     let partial = out.join(".partial-step");
     remove(&partial)?;
     fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
@@ -142,16 +139,20 @@ pub(super) fn save(
     ];
     save_flat(&partial.join(OPTIMIZER_FILE), vectors)?;
     let state = State {
-        version: VERSION,
         step,
         optimizer_step: optimiser.step_count(),
-        parameters: params.layout.total(),
-        fingerprint: print.to_owned(),
         best: best.record,
+        start,
+        metrics: metrics::finetune_digest(lines),
     };
     let text = serde_json::to_string_pretty(&state)
         .map_err(|e| Error::state(partial.join(STATE_FILE), e.to_string()))?;
     write_atomic(&partial.join(STATE_FILE), |w| writeln!(w, "{text}"))?;
+    let mut digests = Digests::new(print);
+    for name in [OPTIMIZER_FILE, STATE_FILE] {
+        digests.add_file(&partial, name)?;
+    }
+    digests.write(&partial)?;
     let folder = step_folder(out, step);
     remove(&folder)?;
     fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
@@ -179,40 +180,90 @@ fn save_flat(path: &Path, vectors: [(&str, &Tensor); 4]) -> Result<()> {
     })
 }
 
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder)(e)),
-        _ => Ok(()),
-    }
+/// What a checkpoint restores beside parameters and moments.
+pub(super) struct Restored {
+    pub(super) step: u64,
+    pub(super) best: Best,
+    /// The measurement before the first step.
+    pub(super) start: Validation,
+    /// The lines of metrics up to the checkpoint's step, or the first alone where the file is another by
+    /// now.
+    pub(super) lines: Vec<FinetuneLine>,
 }
 
-/// Restores parameters and optimiser from a checkpoint and returns its step and the best state until then.
-pub(super) fn load(
-    folder: &Path,
+/// Restores parameters and optimiser from the latest checkpoint that is as it was written. Those that are not
+/// are removed with a warning; `None` where there is no other.
+///
+/// # Errors
+/// [`Error::State`] for a checkpoint made with other settings, [`Error::Io`] for one that cannot be read.
+pub(super) fn resume(
+    out: &Path,
     print: &str,
     params: &mut Params,
     optimiser: &mut AdamW,
-) -> Result<(u64, Best)> {
+) -> Result<Option<Restored>> {
+    for folder in all(out)?.into_iter().rev() {
+        match intact(&folder, print)? {
+            Ok(state) => return load(out, &folder, state, params, optimiser).map(Some),
+            Err(what) => {
+                let checkpoint = folder.display();
+                tracing::warn!(
+                    %checkpoint,
+                    "the checkpoint is damaged and is removed: {what}; training goes on from the one before, or from its start"
+                );
+                remove(&folder)?;
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Compares a checkpoint's files with their digests; returns its state, or what is wrong.
+fn intact(folder: &Path, print: &str) -> Result<Result<State, String>> {
+    let digests = match Digests::read(folder)? {
+        Ok(digests) => digests,
+        Err(what) => return Ok(Err(what)),
+    };
+    if digests.fingerprint != print {
+        let what =
+            "was made with another model, plan, data or settings; remove the folder or choose another --out";
+        return Err(Error::state(folder, what));
+    }
+    for name in [STATE_FILE, OPTIMIZER_FILE] {
+        if let Err(what) = digests.compare_file(folder, name)? {
+            return Ok(Err(what));
+        }
+    }
     let path = folder.join(STATE_FILE);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let state: State = serde_json::from_str(&text).map_err(|e| Error::state(&path, e.to_string()))?;
-    if state.version != VERSION {
-        let what = format!(
-            "is a checkpoint of version {}, and this program writes version {VERSION}; remove the folder to begin again",
-            state.version
-        );
-        return Err(Error::state(folder, what));
-    }
-    if state.fingerprint != print || state.parameters != params.layout.total() {
-        let what = "was made with another plan, data or settings; remove the folder or choose another --out";
-        return Err(Error::state(folder, what));
-    }
-    let file = folder.join(OPTIMIZER_FILE);
-    let source = HfCheckpoint::open(&file)?;
+    Ok(serde_json::from_str(&text).map_err(|e| format!("{STATE_FILE}: {e}")))
+}
+
+/// Restores what a checkpoint whose files are as they were written holds.
+fn load(
+    out: &Path,
+    folder: &Path,
+    state: State,
+    params: &mut Params,
+    optimiser: &mut AdamW,
+) -> Result<Restored> {
+    let source = HfCheckpoint::open(folder.join(OPTIMIZER_FILE))?;
     let get = |name: &str| -> Result<Vec<f32>> { Ok(source.f32(&format!("model.{name}"))?) };
     optimiser.restore(state.optimizer_step, &get("exp_avg")?, &get("exp_avg_sq")?)?;
     let flat = |name| from_f32(&get(name)?, &[params.layout.total()], params.flat.device());
     let (values, best) = (flat("values")?, flat("best")?);
     params.flat.f_copy_(&values)?;
-    Ok((state.step, Best { record: state.best, flat: best }))
+    let mut lines = metrics::finetune_lines(&out.join(metrics::FILE))?;
+    // What a killed run did after its last checkpoint is done again.
+    lines.retain(|line| line.step() <= state.step);
+    if metrics::finetune_digest(&lines) != state.metrics {
+        tracing::warn!(
+            step = state.step,
+            "{} changed after it was written: the lines up to this step are lost, the training itself is not",
+            metrics::FILE
+        );
+        lines = vec![FinetuneLine::Start { step: 0, validation: state.start, seconds: 0.0 }];
+    }
+    let best = Best { record: state.best, flat: best };
+    Ok(Restored { step: state.step, best, start: state.start, lines })
 }

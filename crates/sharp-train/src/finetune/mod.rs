@@ -30,10 +30,13 @@ use run::Run;
 
 /// Fine-tunes the recovery parameters of `job`'s plan.
 ///
-/// Writes `step-NNNNNN/{recovery.safetensors, optimizer.safetensors, state.json}`, `metrics.jsonl` and, at
-/// the end, `recovery.safetensors` into the job's folder. Goes on from the last checkpoint there. With
+/// Writes `step-NNNNNN/{recovery.safetensors, optimizer.safetensors, state.json, digests.json}`,
+/// `metrics.jsonl` and, at the end, `recovery.safetensors` into the job's folder. With
 /// [`FinetuneOptions::reuse`] there is no recovery file: the last line of the metrics says what the result
 /// was measured to be.
+///
+/// Goes on from the last checkpoint there whose files have their digests. One that is damaged, or of an older
+/// version of this program, is removed with a warning.
 ///
 /// The result is the best state by validation loss, which may be the one that training began in. Where two
 /// measurements in a row are worse than the best, or one by far, training goes back to it and on at half the

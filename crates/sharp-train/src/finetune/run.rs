@@ -44,8 +44,9 @@ pub(super) struct Run<'a> {
     /// Tokens trained on in this call, and the seconds that took.
     tokens: u64,
     working: f64,
-    /// Held-out loss before the first step, and the last one measured, in nats a token.
-    start_nll: f64,
+    /// The measurement before the first step.
+    start: Option<Validation>,
+    /// Held-out loss of the last measurement, in nats a token.
     last_nll: f64,
 }
 
@@ -83,20 +84,19 @@ impl<'a> Run<'a> {
             begun: Instant::now(),
             tokens: 0,
             working: 0.0,
-            start_nll: f64::NAN,
+            start: None,
             last_nll: f64::NAN,
         })
     }
 
     /// Restores the last checkpoint, if there is one; returns the steps taken before this call.
     pub(super) fn resume(&mut self) -> Result<u64> {
-        if let Some(found) = checkpoint::latest(self.job.out)? {
-            let (params, optimiser) = (&mut self.student.params, &mut self.optimiser);
-            let (step, best) = checkpoint::load(&found, &self.fingerprint, params, optimiser)?;
-            self.best = Some(best);
-            self.lines = metrics::finetune_lines(&self.metrics_path)?;
-            // What a killed run did after its last checkpoint is done again.
-            self.lines.retain(|line| line.step() <= step);
+        let (params, optimiser) = (&mut self.student.params, &mut self.optimiser);
+        if let Some(found) = checkpoint::resume(self.job.out, &self.fingerprint, params, optimiser)? {
+            let step = found.step;
+            self.best = Some(found.best);
+            self.start = Some(found.start);
+            self.lines = found.lines;
             self.seconds_before = self.lines.last().map_or(0.0, FinetuneLine::seconds);
             self.resumed_from = Some(step);
             tracing::info!(step, "resumed");
@@ -108,18 +108,18 @@ impl<'a> Run<'a> {
 
     /// Measures the validation loss before the first step, unless an earlier call has done so.
     pub(super) fn measure_start(&mut self) -> Result<()> {
-        let begun = self.lines.first().and_then(FinetuneLine::validation);
-        self.start_nll = match begun.filter(|_| self.best.is_some()) {
-            Some(validation) => validation.loss,
+        let start = match self.start {
+            Some(start) => start,
             None => {
                 let (validation, loss) = self.measure()?;
                 self.best = Some(Best::start(loss, validation.perplexity, &self.student.params.flat)?);
                 self.lines = vec![FinetuneLine::Start { step: 0, validation, seconds: 0.0 }];
                 metrics::write_finetune(&self.metrics_path, &self.lines, None)?;
-                validation.loss
+                validation
             }
         };
-        self.last_nll = self.start_nll;
+        self.start = Some(start);
+        self.last_nll = start.loss;
         Ok(())
     }
 
@@ -209,15 +209,14 @@ impl<'a> Run<'a> {
         }
         metrics::write_finetune(&self.metrics_path, &self.lines, None)?;
         let recovery = self.student.recovery()?;
-        checkpoint::save(
-            self.job.out,
+        let progress = checkpoint::Progress {
             step,
-            &self.fingerprint,
-            recovery.as_ref(),
-            &self.student.params,
-            &self.optimiser,
-            self.best.as_ref().expect("the start was measured"),
-        )
+            best: self.best.as_ref().expect("the start was measured"),
+            start: self.start.expect("the start was measured"),
+            lines: &self.lines,
+        };
+        let (params, optimiser) = (&self.student.params, &self.optimiser);
+        checkpoint::save(self.job.out, &self.fingerprint, &progress, recovery.as_ref(), params, optimiser)
     }
 
     /// Writes the best state if all steps are taken, and sums up.
@@ -248,7 +247,7 @@ impl<'a> Run<'a> {
             steps,
             resumed_from: self.resumed_from,
             parameters: self.student.params.layout.total() as u64,
-            start_perplexity: self.start_nll.exp(),
+            start_perplexity: self.start.map_or(f64::NAN, |start| start.loss.exp()),
             perplexity: self.last_nll.exp(),
             kept_step: if steps == self.options.steps { record.step } else { steps },
             setbacks: record.setbacks,

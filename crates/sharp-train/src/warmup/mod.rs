@@ -7,14 +7,14 @@
 //! goes on.
 
 mod activation_store;
+mod finished;
 mod fit;
 mod layer_pass;
 mod options;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use sharp_model::{PerProjection, Recovery, Treatment};
+use sharp_model::{PerProjection, Treatment};
 use sharp_schema::Start;
 
 use crate::error::{Error, Result};
@@ -22,6 +22,7 @@ use crate::forms::{Form, Pieces, form};
 use crate::job::Job;
 use crate::metrics;
 use crate::pool::Pool;
+use finished::Finished;
 use fit::{FIT_UNITS, Fitter};
 use layer_pass::LayerPass;
 pub use options::{LayerSummary, WarmupOptions, WarmupSummary};
@@ -29,25 +30,26 @@ pub use options::{LayerSummary, WarmupOptions, WarmupSummary};
 /// Warms up every changed layer of `job`'s plan that has recovery parameters.
 ///
 /// Writes `layer-NN.safetensors` for each layer as soon as it is done, and `metrics.jsonl`, into the job's
-/// folder. Layers whose files are there are not done again.
+/// folder. A layer is not done again where its file is as `digests.json` says, and where that was written
+/// with the same original, plan, data and settings.
 ///
 /// # Errors
-/// [`Error::Invalid`] for settings that make no sense or data without rows, [`Error::NotFinite`] if training
-/// diverges, [`Error::Model`] and [`Error::Io`] from files.
+/// [`Error::State`] for a folder with the layers of another warm-up, [`Error::Invalid`] for settings that
+/// make no sense or data without rows, [`Error::NotFinite`] if training diverges, [`Error::Model`] and
+/// [`Error::Io`] from files.
 pub fn warmup(job: &Job<'_>, options: &WarmupOptions) -> Result<WarmupSummary> {
     prepare(job, options)?;
-    let file = |layer: usize| -> PathBuf { job.out.join(Recovery::layer_file(layer)) };
+    let metrics_path = job.out.join(metrics::FILE);
+    let mut finished = Finished::open(job, options)?;
     let (mut todo, mut skipped) = (BTreeMap::new(), Vec::new());
     for change in &job.plan.changes {
         let (layer, Some(form)) = (change.layer, form(&change.treatment)) else { continue };
-        // A file that does not load is done again rather than trusted.
-        match file(layer).exists() && Recovery::load(file(layer)).is_ok() {
+        match finished.has(layer)? {
             true => skipped.push(layer),
             false => drop(todo.insert(layer, (change, form))),
         }
     }
     let mut summary = WarmupSummary { layers: Vec::new(), skipped };
-    let metrics_path = job.out.join(metrics::FILE);
     metrics::touch(&metrics_path)?;
     let Some(&last) = todo.keys().next_back() else { return Ok(summary) };
     let pool = Pool::new(vec![(); job.compute.threads])?;
@@ -64,7 +66,7 @@ pub fn warmup(job: &Job<'_>, options: &WarmupOptions) -> Result<WarmupSummary> {
         let fitted = fitter.fit(change, form, &sample)?;
         let recovery = fitted.layer.to_recovery(&fitted.params)?;
         metrics::replace_layer(&metrics_path, layer, fitted.lines)?;
-        recovery.save(file(layer))?;
+        finished.save(layer, &recovery)?;
         let LayerSummary { start_error, error, steps, .. } = fitted.summary;
         tracing::info!(layer, start = start_error, error, steps, "warmed up");
         summary.layers.push(fitted.summary);
