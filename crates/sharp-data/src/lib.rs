@@ -16,6 +16,7 @@ mod parquet;
 #[cfg(not(feature = "parquet"))]
 #[path = "parquet/absent.rs"]
 mod parquet;
+mod plain;
 mod python_json;
 mod python_methods;
 mod read;
@@ -34,10 +35,11 @@ pub use error::{Error, Result};
 pub use lines::MAX_LINE_BYTES;
 pub use overlap::{NGRAM_WORDS, Overlap, SHORTEST_WORDS, overlap, without_overlap};
 pub use pack::{Encode, PackOptions, TokenBlocks, encode_document, encode_pair, pack};
+pub use plain::begin_tokens;
 pub use read::{Documents, read, read_text};
 pub use rng::{SplitMix, shuffle};
 pub use spec::{DataSpec, View};
 pub use split::{Split, side, split};
 pub use task::{Choice, Question, Shots, Task};
-pub use text::{Text, begin_tokens};
+pub use text::Text;
 pub use windows::{Window, windows};

@@ -4,8 +4,8 @@ use sharp_model::tokenizer::Tokenizer;
 
 use crate::document::Document;
 use crate::error::{Error, Result};
+use crate::plain::{SEPARATOR, begin_tokens, encode_first, refused};
 use crate::rng::shuffle;
-use crate::text::{SEPARATOR, begin_tokens, encode_first};
 
 /// Turns text into token numbers; adds no begin or end tokens of its own.
 ///
@@ -20,7 +20,7 @@ pub trait Encode {
 
 impl Encode for Tokenizer {
     fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode(text, false).map_err(|e| Error::Tokenizer { what: e.to_string() })
+        self.encode(text, false).map_err(refused)
     }
 }
 

@@ -2,12 +2,10 @@
 
 use sharp_model::tokenizer::Tokenizer;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pack::TokenBlocks;
+use crate::plain::{SEPARATOR, begin_tokens, encode_first, refused};
 use crate::windows::{Window, windows};
-
-/// What stands between the documents of a text.
-pub(crate) const SEPARATOR: &str = "\n\n";
 
 /// A text to measure perplexity on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,26 +71,6 @@ impl Text {
     }
 }
 
-/// Tokenises so much of the beginning of a text that its first `limit` tokens are those of the whole text.
-pub(crate) fn encode_first<T>(
-    text: &str,
-    limit: usize,
-    encode: impl Fn(&str) -> Result<T>,
-    tokens: impl Fn(&T) -> usize,
-) -> Result<T> {
-    let mut bytes = limit.saturating_mul(8).max(256);
-    loop {
-        // Cut after a line, well behind the last token that is wanted, so that the cut shows in none of them.
-        let at = text.ceil_char_boundary(bytes.min(text.len()));
-        let end = text[at..].find('\n').map_or(text.len(), |n| at + n + 1);
-        let encoded = encode(&text[..end])?;
-        if end == text.len() || tokens(&encoded) > limit.saturating_add(16) {
-            return Ok(encoded);
-        }
-        bytes = bytes.saturating_mul(2);
-    }
-}
-
 /// Returns the position of each document's first token, in a text whose tokens begin at the bytes `starts`.
 fn first_tokens(documents: &[String], starts: &[usize]) -> Vec<usize> {
     let mut at = 0;
@@ -105,21 +83,6 @@ fn first_tokens(documents: &[String], starts: &[usize]) -> Vec<usize> {
         at += document.len() + SEPARATOR.len();
     }
     firsts
-}
-
-/// Returns what the tokenizer puts before every text by habit, often nothing.
-///
-/// # Errors
-/// [`Error::Tokenizer`] if the tokenizer refuses the empty text.
-pub fn begin_tokens(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode("", true).map_err(refused)?;
-    // A tokenizer that ends texts by habit too would end the empty one.
-    ids.retain(|&id| Some(id) == tokenizer.bos_id());
-    Ok(ids)
-}
-
-fn refused(error: sharp_model::Error) -> Error {
-    Error::Tokenizer { what: error.to_string() }
 }
 
 #[cfg(test)]
