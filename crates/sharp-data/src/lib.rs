@@ -36,7 +36,7 @@ pub use lines::MAX_LINE_BYTES;
 pub use overlap::{NGRAM_WORDS, Overlap, SHORTEST_WORDS, overlap, without_overlap};
 pub use pack::{Encode, PackOptions, TokenBlocks, encode_document, encode_pair, pack};
 pub use plain::begin_tokens;
-pub use read::{Documents, read, read_text};
+pub use read::{Documents, read, read_texts};
 pub use rng::{SplitMix, shuffle};
 pub use spec::{DataSpec, View};
 pub use split::{Split, side, split};

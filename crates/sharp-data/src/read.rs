@@ -16,6 +16,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
+use sharp_schema::Side;
 
 use crate::chat::Chat;
 use crate::document::{Document, text_key};
@@ -26,6 +27,7 @@ use crate::lines::{Lines, MAX_LINE_BYTES};
 use crate::olmo;
 use crate::parquet::Rows;
 use crate::spec::{DataSpec, View};
+use crate::split::side;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
@@ -361,32 +363,41 @@ pub fn read(spec: &DataSpec, chat: Option<&Chat>) -> Result<Vec<Document>> {
     Ok(docs)
 }
 
-/// Reads one long text to measure perplexity on: a text file as it stands (line ends become `\n`), of other
-/// files the documents with a blank line between them.
+/// Reads what perplexity is measured on: the documents on one side of the [`split`](crate::split). Of a plain
+/// text file of which all is asked it is the file as it stands (line ends become `\n`).
 ///
 /// # Errors
-/// As [`read`].
-pub fn read_text(spec: &DataSpec, chat: Option<&Chat>) -> Result<String> {
-    if !Format::of(&spec.path).has_rows() && spec.limit.is_none() && spec.view != View::Passage {
-        let mut lines = Lines::open(&spec.path)?;
-        let mut text = String::new();
-        while let Some(line) = lines.next_line() {
-            let line = line?;
-            let bare = line.strip_suffix('\n').unwrap_or(line);
-            text.push_str(bare.strip_suffix('\r').unwrap_or(bare));
-            if bare.len() < line.len() {
-                text.push('\n');
-            }
-        }
-        return Ok(text);
+/// As [`read`] and [`split`](crate::split); [`Error::File`] if there is nothing on that side.
+pub fn read_texts(
+    spec: &DataSpec,
+    chat: Option<&Chat>,
+    part: Side,
+    held_out: f64,
+    seed: u64,
+) -> Result<Vec<String>> {
+    let plain = !Format::of(&spec.path).has_rows() && spec.limit.is_none() && spec.view != View::Passage;
+    let texts: Vec<String> = if plain && part == Side::All {
+        vec![whole(&spec.path)?]
+    } else {
+        side(read(spec, chat)?, part, held_out, seed)?.iter().map(Document::full_text).collect()
+    };
+    if texts.iter().all(String::is_empty) {
+        let what = format!("no text on the {part} side of the split; give more text");
+        return Err(Error::File { path: spec.path.clone(), what });
     }
+    Ok(texts)
+}
+
+/// Reads a text file as it stands; line ends become `\n`.
+fn whole(path: &Path) -> Result<String> {
+    let mut lines = Lines::open(path)?;
     let mut text = String::new();
-    for doc in Documents::open(spec, chat)? {
-        if !text.is_empty() {
-            text.push_str("\n\n");
-        }
-        for (piece, _) in doc?.pieces() {
-            text.push_str(piece);
+    while let Some(line) = lines.next_line() {
+        let line = line?;
+        let bare = line.strip_suffix('\n').unwrap_or(line);
+        text.push_str(bare.strip_suffix('\r').unwrap_or(bare));
+        if bare.len() < line.len() {
+            text.push('\n');
         }
     }
     Ok(text)

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
-use sharp_data::{Chat, DataSpec, Document, Documents, Shots, Task, View, read, read_text};
+use sharp_data::{Chat, DataSpec, Document, Documents, Shots, Task, View, read, read_texts};
+use sharp_schema::Side;
 use tempfile::TempDir;
 
 struct Dir(TempDir);
@@ -61,13 +62,20 @@ fn articles_of_wikitext() {
 #[test]
 fn whole_texts_for_perplexity() {
     let dir = Dir::new();
+    let all = |path: &Path| read_texts(&DataSpec::new(path), None, Side::All, 0.2, 1).unwrap();
     let text = " = T = \n \n a <unk> \n\n\n b";
-    let path = dir.file("w.tokens", text);
-    assert_eq!(read_text(&DataSpec::new(&path), None).unwrap(), text);
-    let path = dir.file("crlf.txt", "a\r\nb\n");
-    assert_eq!(read_text(&DataSpec::new(&path), None).unwrap(), "a\nb\n");
+    assert_eq!(all(&dir.file("w.tokens", text)), [text]);
+    assert_eq!(all(&dir.file("crlf.txt", "a\r\nb\n")), ["a\nb\n"]);
     let path = dir.file("x.jsonl", "{\"text\": \"a\"}\n{\"prompt\": \"b\", \"completion\": \"c\"}\n");
-    assert_eq!(read_text(&DataSpec::new(&path), None).unwrap(), "a\n\nbc");
+    assert_eq!(all(&path), ["a", "bc"]);
+    // A side of a text file holds documents.
+    let path = dir.file("blocks.txt", "one\n\ntwo\n\n\nthree\n");
+    let side = |side| read_texts(&DataSpec::new(&path), None, side, 0.4, 1).unwrap();
+    let mut sides = [side(Side::Train), side(Side::Validation), side(Side::HeldOut)].concat();
+    sides.sort_unstable();
+    assert_eq!(sides, ["one", "three", "two"]);
+    let said = read_texts(&DataSpec::new(dir.file("none.txt", "\r\n")), None, Side::Train, 0.2, 1);
+    assert!(said.unwrap_err().to_string().contains("none.txt"));
 }
 
 #[test]

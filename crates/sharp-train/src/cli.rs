@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use sharp_data::{Chat, DataSpec, Document, PackOptions, Text, TokenBlocks, pack, read, side, split};
+use sharp_data::{Chat, DataSpec, Document, PackOptions, Text, TokenBlocks, pack, read, read_texts, split};
 use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{ModelSource, Plan, Recovery};
@@ -443,9 +443,8 @@ fn texts(path: &Path, model: &Path) -> Result<Vec<(String, TokenBlocks)>> {
     let tokenizer = Tokenizer::load(model)?;
     let chat = Chat::from_tokenizer(&tokenizer);
     let rows = |text: &TextRequest<DataSpec>| -> Result<_> {
-        let all = read(&text.data, chat.as_ref())?;
-        let documents = side(all, text.split, request.held_out, request.seed)?;
-        let documents: Vec<String> = documents.iter().map(Document::full_text).collect();
+        let documents =
+            read_texts(&text.data, chat.as_ref(), text.split, request.held_out, request.seed)?;
         let whole = Text::new(&text.name, &tokenizer, &documents, text.tokens)?;
         let rows = whole.rows(request.window, request.stride)?;
         Ok((whole.name, rows))

@@ -17,7 +17,6 @@ use sharp_schema::evaluation::{self, RowRequest, TaskRequest, default_held_out};
 
 use crate::Global;
 use crate::commands::export;
-use crate::data;
 use crate::hub;
 use crate::output::{self, Output};
 
@@ -147,8 +146,7 @@ fn open(rows: &[RowRequest], threads: usize) -> Result<Vec<Model>> {
 }
 
 fn text(request: &TextRequest, all: &Request, tokenizer: &Tokenizer, chat: Option<&Chat>) -> Result<Text> {
-    let documents = data::documents(&request.data, request.split, all.held_out, all.seed, chat)?;
-    let texts: Vec<String> = documents.iter().map(sharp_data::Document::full_text).collect();
+    let texts = sharp_data::read_texts(&request.data, chat, request.split, all.held_out, all.seed)?;
     Ok(Text::new(&request.name, tokenizer, &texts, request.tokens)?)
 }
 
