@@ -110,16 +110,16 @@ impl Command {
     fn models(&mut self) -> Vec<&mut PathBuf> {
         match self {
             Self::Import(args) => vec![&mut args.source],
-            Self::Analyze(args) => vec![&mut args.model],
-            Self::Plan(args) => vec![&mut args.model],
-            Self::Export(args) => vec![&mut args.source.model],
-            Self::Quantize(args) => vec![&mut args.source.model],
+            Self::Analyze(args) => vec![args.model.path_mut()],
+            Self::Plan(args) => vec![args.model.path_mut()],
+            Self::Export(args) => vec![args.source.model.path_mut()],
+            Self::Quantize(args) => vec![args.source.model.path_mut()],
             Self::Evaluate(args) => args.model.iter_mut().map(|named| &mut named.value).collect(),
             Self::Benchmark(args) => args.model.iter_mut().collect(),
-            Self::Generate(args) => vec![&mut args.model.model],
-            Self::Chat(args) => vec![&mut args.model.model],
-            Self::Serve(args) => vec![&mut args.model.model],
-            Self::Inspect(args) => vec![&mut args.model],
+            Self::Generate(args) => vec![args.model.path_mut()],
+            Self::Chat(args) => vec![args.model.path_mut()],
+            Self::Serve(args) => vec![args.model.path_mut()],
+            Self::Inspect(args) => vec![args.model.path_mut()],
             Self::Report(_) | Self::Synth(_) | Self::Doctor(_) | Self::Completions(_) | Self::Man(_) => {
                 Vec::new()
             }

@@ -371,3 +371,47 @@ fn a_path_without_a_model_is_refused_by_every_command_alike() {
         );
     }
 }
+
+/// What `sharp --json inspect` says of a model.
+fn inspected(model: &[&std::ffi::OsStr]) -> Value {
+    let output = sharp().args(["--json", "inspect"]).args(model).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn inspect_says_what_a_person_wants_to_know_of_a_model() {
+    let path = model().as_os_str();
+    let contents = inspected(&[path]);
+    assert_eq!(contents, inspected(&["--model".as_ref(), path]));
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(model().join("config.json")).unwrap()).unwrap();
+    assert_eq!(contents["config"]["max_position_embeddings"], config["max_position_embeddings"]);
+    // A token for each byte, and an end; the vocabulary is rounded up.
+    assert_eq!(contents["tokenizer"]["tokens"], 257);
+    assert_eq!(contents["tokenizer"]["chat_template"], true);
+    assert_eq!(contents["tokenizer"].get("chat_template_error"), None);
+    assert_eq!(contents["training_refusal"], Value::Null);
+
+    let spoilt = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(model()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), spoilt.path().join(file.file_name())).unwrap();
+    }
+    let mut other = config;
+    (other["architectures"], other["model_type"]) = (json!(["MistralForCausalLM"]), json!("mistral"));
+    (other["sliding_window"], other["max_position_embeddings"]) = (json!(20), json!(77));
+    fs::write(spoilt.path().join("config.json"), other.to_string()).unwrap();
+    fs::write(spoilt.path().join("chat_template.jinja"), "{% for %}").unwrap();
+    let contents = inspected(&[spoilt.path().as_os_str()]);
+    assert_eq!(contents["config"]["max_position_embeddings"], 77);
+    assert!(contents["tokenizer"]["chat_template_error"].as_str().unwrap().contains("line 1"), "{contents}");
+    assert!(contents["training_refusal"].as_str().unwrap().contains("sliding-window"), "{contents}");
+
+    fs::write(spoilt.path().join("tokenizer.json"), "{").unwrap();
+    let contents = inspected(&[spoilt.path().as_os_str()]);
+    assert_eq!(contents["tokenizer"], Value::Null);
+    assert!(contents["tokenizer_error"].as_str().unwrap().contains("tokenizer.json"), "{contents}");
+    let twice = sharp().args(["inspect", "a", "--model", "b"]).output().unwrap();
+    assert!(!twice.status.success());
+}

@@ -25,6 +25,6 @@ pub use manifest::this_machine;
 pub use process::{request_stop, stop_requested};
 pub use programs::{InFolder, Program, ProgramPaths, Programs};
 pub use run_folder::{Run, lock};
-pub use stages::{CommandLine, Stage, Step};
+pub use stages::{CommandLine, Stage, Step, for_shell};
 pub use study::Study;
 pub use workspace::{Workspace, cache};

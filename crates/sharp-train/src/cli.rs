@@ -443,8 +443,7 @@ fn texts(path: &Path, model: &Path) -> Result<Vec<(String, TokenBlocks)>> {
     let tokenizer = Tokenizer::load(model)?;
     let chat = Chat::from_tokenizer(&tokenizer);
     let rows = |text: &TextRequest<DataSpec>| -> Result<_> {
-        let documents =
-            read_texts(&text.data, chat.as_ref(), text.split, request.held_out, request.seed)?;
+        let documents = read_texts(&text.data, chat.as_ref(), text.split, request.held_out, request.seed)?;
         let whole = Text::new(&text.name, &tokenizer, &documents, text.tokens)?;
         let rows = whole.rows(request.window, request.stride)?;
         Ok((whole.name, rows))

@@ -29,9 +29,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let model = run.path(QUANTIZE).join(COMPRESSED_MODEL);
     if !model.is_file() {
         bail!(
-            "{} is not made yet: run `cargo xtask pipeline --config {}` first",
+            "{} is not made yet: run `cargo xtask pipeline {}` first",
             paths::shown(&model),
-            args.run.config.display()
+            args.run.for_shell()
         );
     }
     let programs = build::provide(&[Program::Sharp])?;

@@ -31,6 +31,14 @@ impl RunArgs {
     pub(crate) fn resolve(&self) -> Result<Run> {
         Ok(Run::resolve(&paths::workspace()?, &self.config, &self.overrides, self.out.as_deref())?)
     }
+
+    /// Formats the options as a shell takes them: another command with them speaks of the same run.
+    pub(crate) fn for_shell(&self) -> String {
+        let mut words = vec!["--config".to_owned(), self.config.display().to_string()];
+        words.extend(self.overrides.iter().flat_map(|value| ["--set".to_owned(), value.clone()]));
+        words.extend(self.out.iter().flat_map(|out| ["--out".to_owned(), out.display().to_string()]));
+        sharp_pipeline::for_shell(words.iter().map(String::as_str))
+    }
 }
 
 /// Takes the name of a stage.
@@ -123,7 +131,7 @@ fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
                 .iter()
                 .flat_map(|step| &step.command_lines)
             {
-                println!("{:18} $ {}", "", line.shown(&run).join(" "));
+                println!("{:18} $ {}", "", line.for_shell(&run));
             }
         }
     }
@@ -141,8 +149,8 @@ fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {
         eprintln!("\n{}: {total:.0} s in all", paths::shown(&run.folder));
         if let (Some(report), None) = (&report, span.until) {
             eprintln!(
-                "report: {report}\ntry it: cargo xtask generate --config {} --prompt \"Hello\"",
-                args.config.display()
+                "report: {report}\ntry it: cargo xtask generate {} --prompt \"Hello\"",
+                args.for_shell()
             );
         }
     }
@@ -162,7 +170,7 @@ fn refuse_untrainable(run: &Run, outcomes: &[Outcome]) -> Result<()> {
     };
     let mut command = Command::new(build::provide(&[line.program])?.path(line.program)?);
     command.args(&line.arguments).stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr()));
-    let shown = line.shown(run).join(" ");
+    let shown = line.for_shell(run);
     if !command.status().with_context(|| format!("starting {shown}"))?.success() {
         bail!("the run would stop at its first command: {shown}");
     }

@@ -10,6 +10,7 @@ use sharp_progress::Terminal;
 
 use crate::Global;
 use crate::data::DataArgs;
+use crate::model::ModelArg;
 use crate::output::Output;
 
 /// Measure how alike the layers are.
@@ -18,10 +19,8 @@ use crate::output::Output;
     after_help = "Example:\n  sharp analyze --model original --data prose.txt --out analysis --delta-nll 2048"
 )]
 pub(crate) struct Args {
-    /// The original model: a Hugging Face directory or a GGUF file (whose values are computed with as they
-    /// are, in float32).
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
     #[command(flatten)]
     data: DataArgs,
     /// The folder for similarity.json and similarity.html.
@@ -43,13 +42,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     let options = Options { threads: global.threads(), ..Options::default() };
-    let model = match Stored::at(&args.model)? {
+    let model = match Stored::at(args.model.path())? {
         // To run it, its blocks would be rounded to what the kernels take.
         Stored::Gguf(file) => Model::from_source(&ModelSource::open(file)?, &options)?,
-        _ => Model::open(&args.model, &options)?,
+        _ => Model::open(args.model.path(), &options)?,
     };
     let DataArgs { data, part } = &args.data;
-    let sequences = part.sequences(data, &args.model, args.seq_len, args.tokens)?;
+    let sequences = part.sequences(data, args.model.path(), args.seq_len, args.tokens)?;
     let options = sharp_similarity::Options {
         window: args.window,
         delta_nll_tokens: args.delta_nll.unwrap_or(0),

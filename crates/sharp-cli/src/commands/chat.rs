@@ -153,12 +153,12 @@ impl Input {
 
 impl Conversation {
     fn open(args: &Args, threads: usize) -> Result<Self> {
-        let model = Model::open(&args.model.model, &Options { threads, ..Options::default() })?;
-        let tokenizer = open_tokenizer(&args.model.model)?;
+        let model = Model::open(args.model.path(), &Options { threads, ..Options::default() })?;
+        let tokenizer = open_tokenizer(args.model.path())?;
         let Some(chat) = Chat::from_tokenizer(&tokenizer) else {
             bail!(
                 "{} has no chat template; `sharp generate` goes on from a text",
-                args.model.model.display()
+                args.model.path().display()
             );
         };
         let longest = model.config().max_position_embeddings;

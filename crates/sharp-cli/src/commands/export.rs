@@ -13,6 +13,7 @@ use sharp_model::{
 use sharp_progress::{Progress, Terminal};
 
 use crate::Global;
+use crate::model::ModelArg;
 use crate::output::{self, Output};
 
 /// Write the compressed model as a compact checkpoint, and as a dense one or a GGUF file for other tools.
@@ -55,9 +56,8 @@ pub(crate) struct Args {
 /// A model as it lies, or an original with a plan and recovery parameters laid over it.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SourceArgs {
-    /// The model: a Hugging Face directory, dense or compact, or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
     /// A sharing plan to lay over it.
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
@@ -70,7 +70,7 @@ pub(crate) struct SourceArgs {
 impl SourceArgs {
     /// The resolved model.
     pub(crate) fn open(&self) -> Result<ModelSource> {
-        open(&self.model, self.plan.as_deref(), self.recovery.as_deref())
+        open(self.model.path(), self.plan.as_deref(), self.recovery.as_deref())
     }
 }
 

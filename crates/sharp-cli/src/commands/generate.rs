@@ -122,7 +122,7 @@ impl Written {
 }
 
 pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
-    let runner = Runner::open(&args.model.model, global.threads())?;
+    let runner = Runner::open(args.model.path(), global.threads())?;
     let text = if args.prompt == "-" {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).context("reading the prompt from standard input")?;
@@ -132,7 +132,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     };
     let prompt = if args.chat {
         let Some(chat) = Chat::from_tokenizer(&runner.tokenizer) else {
-            bail!("{} has no chat template; leave --chat out", args.model.model.display());
+            bail!("{} has no chat template; leave --chat out", args.model.path().display());
         };
         runner.tokenizer.encode(&chat.render(&[Message::new("user", text)], true)?, false)?
     } else {

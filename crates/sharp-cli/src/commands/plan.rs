@@ -9,6 +9,7 @@ use sharp_similarity::{Metric, Report};
 use sharp_strategy::{Budget, Cost, Explicit, Form, LayerCosts, Options, Strategy, StrategyName};
 
 use crate::Global;
+use crate::model::ModelArg;
 use crate::output::{self, Output};
 
 /// Choose what each layer has in place of its MLP.
@@ -17,9 +18,8 @@ use crate::output::{self, Output};
     after_help = "Example:\n  sharp plan --model original --similarity similarity.json --strategy optimal --remove 0.2 --out plan.toml"
 )]
 pub(crate) struct Args {
-    /// The original model: a Hugging Face directory or a GGUF file.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
     /// What `sharp analyze` measured; the patterns (pairs, back, front, groups) and explicit can do without
     /// it.
     #[arg(long, value_name = "FILE")]
@@ -90,7 +90,7 @@ struct Summary<'a> {
 }
 
 pub(crate) fn run(args: Args, _global: &Global, output: &Output) -> Result<()> {
-    let config = Stored::at(&args.model)?.config()?;
+    let config = Stored::at(args.model.path())?.config()?;
     let costs = match &args.similarity {
         Some(path) => {
             let text =

@@ -88,11 +88,11 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         KvCache::F32 => DType::F32,
     });
     let model = Model::open(
-        &args.model.model,
+        args.model.path(),
         &Options { threads: global.threads(), kv_cache, ..Options::default() },
     )?;
-    let tokenizer = open_tokenizer(&args.model.model)?;
-    let name = args.name.unwrap_or_else(|| hub::name(&args.model.model));
+    let tokenizer = open_tokenizer(args.model.path())?;
+    let name = args.name.unwrap_or_else(|| hub::name(args.model.path()));
     let mut options = ServeOptions::default();
     options.model_name = name.clone();
     options.context = args.context;

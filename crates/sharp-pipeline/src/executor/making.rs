@@ -114,7 +114,7 @@ impl<'a> Making<'a> {
             return Err(Error::StageFailed {
                 stage: step.stage.name().to_owned(),
                 status,
-                command: line.shown(run).join(" "),
+                command: line.for_shell(run),
             });
         }
         Ok(usage)

@@ -68,4 +68,14 @@ impl CommandLine {
             |argument: &OsString| argument.to_string_lossy().replace(&run_folder, "").replace(&root, "");
         std::iter::once(self.program.name().to_owned()).chain(self.arguments.iter().map(shorten)).collect()
     }
+
+    /// Formats [`CommandLine::shown`] as one line for a shell, quoted where it has to be.
+    pub fn for_shell(&self, run: &Run) -> String {
+        for_shell(self.shown(run).iter().map(String::as_str))
+    }
+}
+
+/// Formats words as one line for a shell, quoted where they have to be.
+pub fn for_shell<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    shlex::Quoter::new().allow_nul(true).join(words).expect("quoting fails only at a NUL, which is allowed")
 }

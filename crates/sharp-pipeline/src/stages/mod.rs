@@ -23,7 +23,7 @@ use crate::config::ModelSource;
 use crate::error::Result;
 use crate::run_folder::Run;
 
-pub use command_line::CommandLine;
+pub use command_line::{CommandLine, for_shell};
 #[cfg(test)]
 pub(crate) use settings::Settings;
 pub use stage::Stage;
