@@ -9,6 +9,7 @@ mod export;
 mod family;
 mod features;
 pub mod gguf;
+mod json;
 mod layout;
 mod model;
 pub mod names;

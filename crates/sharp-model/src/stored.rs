@@ -45,6 +45,12 @@ impl Stored {
             }
             return Ok(Self::Gguf(gguf_in(path)?));
         }
+        if !meta.is_file() {
+            return Err(Error::unsupported(
+                path,
+                "neither a regular file nor a folder; write it to a file first",
+            ));
+        }
         let mut magic = Vec::new();
         let file = fs::File::open(path).map_err(Error::io(path))?;
         file.take(packed::MAGIC.len() as u64).read_to_end(&mut magic).map_err(Error::io(path))?;

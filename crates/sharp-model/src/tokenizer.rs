@@ -6,18 +6,27 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 use tokenizers::AddedToken;
 
+use crate::checkpoint::hf::read_text;
 use crate::ends::turn_ends;
 use crate::error::{Error, Result};
+use crate::json;
 
 /// Tokens a stream may hold back waiting for the rest of a character before it gives up on it. A character
 /// has at most four bytes, so only text that is no UTF-8 at all gets here.
 const MAX_PENDING: usize = 32;
+
+/// The largest `tokenizer.json` believed, in bytes. Those of 260,000 tokens have 35 MB.
+const MAX_TOKENIZER: u64 = 256 << 20;
+/// The largest file of settings beside it.
+const MAX_SETTINGS: u64 = 16 << 20;
+/// The largest chat template.
+const MAX_TEMPLATE: u64 = 1 << 20;
 
 /// A checkpoint's tokenizer.
 pub struct Tokenizer {
@@ -53,11 +62,11 @@ impl Tokenizer {
             };
             return Err(Error::missing(dir, hint));
         }
-        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let text = read_text(&path, MAX_TOKENIZER)?;
         let mut config = optional_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let jinja = dir.join("chat_template.jinja");
         if jinja.is_file() {
-            let template = fs::read_to_string(&jinja).map_err(Error::io(&jinja))?;
+            let template = read_text(&jinja, MAX_TEMPLATE)?;
             if !template.trim().is_empty() {
                 config.insert("chat_template".into(), Json::String(template));
             }
@@ -71,7 +80,7 @@ impl Tokenizer {
                 eos.extend(eos_ids(&file));
             }
         }
-        Self::from_parts(&path, &text, config, &eos)
+        Self::from_parts(&path, text.as_bytes(), config, &eos)
     }
 
     /// Builds a tokenizer from the contents of `tokenizer.json` and `tokenizer_config.json`. `eos` are
@@ -81,9 +90,15 @@ impl Tokenizer {
     /// that only the configuration's `added_tokens_decoder` knows are added.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if `json` is no tokenizer, if the configuration's special tokens are not in it,
-    /// or if an added token cannot have the id that the configuration gives it.
+    /// [`Error::Json`] if `json` is not JSON; [`Error::Tokenizer`] if it is no tokenizer, if the
+    /// configuration's special tokens are not in it, or if an added token cannot have the id that the
+    /// configuration gives it.
     pub fn from_parts(path: &Path, json: &[u8], config: Map<String, Json>, eos: &[u32]) -> Result<Self> {
+        json::check_tokenizer(path, json)?;
+        unwound(path, || Self::build(path, json, config, eos))
+    }
+
+    fn build(path: &Path, json: &[u8], config: Map<String, Json>, eos: &[u32]) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(path, e))?;
         inner.with_truncation(None).map_err(|e| failed(path, e))?;
         inner.with_padding(None);
@@ -112,6 +127,11 @@ impl Tokenizer {
         Ok(Self { inner, path: path.to_path_buf(), config, chat_template, bos, eos: all, ends, special })
     }
 
+    /// Calls the library.
+    fn call<T>(&self, call: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T> {
+        unwound(&self.path, || call(&self.inner).map_err(|e| failed(&self.path, e)))
+    }
+
     /// Number of tokens, added ones included. The model's `vocab_size` may be larger (padding).
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -124,7 +144,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| failed(&self.path, e))?;
+        let encoding = self.call(|inner| inner.encode_fast(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -134,7 +154,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_starts(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>)> {
-        let encoding = self.inner.encode(text, false).map_err(|e| failed(&self.path, e))?;
+        let encoding = self.call(|inner| inner.encode(text, false))?;
         let starts = encoding.get_offsets().iter().map(|&(start, _)| start).collect();
         Ok((encoding.get_ids().to_vec(), starts))
     }
@@ -144,8 +164,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_batch(&self, texts: &[&str], add_special: bool) -> Result<Vec<Vec<u32>>> {
-        let all =
-            self.inner.encode_batch_fast(texts.to_vec(), add_special).map_err(|e| failed(&self.path, e))?;
+        let all = self.call(|inner| inner.encode_batch_fast(texts.to_vec(), add_special))?;
         Ok(all.into_iter().map(|e| e.get_ids().to_vec()).collect())
     }
 
@@ -154,7 +173,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|e| failed(&self.path, e))
+        self.call(|inner| inner.decode(ids, false))
     }
 
     /// The text of `ids` without special tokens.
@@ -162,7 +181,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn decode_text(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| failed(&self.path, e))
+        self.call(|inner| inner.decode(ids, true))
     }
 
     /// Starts decoding tokens one by one. `context` is what came before (the prompt); only its last tokens
@@ -299,12 +318,25 @@ fn failed(path: &Path, what: impl fmt::Display) -> Error {
     Error::Tokenizer { path: path.to_path_buf(), what: what.to_string() }
 }
 
+/// Turns a panic of the library into an error. It trusts what `tokenizer.json` says of normalisers,
+/// pre-tokenizers and decoders.
+fn unwound<T>(path: &Path, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let said = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it does not say why");
+        let what = format!(
+            "the `tokenizers` library fails on what its file says ({said}); a normalizer, pre-tokenizer or decoder \
+             makes no sense, or the file is damaged: fetch it again, or save it again with transformers"
+        );
+        Err(failed(path, what))
+    })
+}
+
 fn optional_json(path: &Path) -> Result<Option<Map<String, Json>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&text).map(Some).map_err(Error::json(path))
+    json::parse(path, read_text(path, MAX_SETTINGS)?.as_bytes()).map(Some)
 }
 
 /// Puts the tokens of an `added_tokens.json`, text to id, among a configuration's `added_tokens_decoder`.

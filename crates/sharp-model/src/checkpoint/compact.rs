@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 use super::hf::read_text;
 use crate::config::{ModelConfig, object};
 use crate::error::{Error, Result};
+use crate::json;
 use crate::plan::Plan;
 use crate::tokenizer::eos_ids;
 
-/// Largest file of settings believed.
-const MAX_JSON: u64 = 16 << 20;
+/// The largest `config.json` or `generation_config.json` believed, in bytes.
+const MAX_JSON: u64 = 1 << 20;
 
 impl ModelConfig {
     /// Reads the text of a `config.json`. A compact checkpoint's `sharp_config` is left out; see
@@ -61,7 +62,7 @@ pub(crate) fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<Plan>)>
     let generation = path.join("generation_config.json");
     if generation.is_file() {
         let text = read_text(&generation, MAX_JSON)?;
-        let named: Map<String, Value> = serde_json::from_str(&text).map_err(Error::json(&generation))?;
+        let named: Map<String, Value> = json::parse(&generation, text.as_bytes())?;
         for id in eos_ids(&named) {
             // What has no row of the head is never chosen.
             if (id as usize) < config.vocab_size && !config.eos_token_ids.contains(&id) {
@@ -79,7 +80,7 @@ pub(crate) fn load_with_plan(path: &Path) -> Result<(ModelConfig, Option<Plan>)>
 /// [`Error::Json`], [`Error::Config`] with the key at fault, [`Error::Unsupported`] for another architecture,
 /// [`Error::Plan`] for a plan that does not fit.
 pub(crate) fn parse_with_plan(path: &Path, text: &str) -> Result<(ModelConfig, Option<Plan>)> {
-    let mut raw: Map<String, Value> = serde_json::from_str(text).map_err(Error::json(path))?;
+    let mut raw: Map<String, Value> = json::parse(path, text.as_bytes())?;
     let sharp = raw.remove("sharp_config");
     let named_compact =
         raw.get("model_type").and_then(Value::as_str).is_some_and(|t| t.starts_with("sharp_"));

@@ -15,10 +15,13 @@ use sharp_quant::DType;
 use crate::checkpoint::mmap::map_file;
 use crate::checkpoint::source::{TensorBytes, TensorInfo, TensorSource};
 use crate::error::{Error, Result};
+use crate::json;
 
 /// File names of a Hugging Face folder.
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// The largest index, and the largest header of a safetensors file, in bytes: 150,000 tensors have 16 MB.
+const MAX_HEADER: u64 = 16 << 20;
 
 /// A folder with `model.safetensors`, or with shards and `model.safetensors.index.json`; or one safetensors
 /// file.
@@ -76,8 +79,7 @@ impl HfCheckpoint {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let text = read_text(index, 100 << 20)?;
-        let Index { weight_map } = serde_json::from_str(&text).map_err(Error::json(index))?;
+        let Index { weight_map } = json::parse(index, read_text(index, MAX_HEADER)?.as_bytes())?;
         if weight_map.is_empty() {
             return Err(Error::malformed(index, "weight_map is empty"));
         }
@@ -178,6 +180,13 @@ struct Entry {
 impl SafetensorsFile {
     fn open(path: &Path) -> Result<Self> {
         let map = map_file(path)?;
+        if let Some(length) = map.first_chunk().map(|length| u64::from_le_bytes(*length))
+            && length > MAX_HEADER
+        {
+            let what =
+                format!("its header would have {length} bytes, the limit is {MAX_HEADER}: is it damaged?");
+            return Err(Error::malformed(path, what));
+        }
         // Checks the header's length, that offsets neither overlap nor leave gaps, that every size is its
         // shape's, and that the data ends where the file does.
         let (header, metadata) = SafeTensors::read_metadata(&map)
@@ -206,10 +215,15 @@ fn float_type(dtype: Dtype) -> Option<DType> {
 
 /// Reads a text file of at most `most` bytes; a larger one is refused unread.
 pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
-    let file = File::open(path).map_err(|e| match e.kind() {
+    let failed = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::NotFound => Error::missing(path, "no such file"),
         _ => Error::io(path)(e),
-    })?;
+    };
+    // A pipe without a writer would be waited for as long as there is none.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(Error::malformed(path, "not a regular file"));
+    }
+    let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     // The limit holds for what is read, whatever the file system says the length is.
     file.take(most + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;

@@ -43,6 +43,15 @@ const COMPANIONS: &[&str] = &[
     CARD_FILE,
 ];
 
+/// Those of them without which the result would be another model.
+const READ: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
 /// Writes the checkpoint `source` (a Hugging Face folder, a GGUF file, or a folder with one GGUF file in it)
 /// to the folder `out`, all weights in `dtype` (F32, F16 or BF16). `out` changes only when everything has
 /// been written.
@@ -155,13 +164,38 @@ fn open_folder(folder: &Path) -> Result<Opened> {
     let stored = HfCheckpoint::open(folder)?.under_plain_names(model_config.tie_word_embeddings);
     let checkpoint = fused::split(&model_config, stored)?;
     let model = ModelSource::new(model_config, None, checkpoint)?;
-    let copies: Vec<PathBuf> = COMPANIONS.iter().map(|n| folder.join(n)).filter(|p| p.is_file()).collect();
+    let copies = companions(folder)?;
     if folder.join("tokenizer.json").is_file() {
         Tokenizer::load(folder)?;
     } else {
         tracing::warn!(folder = %folder.display(), "no tokenizer.json: the model can be run on token ids only");
     }
     Ok(Opened { path: folder.to_path_buf(), model, config, files: Vec::new(), copies })
+}
+
+/// Lists the files that come along. A link that leads out of the folder is not followed: whoever made the
+/// folder would choose a file of the user's that becomes a part of the result.
+fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
+    let files = COMPANIONS.iter().map(|name| folder.join(name)).filter(|path| path.is_file());
+    let mut inside = Vec::new();
+    for path in files {
+        let real = path.canonicalize().map_err(Error::io(&path))?;
+        let home = folder.canonicalize().map_err(Error::io(folder))?;
+        // The Hub's cache: snapshots/REVISION/NAME leads to blobs/DIGEST.
+        let blobs = home.parent().and_then(Path::parent).map(|model| model.join("blobs"));
+        if real.starts_with(&home) || real.parent().is_some_and(|parent| Some(parent) == blobs.as_deref()) {
+            inside.push(path);
+            continue;
+        }
+        let target = real.display();
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if READ.contains(&name) {
+            let what = format!("a link to {target}, out of the checkpoint's folder; put a copy in its place");
+            return Err(Error::unsupported(path, what));
+        }
+        tracing::warn!("{}: left out, since it is a link to {target}, out of the folder", path.display());
+    }
+    Ok(inside)
 }
 
 /// The writer names the folder it writes to; a bad value is the source's.

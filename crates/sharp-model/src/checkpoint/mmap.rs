@@ -37,11 +37,12 @@ pub(crate) fn read_file(path: &Path) -> Result<Arc<Mmap>> {
 
 /// A regular file that is not empty, and its length.
 fn open(path: &Path) -> Result<(File, u64)> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let meta = file.metadata().map_err(Error::io(path))?;
-    if !meta.is_file() {
+    // A pipe without a writer would be waited for as long as there is none.
+    if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
         return Err(Error::malformed(path, "not a regular file"));
     }
+    let file = File::open(path).map_err(Error::io(path))?;
+    let meta = file.metadata().map_err(Error::io(path))?;
     if meta.len() == 0 {
         return Err(Error::malformed(path, "the file is empty"));
     }

@@ -75,7 +75,7 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<(Header, usize)> {
     let Some(json) = rest.get(..len as usize) else {
         return Err(bad(format!("the file ends within its header: {len} bytes, {} are there", rest.len())));
     };
-    let raw: RawHeader = serde_json::from_slice(json).map_err(Error::json(path))?;
+    let raw: RawHeader = crate::json::parse(path, json)?;
     let start = data_start(len);
     let blobs = check_blobs(path, raw.blobs, (file.len() as u64).saturating_sub(start))?;
     if let Some((name, blob)) = raw.tensors.iter().find(|(_, b)| **b >= blobs.len()) {

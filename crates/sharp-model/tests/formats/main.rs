@@ -17,6 +17,7 @@ mod raw;
 mod stored;
 mod tokenizer_files;
 mod tokens;
+mod untrusted;
 
 use std::path::PathBuf;
 
