@@ -14,6 +14,23 @@ pub const MAX_LINE_BYTES: usize = 64 << 20;
 
 const BUFFER: usize = 1 << 16;
 
+/// How many times its length a compressed file may have unpacked, beside [`MAX_LINE_BYTES`]. Text packs to a
+/// third, logs to a fiftieth; a file made to fill the memory, to a thousandth.
+const MAX_RATIO: u64 = 128;
+
+/// Returns the length of a regular file, and refuses anything else: a pipe without a writer would be waited
+/// for as long as there is none.
+pub(crate) fn regular(path: &Path) -> Result<u64> {
+    let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if found.is_dir() {
+        return Err(Error::file(path, "is a folder, not a file of data"));
+    }
+    if !found.is_file() {
+        return Err(Error::file(path, "is not a regular file; write what it gives to a file first"));
+    }
+    Ok(found.len())
+}
+
 /// Reads a file line by line, decompressing it if it begins as a gzip file does.
 pub(crate) struct Lines {
     path: PathBuf,
@@ -22,6 +39,8 @@ pub(crate) struct Lines {
     buffer: Vec<u8>,
     limit: usize,
     gzip: bool,
+    /// Bytes that may follow.
+    left: u64,
     done: bool,
 }
 
@@ -31,10 +50,8 @@ impl Lines {
     }
 
     pub(crate) fn open_with_limit(path: &Path, limit: usize) -> Result<Self> {
+        let packed = regular(path)?;
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
-            return Err(Error::file(path, "is a folder, not a file of data"));
-        }
         let mut reader = BufReader::with_capacity(BUFFER, file);
         let start = reader.fill_buf().map_err(|e| Error::io(path, e))?;
         if start.is_empty() {
@@ -48,7 +65,21 @@ impl Lines {
         } else {
             Box::new(reader)
         };
-        Ok(Lines { path: path.to_path_buf(), line: 0, reader, buffer: Vec::new(), limit, gzip, done: false })
+        let left = if gzip {
+            packed.saturating_mul(MAX_RATIO).saturating_add(MAX_LINE_BYTES as u64)
+        } else {
+            u64::MAX
+        };
+        Ok(Lines {
+            path: path.to_path_buf(),
+            line: 0,
+            reader,
+            buffer: Vec::new(),
+            limit,
+            gzip,
+            left,
+            done: false,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -112,6 +143,13 @@ impl Lines {
         if n > self.limit {
             return Err(self.error(format!("the line is longer than {} bytes", self.limit)));
         }
+        let Some(left) = self.left.checked_sub(n as u64) else {
+            return Err(self.error(format!(
+                "the file unpacks to more than {MAX_RATIO} times its length, as one made to fill the memory does; \
+                 unpack it yourself if that is right"
+            )));
+        };
+        self.left = left;
         if let Err(e) = std::str::from_utf8(&self.buffer) {
             let at = e.valid_up_to();
             let hint = match self.buffer.get(..2) {

@@ -23,7 +23,7 @@ use crate::document::{Document, text_key};
 use crate::error::{Error, Result};
 use crate::json::{keys, kind};
 use crate::json_line;
-use crate::lines::{Lines, MAX_LINE_BYTES};
+use crate::lines::{Lines, MAX_LINE_BYTES, regular};
 use crate::olmo;
 use crate::parquet::Rows;
 use crate::spec::{DataSpec, View};
@@ -39,20 +39,24 @@ enum Format {
 
 impl Format {
     /// Tells the format by the name, without a `.gz` at its end; Parquet by its first bytes too.
-    fn of(path: &Path) -> Format {
+    ///
+    /// # Errors
+    /// If it is no regular file.
+    fn of(path: &Path) -> Result<Format> {
+        regular(path)?;
         let mut start = [0; 4];
         let read = File::open(path).and_then(|mut f| f.read_exact(&mut start));
         if read.is_ok() && start == *b"PAR1" {
-            return Format::Parquet;
+            return Ok(Format::Parquet);
         }
         let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
-        match name.rsplit_once('.').map(|(_, e)| e) {
+        Ok(match name.rsplit_once('.').map(|(_, e)| e) {
             Some("jsonl" | "json" | "ndjson") => Format::Json,
             Some("tokens") => Format::Articles,
             Some("parquet") => Format::Parquet,
             _ => Format::Paragraphs,
-        }
+        })
     }
 
     /// Whether a file of it has rows with fields.
@@ -144,7 +148,7 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// If it cannot be opened, is empty, is a folder, or is a text file of which a view of rows is asked.
     pub fn open(spec: &DataSpec, chat: Option<&'a Chat>) -> Result<Self> {
-        let format = Format::of(&spec.path);
+        let format = Format::of(&spec.path)?;
         if !format.has_rows() && !matches!(spec.view, View::Auto | View::Text) {
             return Err(Error::file(
                 &spec.path,
@@ -375,7 +379,7 @@ pub fn read_texts(
     held_out: f64,
     seed: u64,
 ) -> Result<Vec<String>> {
-    let plain = !Format::of(&spec.path).has_rows() && spec.limit.is_none() && spec.view != View::Passage;
+    let plain = !Format::of(&spec.path)?.has_rows() && spec.limit.is_none() && spec.view != View::Passage;
     let texts: Vec<String> = if plain && part == Side::All {
         vec![whole(&spec.path)?]
     } else {

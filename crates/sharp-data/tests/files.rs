@@ -361,3 +361,27 @@ proptest! {
         let _ = Task::load_with(&path, "t", None, Shots::Zero);
     }
 }
+
+#[test]
+fn a_small_file_that_unpacks_to_a_large_one_is_refused_on_the_way() {
+    let dir = Dir::new();
+    let line = "{\"text\": \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}\n";
+    let bomb = gz(line.repeat((100 << 20) / line.len()));
+    assert!(bomb.len() < 400_000, "{} bytes", bomb.len());
+    let bomb = dir.file("bomb.jsonl.gz", bomb);
+    let said = error(&bomb, View::Auto);
+    assert!(said.contains("bomb.jsonl.gz:") && said.contains("128 times its length"), "{said}");
+    // The first rows can be had.
+    let some = DataSpec::new(&bomb).with_limit(Some(3));
+    assert_eq!(read(&some, None).unwrap().len(), 3);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_and_not_waited_for() {
+    let dir = Dir::new();
+    let pipe = dir.0.path().join("rows.jsonl");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let said = error(&pipe, View::Auto);
+    assert!(said.contains("rows.jsonl") && said.contains("not a regular file"), "{said}");
+}

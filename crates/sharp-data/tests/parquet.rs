@@ -118,7 +118,7 @@ fn a_file_is_known_by_its_first_bytes_or_its_name() {
 fn a_giant_page_is_refused_before_it_fills_the_memory() {
     assert!(std::fs::metadata(golden("giant.parquet")).unwrap().len() < 20_000);
     let said = all(&golden("giant.parquet"), View::Auto, None).unwrap_err().to_string();
-    assert!(said.contains("giant.parquet") && said.contains("longer than 67108864 bytes"), "{said}");
+    assert!(said.contains("giant.parquet") && said.contains("longer than 16777216 bytes"), "{said}");
 }
 
 #[test]

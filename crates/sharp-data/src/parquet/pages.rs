@@ -1,6 +1,6 @@
 //! Reads and decompresses the pages of a column, each checked before the `parquet` crate decodes it.
 //!
-//! The crate's decoder trusts a page's numbers: here a page is no longer than a line may be, a dictionary has
+//! The crate's decoder trusts a page's numbers: here a page has at most 16 MB, a dictionary has
 //! no more entries than bytes, and the lengths of texts fit their page.
 
 use std::fs::File;
@@ -18,7 +18,8 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::record::reader::RowIter;
 use parquet::schema::types::Type;
 
-use crate::lines::MAX_LINE_BYTES;
+/// The longest page, in bytes. The decoder holds three times as much for a moment.
+const MAX_PAGE_BYTES: usize = 16 << 20;
 
 /// A file that is read where it is asked for and nowhere beyond its end.
 pub(super) struct Chunks {
@@ -274,13 +275,13 @@ fn decompress(codec: Compression, page: bytes::Bytes, plain: usize) -> ParquetRe
     if matches!(codec, Compression::UNCOMPRESSED) || body.is_empty() {
         return Ok(page);
     }
-    let too_long = || general(&format!("a page is longer than {MAX_LINE_BYTES} bytes"));
+    let too_long = || general(&format!("a page is longer than {MAX_PAGE_BYTES} bytes"));
     let mut out = head.to_vec();
     match codec {
         Compression::SNAPPY => {
             let length = snap::raw::decompress_len(body).map_err(|e| general(&format!("Snappy: {e}")))?;
             // Snappy's best is 64 bytes for a copy of three.
-            if length > MAX_LINE_BYTES || length / 64 > body.len() {
+            if length > MAX_PAGE_BYTES || length / 64 > body.len() {
                 return Err(too_long());
             }
             let bytes = snap::raw::Decoder::new().decompress_vec(body);
@@ -302,15 +303,15 @@ fn decompress(codec: Compression, page: bytes::Bytes, plain: usize) -> ParquetRe
             return Err(ParquetError::NYI(what));
         }
     }
-    if out.len() > MAX_LINE_BYTES { Err(too_long()) } else { Ok(out.into()) }
+    if out.len() > MAX_PAGE_BYTES { Err(too_long()) } else { Ok(out.into()) }
 }
 
 /// Appends what a decoder gives, up to the longest page that is allowed.
 fn bounded(from: impl Read, out: &mut Vec<u8>) -> ParquetResult<()> {
-    let left = (MAX_LINE_BYTES + 1).saturating_sub(out.len());
+    let left = (MAX_PAGE_BYTES + 1).saturating_sub(out.len());
     from.take(left as u64).read_to_end(out)?;
-    if out.len() > MAX_LINE_BYTES {
-        return Err(general(&format!("a page is longer than {MAX_LINE_BYTES} bytes")));
+    if out.len() > MAX_PAGE_BYTES {
+        return Err(general(&format!("a page is longer than {MAX_PAGE_BYTES} bytes")));
     }
     Ok(())
 }
