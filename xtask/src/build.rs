@@ -64,9 +64,34 @@ pub(crate) fn everything() -> Result<PathBuf> {
     Ok(program.parent().context("a program lies in a folder")?.to_path_buf())
 }
 
+/// Builds the fuzzer with the workspace's crates instrumented, and gives its program.
+///
+/// Cargo keeps crates that were compiled with a wrapper apart, so neither build undoes the other. Only the
+/// program has one place for both: it is moved away.
+pub(crate) fn fuzzer(root: &Path) -> Result<PathBuf> {
+    let mut command = cargo()?;
+    command.env("RUSTC_WORKSPACE_WRAPPER", root.join("fuzz/instrument.sh"));
+    let built = build_with(command, ["--package", "sharp-fuzz"])?;
+    let built = built.get("sharp-fuzz").context("cargo built no program named sharp-fuzz")?;
+    let folder = root.join("target/fuzz");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let program = folder.join("sharp-fuzz");
+    // A file that runs cannot be written over, but replaced.
+    let _ = std::fs::remove_file(&program);
+    std::fs::copy(built, &program).with_context(|| format!("writing {}", program.display()))?;
+    Ok(program)
+}
+
 /// Runs `cargo build` and gives the programs that it made, by name.
 fn build<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<BTreeMap<String, PathBuf>> {
-    let output = cargo()?
+    build_with(cargo()?, arguments)
+}
+
+fn build_with<'a>(
+    mut cargo: Command,
+    arguments: impl IntoIterator<Item = &'a str>,
+) -> Result<BTreeMap<String, PathBuf>> {
+    let output = cargo
         .args(["build", "--release", "--message-format=json-render-diagnostics"])
         .args(arguments)
         .stdin(Stdio::null())

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::run::{PipelineArgs, StageArgs};
-use commands::{benchmark, doctor, generate, interop, run, setup, test};
+use commands::{benchmark, doctor, fuzz, generate, interop, run, setup, test};
 use sharp_pipeline::{Error, Stage};
 
 /// Compress a language model with SHARP: from a checkpoint to a report.
@@ -59,6 +59,8 @@ enum Command {
     Test(test::Args),
     /// Run the scripts that hold files and server against the real programs they are made for
     Interop(interop::Args),
+    /// Feed the parsers with damaged and hostile inputs
+    Fuzz(fuzz::Args),
     /// Run the kernels' tests for 64-bit ARM, under emulation
     Cross(commands::cross::Args),
     /// Say what this machine has and what is missing
@@ -84,7 +86,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("This machine", &["setup", "doctor"]),
-    ("Work on SHARP itself", &["test", "interop", "cross"]),
+    ("Work on SHARP itself", &["test", "interop", "fuzz", "cross"]),
 ];
 
 /// Makes the command line, its commands listed by [`GROUPS`].
@@ -124,6 +126,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Interop(args) => interop::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Cross(args) => commands::cross::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -3,6 +3,7 @@
 pub(crate) mod benchmark;
 pub(crate) mod cross;
 pub(crate) mod doctor;
+pub(crate) mod fuzz;
 pub(crate) mod generate;
 mod goals;
 pub(crate) mod interop;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use sharp_pipeline::{Error, Outcome, Program, StepStatus, stop_requested};
 
 use crate::build::{self, cargo};
-use crate::commands::{interop, setup};
+use crate::commands::{fuzz, interop, setup};
 use crate::observer::catch_signals;
 use crate::paths;
 
@@ -39,6 +39,8 @@ enum Check {
     Tests,
     /// The tiny pipeline twice: the second run does nothing.
     Pipeline,
+    /// Every fuzz target for two seconds.
+    Fuzz,
     /// The quick scripts of tests/interop: the openai package, the gguf package, a terminal, Chromium where
     /// it is installed.
     Interop,
@@ -46,11 +48,11 @@ enum Check {
 
 /// Runs the checks in order and stops at the first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    use Check::{Clippy, Comments, Deny, Doc, Fmt, Interop, Pipeline, Setup, Tests};
+    use Check::{Clippy, Comments, Deny, Doc, Fmt, Fuzz, Interop, Pipeline, Setup, Tests};
     catch_signals()?;
     let mut times = Vec::new();
     let mut left_out: Vec<String> = Vec::new();
-    for check in [Fmt, Comments, Deny, Setup, Clippy, Doc, Tests, Pipeline, Interop] {
+    for check in [Fmt, Comments, Deny, Setup, Clippy, Doc, Tests, Pipeline, Fuzz, Interop] {
         if !args.only.is_empty() && !args.only.contains(&check) {
             continue;
         }
@@ -83,6 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 call(command.env("SHARP_REQUIRE_MATERIALS", "1").env("SHARP_BIN_DIR", programs))?;
             }
             Pipeline => tiny_twice(&build::everything()?)?,
+            Fuzz => fuzz::briefly()?,
             Interop => left_out.extend(interop::quick(&build::everything()?.join(Program::Sharp.name()))?),
         }
         times.push(format!("{check:?} {:.0} s", started.elapsed().as_secs_f64()));
@@ -113,7 +116,7 @@ const WIDTH: usize = 110;
 /// Refuses comment lines that are longer than a line of code may be.
 fn comments(root: &Path) -> Result<()> {
     let mut long = Vec::new();
-    let mut waiting: Vec<_> = ["crates", "xtask", "tests"].map(|folder| root.join(folder)).into();
+    let mut waiting: Vec<_> = ["crates", "xtask", "tests", "fuzz"].map(|folder| root.join(folder)).into();
     while let Some(place) = waiting.pop() {
         for entry in std::fs::read_dir(&place).with_context(|| format!("reading {}", place.display()))? {
             let path = entry.with_context(|| format!("reading {}", place.display()))?.path();
@@ -213,7 +216,7 @@ mod tests {
         assert_eq!(long_comments(&text), [1, 2]);
         assert_eq!(long_comments(&format!("//{}", " a".repeat(54))), [0usize; 0]);
         let folder = tempfile::tempdir().unwrap();
-        for name in ["crates/one/src", "xtask", "tests"] {
+        for name in ["crates/one/src", "xtask", "tests", "fuzz"] {
             std::fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         comments(folder.path()).unwrap();
