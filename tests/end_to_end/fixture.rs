@@ -77,7 +77,12 @@ pub(crate) fn xtask() -> Option<Command> {
 
 /// `sharp` as built.
 pub(crate) fn sharp() -> Option<Command> {
-    let mut command = Command::new(programs()?.join("sharp"));
+    program("sharp")
+}
+
+/// `sharp` or `sharp-train` as built.
+pub(crate) fn program(name: &str) -> Option<Command> {
+    let mut command = Command::new(programs()?.join(name));
     command.current_dir(repository()).stdin(Stdio::null());
     Some(command)
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::fixture::{copy_of_finished, fail, pipeline, repository, sharp, succeed, xtask};
+use crate::fixture::{copy_of_finished, fail, pipeline, program, repository, sharp, succeed, xtask};
 
 #[test]
 fn misspelt_keys_values_and_names_are_refused_with_a_suggestion() {
@@ -78,6 +78,19 @@ fn a_model_that_cannot_be_trained_is_refused_before_anything_is_made() {
     // What does not train takes it, and what can be trained passes.
     succeed(&mut pipeline(&run, &["--dry-run", "--until", "plan", "--set", &model("gemma3")]).unwrap());
     succeed(&mut pipeline(&run, &["--dry-run", "--set", &model("qwen3")]).unwrap());
+}
+
+#[test]
+fn trainings_look_at_their_output_before_they_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("taken");
+    fs::write(&file, "x").unwrap();
+    for training in ["warmup", "finetune"] {
+        let Some(mut command) = program("sharp-train") else { return };
+        command.args([training, "--model", "none", "--plan", "none", "--data", "none", "--out"]).arg(&file);
+        let errors = fail(&mut command);
+        assert!(errors.contains("taken") && errors.contains("is a file"), "{errors}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sharp_data::{Chat, DataSpec, Document, PackOptions, Text, TokenBlocks, pack, read, read_texts, split};
 use sharp_model::packed::PackedFile;
 use sharp_model::tokenizer::Tokenizer;
-use sharp_model::{ModelSource, Plan, Recovery};
+use sharp_model::{ModelSource, Plan, Recovery, check_folder};
 use sharp_progress::Terminal;
 use sharp_schema::Bf16;
 use sharp_schema::evaluation::{Request, TextRequest};
@@ -412,6 +412,7 @@ fn open(common: &CommonArgs) -> Result<(ModelSource, Plan)> {
 }
 
 fn prepare(common: &CommonArgs, tokens: usize) -> Result<Prepared> {
+    check_folder(&common.out)?;
     let (source, plan) = open(common)?;
     let tokenizer = Tokenizer::load(&common.model)?;
     let chat = Chat::from_tokenizer(&tokenizer);
