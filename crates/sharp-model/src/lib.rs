@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 
+mod added_tokens;
 mod checkpoint;
 mod config;
 mod ends;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 use tokenizers::AddedToken;
 
+use crate::added_tokens::{self, name_by_id, token_text};
 use crate::checkpoint::hf::read_text;
 use crate::ends::turn_ends;
 use crate::error::{Error, Result};
@@ -99,10 +100,9 @@ impl Tokenizer {
     }
 
     fn build(path: &Path, json: &[u8], config: Map<String, Json>, eos: &[u32]) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| failed(path, e))?;
+        let mut inner = added_tokens::load(path, json, &config)?;
         inner.with_truncation(None).map_err(|e| failed(path, e))?;
         inner.with_padding(None);
-        add_tokens(&mut inner, path, &config)?;
         let id = |key: &str| -> Result<Option<u32>> {
             let Some(text) = config.get(key).and_then(token_text) else { return Ok(None) };
             match inner.token_to_id(text) {
@@ -337,52 +337,6 @@ fn optional_json(path: &Path) -> Result<Option<Map<String, Json>>> {
         return Ok(None);
     }
     json::parse(path, read_text(path, MAX_SETTINGS)?.as_bytes()).map(Some)
-}
-
-/// Puts the tokens of an `added_tokens.json`, text to id, among a configuration's `added_tokens_decoder`.
-fn name_by_id(config: &mut Map<String, Json>, added: &Map<String, Json>) {
-    let decoder = config.entry("added_tokens_decoder").or_insert_with(|| Json::Object(Map::new()));
-    let Some(decoder) = decoder.as_object_mut() else { return };
-    for (text, id) in added {
-        decoder.entry(id.to_string()).or_insert_with(|| Json::String(text.clone()));
-    }
-}
-
-/// Adds the tokens that only a configuration's `added_tokens_decoder` knows, in the order of their ids.
-fn add_tokens(inner: &mut tokenizers::Tokenizer, path: &Path, config: &Map<String, Json>) -> Result<()> {
-    let decoder = config.get("added_tokens_decoder").and_then(Json::as_object);
-    let mut tokens: Vec<(u32, &str, &Json)> = decoder
-        .into_iter()
-        .flatten()
-        .filter_map(|(id, token)| Some((id.parse().ok()?, token_text(token)?, token)))
-        .collect();
-    tokens.sort_by_key(|&(id, ..)| id);
-    for (id, text, token) in tokens {
-        if text.is_empty() || inner.token_to_id(text).is_some() {
-            continue;
-        }
-        let flag = |name: &str, usual: bool| token.get(name).and_then(Json::as_bool).unwrap_or(usual);
-        let special = flag("special", false);
-        let added = AddedToken::from(text, special)
-            .single_word(flag("single_word", false))
-            .lstrip(flag("lstrip", false))
-            .rstrip(flag("rstrip", false))
-            .normalized(flag("normalized", !special));
-        inner.add_tokens([added]).map_err(|e| failed(path, e))?;
-        if let Some(found) = inner.token_to_id(text).filter(|&found| found != id) {
-            let what = format!(
-                "token {text:?} is to have the id {id} (`added_tokens_decoder` or added_tokens.json), but would \
-                 get {found}, the next one free; save the tokenizer again with transformers' save_pretrained"
-            );
-            return Err(failed(path, what));
-        }
-    }
-    Ok(())
-}
-
-/// A token in `tokenizer_config.json`: its text, or an object with a `content`.
-fn token_text(value: &Json) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content").and_then(Json::as_str))
 }
 
 /// `chat_template` is a text, or a list of `{name, template}`.

@@ -1,17 +1,20 @@
 //! Parsing and checking the header.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::path::Path;
+use std::sync::Arc;
 
+use memmap2::Mmap;
 use sharp_quant::DType;
 
 use super::Entry;
-use super::value::{Array, Value};
-use crate::checkpoint::source::TensorInfo;
+use super::value::{Array, Element, Value};
+use crate::checkpoint::source::{TensorBytes, TensorInfo};
 use crate::error::{Error, Result};
 
-/// Far above any real file, far below what could exhaust memory: a hostile header can make us keep at most
-/// this many elements of 8 or 24 bytes in one array.
+/// Far above any real file, far below what could exhaust memory: a hostile header can make us look through at
+/// most this many elements of one array.
 const MAX_ARRAY: u64 = 1 << 24;
 const MAX_KEY_BYTES: u64 = 65_535;
 const MAX_TENSOR_NAME_BYTES: u64 = 1_024;
@@ -42,12 +45,13 @@ pub(super) struct Header {
 /// A position in the file that cannot pass its end.
 struct Cursor<'a> {
     path: &'a Path,
+    map: &'a Arc<Mmap>,
     data: &'a [u8],
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, n: u64, what: &str) -> Result<&'a [u8]> {
+    fn take(&mut self, n: u64, what: impl Display) -> Result<&'a [u8]> {
         let rest = &self.data[self.at..];
         let taken = usize::try_from(n).ok().and_then(|n| rest.get(..n)).ok_or_else(|| {
             self.bad(format!("{what} needs {n} bytes at byte {}, the file has {} left", self.at, rest.len()))
@@ -56,30 +60,31 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+    fn array<const N: usize>(&mut self, what: impl Display) -> Result<[u8; N]> {
         let mut out = [0; N];
         out.copy_from_slice(self.take(N as u64, what)?);
         Ok(out)
     }
 
-    fn u32(&mut self, what: &str) -> Result<u32> {
+    fn u32(&mut self, what: impl Display) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array(what)?))
     }
 
-    fn u64(&mut self, what: &str) -> Result<u64> {
+    fn u64(&mut self, what: impl Display) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    fn string(&mut self, max: u64, what: &str) -> Result<String> {
-        let len = self.u64(what)?;
+    fn string(&mut self, max: u64, what: impl Display) -> Result<String> {
+        self.text(max, what).map(str::to_owned)
+    }
+
+    fn text(&mut self, max: u64, what: impl Display) -> Result<&'a str> {
+        let len = self.u64(&what)?;
         if len > max {
             return Err(self.bad(format!("{what} is {len} bytes long, the limit is {max}")));
         }
-        let bytes = self.take(len, what)?;
-        match std::str::from_utf8(bytes) {
-            Ok(s) => Ok(s.to_owned()),
-            Err(e) => Err(self.bad(format!("{what} is not UTF-8: {e}"))),
-        }
+        let bytes = self.take(len, &what)?;
+        std::str::from_utf8(bytes).map_err(|e| self.bad(format!("{what} is not UTF-8: {e}")))
     }
 
     fn left(&self) -> u64 {
@@ -91,8 +96,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-pub(super) fn parse(path: &Path, data: &[u8]) -> Result<Header> {
-    let mut c = Cursor { path, data, at: 0 };
+pub(super) fn parse(path: &Path, map: &Arc<Mmap>) -> Result<Header> {
+    let mut c = Cursor { path, map, data: map, at: 0 };
     if c.take(4, "the magic")? != b"GGUF" {
         return Err(c.bad("not a GGUF file: it does not begin with the bytes `GGUF`"));
     }
@@ -116,14 +121,14 @@ pub(super) fn parse(path: &Path, data: &[u8]) -> Result<Header> {
     let mut metadata = Vec::new();
     let mut seen = HashSet::new();
     for i in 0..key_count {
-        let key = c.string(MAX_KEY_BYTES, &format!("metadata key {i}"))?;
+        let key = c.string(MAX_KEY_BYTES, format_args!("metadata key {i}"))?;
         if key.is_empty() {
             return Err(c.bad(format!("metadata key {i} is empty")));
         }
         if !seen.insert(key.clone()) {
             return Err(c.bad(format!("metadata key `{key}` occurs twice")));
         }
-        let kind = c.u32(&format!("the type of `{key}`"))?;
+        let kind = c.u32(format_args!("the type of `{key}`"))?;
         let value = value(&mut c, kind, &key)?;
         metadata.push((key, value));
     }
@@ -158,22 +163,22 @@ fn alignment(c: &Cursor, metadata: &[(String, Value)]) -> Result<u64> {
     }
 }
 
-fn value(c: &mut Cursor, kind: u32, key: &str) -> Result<Value> {
-    let what = || format!("the value of `{key}`");
+fn value(c: &mut Cursor<'_>, kind: u32, key: &str) -> Result<Value> {
+    let what = format_args!("the value of `{key}`");
     Ok(match kind {
-        0 => Value::Unsigned(u64::from(u8::from_le_bytes(c.array(&what())?))),
-        1 => Value::Signed(i64::from(i8::from_le_bytes(c.array(&what())?))),
-        2 => Value::Unsigned(u64::from(u16::from_le_bytes(c.array(&what())?))),
-        3 => Value::Signed(i64::from(i16::from_le_bytes(c.array(&what())?))),
-        4 => Value::Unsigned(u64::from(c.u32(&what())?)),
-        5 => Value::Signed(i64::from(i32::from_le_bytes(c.array(&what())?))),
-        6 => Value::F32(f32::from_le_bytes(c.array(&what())?)),
+        0 => Value::Unsigned(u64::from(u8::from_le_bytes(c.array(what)?))),
+        1 => Value::Signed(i64::from(i8::from_le_bytes(c.array(what)?))),
+        2 => Value::Unsigned(u64::from(u16::from_le_bytes(c.array(what)?))),
+        3 => Value::Signed(i64::from(i16::from_le_bytes(c.array(what)?))),
+        4 => Value::Unsigned(u64::from(c.u32(what)?)),
+        5 => Value::Signed(i64::from(i32::from_le_bytes(c.array(what)?))),
+        6 => Value::F32(f32::from_le_bytes(c.array(what)?)),
         7 => Value::Bool(boolean(c, key)?),
-        8 => Value::String(c.string(u64::MAX, &what())?),
+        8 => Value::String(c.string(u64::MAX, what)?),
         9 => Value::Array(array(c, key)?),
-        10 => Value::Unsigned(c.u64(&what())?),
-        11 => Value::Signed(i64::from_le_bytes(c.array(&what())?)),
-        12 => Value::F64(f64::from_le_bytes(c.array(&what())?)),
+        10 => Value::Unsigned(c.u64(what)?),
+        11 => Value::Signed(i64::from_le_bytes(c.array(what)?)),
+        12 => Value::F64(f64::from_le_bytes(c.array(what)?)),
         other => return Err(c.bad(format!("`{key}` has the unknown value type {other}"))),
     })
 }
@@ -186,68 +191,53 @@ fn boolean(c: &mut Cursor, key: &str) -> Result<bool> {
     }
 }
 
-fn array(c: &mut Cursor, key: &str) -> Result<Array> {
-    let kind = c.u32(&format!("the element type of `{key}`"))?;
-    let count = c.u64(&format!("the length of `{key}`"))?;
-    let size: u64 = match kind {
-        0 | 1 | 7 => 1,
-        2 | 3 => 2,
-        4..=6 => 4,
-        8 | 10..=12 => 8,
-        9 => return Err(c.bad(format!("`{key}` is an array of arrays"))),
-        other => return Err(c.bad(format!("`{key}` has the unknown element type {other}"))),
+/// Checks an array and keeps it as it lies in the file: in memory its elements would take up to nine times as
+/// much.
+fn array(c: &mut Cursor<'_>, key: &str) -> Result<Array> {
+    let kind = c.u32(format_args!("the element type of `{key}`"))?;
+    let count = c.u64(format_args!("the length of `{key}`"))?;
+    let Some(element) = Element::of(kind) else {
+        return Err(match kind {
+            9 => c.bad(format!("`{key}` is an array of arrays")),
+            other => c.bad(format!("`{key}` has the unknown element type {other}")),
+        });
     };
     if count > MAX_ARRAY {
         return Err(c.bad(format!("`{key}` has {count} elements, the limit is {MAX_ARRAY}")));
     }
-    if count.saturating_mul(size) > c.left() {
+    if count.saturating_mul(element.size()) > c.left() {
         return Err(c.bad(format!("`{key}` has {count} elements, the file has {} bytes left", c.left())));
     }
-    if kind == 8 {
-        let mut out = Vec::new();
+    let start = c.at;
+    if element == Element::Text {
         for i in 0..count {
-            out.push(c.string(u64::MAX, &format!("element {i} of `{key}`"))?);
+            c.text(u64::MAX, format_args!("element {i} of `{key}`"))?;
         }
-        return Ok(Array::Strings(out));
+    } else {
+        let bytes = c.take(count * element.size(), key)?;
+        if let Some(other) = bytes.iter().find(|&&b| element == Element::Bool && b > 1) {
+            return Err(c.bad(format!("`{key}` holds {other} as a truth value")));
+        }
     }
-    let bytes = c.take(count * size, key)?;
-    Ok(match kind {
-        0 => Array::Unsigned(bytes.iter().map(|&b| u64::from(b)).collect()),
-        1 => Array::Signed(bytes.iter().map(|&b| i64::from(b as i8)).collect()),
-        2 => Array::Unsigned(each(bytes, |b| u64::from(u16::from_le_bytes(b)))),
-        3 => Array::Signed(each(bytes, |b| i64::from(i16::from_le_bytes(b)))),
-        4 => Array::Unsigned(each(bytes, |b| u64::from(u32::from_le_bytes(b)))),
-        5 => Array::Signed(each(bytes, |b| i64::from(i32::from_le_bytes(b)))),
-        6 => Array::F32(each(bytes, f32::from_le_bytes)),
-        7 => match bytes.iter().find(|&&b| b > 1) {
-            Some(other) => return Err(c.bad(format!("`{key}` holds {other} as a truth value"))),
-            None => Array::Bool(bytes.iter().map(|&b| b == 1).collect()),
-        },
-        10 => Array::Unsigned(each(bytes, u64::from_le_bytes)),
-        11 => Array::Signed(each(bytes, i64::from_le_bytes)),
-        _ => Array::F64(each(bytes, f64::from_le_bytes)),
-    })
-}
-
-fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect()
+    let bytes = TensorBytes::mapped(c.map.clone(), start..c.at).expect("bytes that have just been read");
+    Ok(Array::new(element, count as usize, bytes))
 }
 
 /// Reads one tensor entry; its offset is still relative to the start of the data.
 fn tensor(c: &mut Cursor, index: u64) -> Result<Entry> {
-    let name = c.string(MAX_TENSOR_NAME_BYTES, &format!("the name of tensor {index}"))?;
+    let name = c.string(MAX_TENSOR_NAME_BYTES, format_args!("the name of tensor {index}"))?;
     if name.is_empty() {
         return Err(c.bad(format!("tensor {index} has an empty name")));
     }
     let bad = |c: &Cursor, what: String| Error::tensor(c.path, name.clone(), what);
-    let dims = c.u32(&format!("the dimensions of `{name}`"))?;
+    let dims = c.u32(format_args!("the dimensions of `{name}`"))?;
     if dims == 0 || dims > MAX_DIMENSIONS {
         return Err(bad(c, format!("{dims} dimensions (1 to {MAX_DIMENSIONS} are possible)")));
     }
     let mut shape = Vec::new();
     let mut elements = 1usize;
     for _ in 0..dims {
-        let raw = c.u64(&format!("the shape of `{name}`"))?;
+        let raw = c.u64(format_args!("the shape of `{name}`"))?;
         let dim = usize::try_from(raw).ok().filter(|&d| d > 0);
         let product = dim.and_then(|d| elements.checked_mul(d));
         match (dim, product) {
@@ -263,7 +253,7 @@ fn tensor(c: &mut Cursor, index: u64) -> Result<Entry> {
             }
         }
     }
-    let kind = c.u32(&format!("the type of `{name}`"))?;
+    let kind = c.u32(format_args!("the type of `{name}`"))?;
     let dtype = dtype(kind).map_err(|what| {
         let known = TYPES.map(|(_, dtype)| dtype.name()).join(", ");
         let why = format!("{what}; tensors of these types can be read: {known}");
@@ -280,7 +270,7 @@ fn tensor(c: &mut Cursor, index: u64) -> Result<Entry> {
     }
     let len = dtype.nbytes(elements).map_err(|e| bad(c, e.to_string()))?;
     shape.reverse();
-    let raw = c.u64(&format!("the offset of `{name}`"))?;
+    let raw = c.u64(format_args!("the offset of `{name}`"))?;
     let offset =
         usize::try_from(raw).map_err(|_| bad(c, format!("offset {raw} is past the end of the file")))?;
     Ok(Entry { info: TensorInfo { name, dtype, shape }, offset, len })

@@ -160,7 +160,7 @@ impl Gguf {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the value is something else.
-    pub fn strings(&self, key: &str) -> Result<Option<&[String]>> {
+    pub fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.typed(key, "an array of strings", |v| v.as_array().and_then(Array::as_strings))
     }
 

@@ -114,7 +114,7 @@ fn gguf_files_name_their_turns_end_or_list_it_as_a_word() {
     let gguf = Gguf::open(golden("gguf/qwen2/model.gguf")).unwrap();
     let tokens = gguf.strings("tokenizer.ggml.tokens").unwrap().unwrap();
     // A word of the same length as a known end of turns takes the place of `<|turn|>`, as a plain word.
-    let turn = tokens.iter().position(|t| t == "<|turn|>").unwrap();
+    let turn = tokens.iter().position(|t| *t == "<|turn|>").unwrap();
     let renamed = swap(&bytes, b"<|turn|>", b"<|call|>");
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("model.gguf");

@@ -51,11 +51,30 @@ fn every_kind_of_value_is_read() {
     assert_eq!(gguf.float("f32").unwrap(), Some(1e-5));
     assert_eq!(gguf.integer("u64").unwrap(), Some(u64::MAX));
     assert!(gguf.integer("i64").is_err() && gguf.integer("bool").is_err());
-    assert_eq!(gguf.strings("texts").unwrap().unwrap(), ["a".to_owned(), String::new()]);
+    assert_eq!(gguf.strings("texts").unwrap().unwrap(), ["a", ""]);
     assert_eq!(gguf.array("i16s").unwrap().unwrap().as_integers().unwrap(), [1, -1]);
     assert_eq!(gguf.array("f32s").unwrap().unwrap().as_floats().unwrap(), [0.5]);
     assert!(gguf.array("none").unwrap().unwrap().is_empty());
     complaint(gguf.string("u8"), "model.gguf", &["`u8`", "unsigned integer", "a string"]);
+}
+
+/// In memory its elements would take eight times as much, and a message for each some minutes.
+#[test]
+fn arrays_are_kept_as_they_lie_in_the_file() {
+    let (numbers, texts) = (1 << 20, 1 << 18);
+    let long = "k".repeat(60_000);
+    let mut raw = Raw::sound();
+    raw.keys.extend([
+        array("bytes", 0, numbers, &vec![7; numbers as usize]),
+        array("large", 10, 2, &[[0xFF; 8], [0; 8]].concat()),
+        array(&long, 8, texts, &vec![0; texts as usize * 8]),
+    ]);
+    let gguf = raw.open().unwrap();
+    assert_eq!(gguf.array("bytes").unwrap().unwrap().as_integers().unwrap(), vec![7; numbers as usize]);
+    assert_eq!(gguf.array("bytes").unwrap().unwrap().as_strings(), None);
+    let large = gguf.array("large").unwrap().unwrap();
+    assert_eq!((large.as_integers(), large.as_floats().unwrap()[1]), (None, 0.0));
+    assert_eq!(gguf.strings(&long).unwrap().unwrap(), vec![""; texts as usize]);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use sharp_model::gguf::{Gguf, HfView, tokenizer_json};
+use sharp_model::gguf::{Gguf, GgufWriter, HfView, tokenizer_json};
+use sharp_model::tokenizer::Tokenizer;
 use sharp_model::{DType, Error, HfCheckpoint, ModelConfig, ModelSource, TensorSource, WriteSummary};
 use sharp_model::{import, import_sharded};
 use sharp_progress::Silent;
@@ -294,7 +295,34 @@ fn metadata_of_the_wrong_type_is_named() {
 fn an_unknown_architecture_tokenizer_or_pre_tokenizer_is_named() {
     refused(with(key("general.architecture", 8, &string("mamba"))), &["mamba", "llama", "qwen2"]);
     refused(with(key("tokenizer.ggml.model", 8, &string("t5"))), &["t5", "gpt2"]);
-    refused(with(key("tokenizer.ggml.pre", 8, &string("tekken"))), &["tekken", "smollm"]);
+    refused(with(key("tokenizer.ggml.pre", 8, &string("whitespace"))), &["whitespace", "smollm", "tekken"]);
+}
+
+/// Mistral Nemo's words end before a capital and its digits stand alone; the distilled Qwens cut as Qwen2 does.
+#[test]
+fn pre_tokenizers_cut_text_as_their_families_do() {
+    let words = ["Hello", "World", "HelloWorld", "12", "\u{120}a", "/\u{10a}"];
+    let letters = "HeloWrd12a/\u{120}\u{10a}".chars().map(String::from);
+    let tokens: Vec<String> = words.into_iter().map(str::to_owned).chain(letters).collect();
+    let (_dir, path) = place("model.gguf");
+    let cut = |pre: &str, text: &str| {
+        let mut file = GgufWriter::new();
+        file.string("general.architecture", "llama");
+        file.string("tokenizer.ggml.model", "gpt2");
+        file.string("tokenizer.ggml.pre", pre);
+        file.strings("tokenizer.ggml.tokens", &tokens);
+        file.strings("tokenizer.ggml.merges", &["1 2".to_owned()]);
+        file.write(&path, |_, _| Ok(())).unwrap();
+        let json = tokenizer_json(&Gguf::open(&path).unwrap()).unwrap().to_string();
+        let tokenizer = Tokenizer::from_parts(&path, json.as_bytes(), serde_json::Map::new(), &[]).unwrap();
+        let ids = tokenizer.encode(text, false).unwrap();
+        ids.iter().map(|&id| tokenizer.token(id).unwrap()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(cut("tekken", "HelloWorld12 a/\n"), "Hello World 1 2 \u{120}a /\u{10a}");
+    assert_eq!(cut("llama-bpe", "HelloWorld12"), "HelloWorld 12");
+    // Merges make no word of these letters, and Qwen2 takes none whole.
+    assert_eq!(cut("deepseek-r1-qwen", "He12"), "H e 1 2");
+    assert_eq!(cut("deepseek-r1-qwen", "He12"), cut("qwen2", "He12"));
 }
 
 #[test]

@@ -17,6 +17,13 @@ const QWEN2_PATTERN: &str = concat!(
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
+/// How Mistral Nemo cuts text: words end where small letters are followed by capitals.
+const TEKKEN_PATTERN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
 /// How a `tokenizer.ggml.pre` cuts text before merging.
 pub(super) struct Pre {
     pub(super) normalizer: Json,
@@ -28,7 +35,7 @@ pub(super) struct Pre {
 }
 
 /// Names of pre-tokenizers that differ from each other, as llama.cpp writes them.
-pub(super) const PRE: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+pub(super) const PRE: [&str; 5] = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"];
 
 /// Returns the pre-tokenizer of a file.
 ///
@@ -46,7 +53,8 @@ pub(super) fn pre(gguf: &Gguf) -> Result<Pre> {
     };
     pre_named(name).ok_or_else(|| {
         let what =
-            format!("pre-tokenizer `{name}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, smaug-bpe, dbrx, qwen2)");
+            format!("pre-tokenizer `{name}` (known: gpt-2, smollm, starcoder, refact, llama-bpe, smaug-bpe, dbrx, qwen2, \
+                 deepseek-r1-qwen, tekken)");
         Error::unsupported(gguf.path(), what)
     })
 }
@@ -71,6 +79,9 @@ pub(super) fn pre_named(name: &str) -> Option<Pre> {
         // SmolLM3 and OLMo 2: Llama 3's pattern alone.
         "smaug-bpe" | "dbrx" => plain(split(LLAMA3_PATTERN)),
         "qwen2" => Pre { normalizer: json!({ "type": "NFC" }), ..plain(split(QWEN2_PATTERN)) },
+        // Qwen2's words, with the characters as they come.
+        "deepseek-r1-qwen" => plain(split(QWEN2_PATTERN)),
+        "tekken" => Pre { ignore_merges: true, add_bos: true, ..plain(split(TEKKEN_PATTERN)) },
         _ => return None,
     })
 }

@@ -13,7 +13,7 @@ use crate::gguf::Gguf;
 
 /// The vocabulary as the metadata has it.
 struct Vocab<'a> {
-    tokens: &'a [String],
+    tokens: Vec<&'a str>,
     kinds: Vec<i64>,
 }
 
@@ -111,8 +111,8 @@ fn vocab(gguf: &Gguf) -> Result<Vocab<'_>> {
 
 fn ids<'a>(gguf: &Gguf, vocab: &Vocab<'a>) -> Result<HashMap<&'a str, u32>> {
     let mut ids = HashMap::new();
-    for (id, token) in (0u32..).zip(vocab.tokens) {
-        if let Some(first) = ids.insert(token.as_str(), id) {
+    for (id, &token) in (0u32..).zip(&vocab.tokens) {
+        if let Some(first) = ids.insert(token, id) {
             let what = format!(
                 "tokens {first} and {id} have the same text {token:?}, so a text with it has no one reading; \
                  convert the model again, with one of them renamed"
@@ -127,7 +127,7 @@ fn ids<'a>(gguf: &Gguf, vocab: &Vocab<'a>) -> Result<HashMap<&'a str, u32>> {
 fn special<'a>(gguf: &Gguf, vocab: &Vocab<'a>, name: &str) -> Result<Option<(u32, &'a str)>> {
     let Some(id) = gguf.token_id(name)? else { return Ok(None) };
     match usize::try_from(id).ok().and_then(|i| vocab.tokens.get(i)) {
-        Some(text) => Ok(Some((id as u32, text))),
+        Some(&text) => Ok(Some((id as u32, text))),
         None => {
             let (key, count) = (Gguf::token_key(name), vocab.tokens.len());
             let what = format!("`{key}` is {id}, the vocabulary has {count} tokens");
@@ -144,7 +144,7 @@ fn added_tokens(gguf: &Gguf, vocab: &Vocab) -> Result<Vec<(u32, Json)>> {
         named.extend(special(gguf, vocab, name)?.map(|(id, _)| id));
     }
     let mut out = Vec::new();
-    for ((id, token), &kind) in (0u32..).zip(vocab.tokens).zip(&vocab.kinds) {
+    for ((id, token), &kind) in (0u32..).zip(&vocab.tokens).zip(&vocab.kinds) {
         // A converter that knows no control tokens lists the ends of turns as plain words.
         let special = matches!(kind, CONTROL | UNKNOWN) || named.contains(&id) || is_turn_end(token);
         if special || kind == USER_DEFINED {
