@@ -13,6 +13,7 @@ use sharp_schema::Bf16;
 use sharp_schema::evaluation::{Request, TextRequest};
 use sharp_train::finetune::{
     FinetuneOptions, Pace, Reuse, StartFrom, check_memory, estimate_pace, finetune, memory_needed,
+    memory_needed_onto,
 };
 use sharp_train::warmup::{WarmupOptions, warmup};
 use sharp_train::{Compute, Job, Loss, Start, TrainMlps, Weighting, check_trainable};
@@ -355,8 +356,9 @@ fn check(a: &FinetuneArgs, json: bool) -> Result<()> {
     let (source, plan) = open(&a.common)?;
     let compute = compute(&a.common)?;
     let seq_len = a.common.seq_len;
-    check_memory(&source, &plan, seq_len, &compute, options)?;
-    let memory_bytes = memory_needed(&source, &plan, seq_len, &compute, options);
+    let needed = if a.runtime.is_some() { memory_needed_onto } else { memory_needed };
+    let memory_bytes = needed(&source, &plan, seq_len, &compute, options);
+    check_memory(memory_bytes, &compute, options)?;
     let validation = a.common.validation_tokens.div_ceil(seq_len.max(1));
     let timed = || estimate_pace(&source, &plan, (seq_len, validation), &compute, options);
     let pace = (!a.untimed).then(timed).transpose()?;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// The file's name.
 pub(crate) const FILE: &str = "digests.json";
-/// Version of the format.
+/// Version of the format, to be raised as well where other things go into a fingerprint.
 const VERSION: u32 = 1;
 
 /// Records what was written to a folder, and by which training.

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sharp_infer::Synthetic;
-use sharp_model::{LayerChange, ModelConfig, Plan};
+use sharp_infer::{Recipe, Synthetic, Team};
+use sharp_model::{LayerChange, ModelConfig, ModelSource, Plan, Ranks, Recovery, Repair};
 use sharp_progress::Silent;
 
 /// A model of 19 M parameters, half of them trained; activations and logits count as well.
@@ -18,18 +18,27 @@ fn write_model(folder: &Path) {
     });
     let config = ModelConfig::from_json(&config.to_string()).unwrap();
     Synthetic::write(&config, None, 1, &folder.join("model"), &Silent).unwrap();
-    let plan = Plan::new("explicit", vec![LayerChange::prune(1, 512)]);
-    std::fs::write(folder.join("plan.toml"), plan.to_toml()).unwrap();
+    write_plan(folder, vec![LayerChange::prune(1, 512)]);
     let text: String = (0..800).map(|i| format!("{{\"text\": \"line {i} of {}\"}}\n", i * i)).collect();
     std::fs::write(folder.join("text.jsonl"), text).unwrap();
+}
+
+fn write_plan(folder: &Path, changes: Vec<LayerChange>) {
+    std::fs::write(folder.join("plan.toml"), Plan::new("explicit", changes).to_toml()).unwrap();
 }
 
 fn finetune(folder: &Path, steps: u32, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sharp-train"));
     command.current_dir(folder).args(["finetune", "--model", "model", "--plan", "plan.toml"]);
-    command.args(["--data", "text.jsonl", "--out", "out", "--seq-len", "256", "--batch-tokens", "512"]);
-    command.args(["--validation-tokens", "512", "--train-mlps", "all", "--distill", "0.5", "--bf16", "off"]);
-    command.args(["--threads", "2", "--steps", &steps.to_string()]).args(more).stderr(Stdio::null());
+    command.args(["--data", "text.jsonl", "--seq-len", "256", "--batch-tokens", "512"]);
+    command.args(["--validation-tokens", "512", "--threads", "2", "--steps", &steps.to_string()]);
+    if !more.contains(&"--out") {
+        command.args(["--out", "out"]);
+    }
+    if !more.contains(&"--bf16") {
+        command.args(["--bf16", "off", "--train-mlps", "all", "--distill", "0.5"]);
+    }
+    command.args(more).stderr(Stdio::null());
     command
 }
 
@@ -58,15 +67,65 @@ fn peak(mut command: Command) -> u64 {
     peak
 }
 
+/// Holds what is said of two steps against what they take.
+#[cfg(target_os = "linux")]
+fn assert_said(folder: &Path, more: &[&str]) {
+    let said = forecast(folder, 2, &[more, &["--untimed"]].concat())["memory_bytes"].as_u64().unwrap();
+    let taken = peak(finetune(folder, 2, more));
+    let ratio = said as f64 / taken as f64;
+    assert!((0.8..1.25).contains(&ratio), "{more:?}: {said} bytes said, {taken} taken");
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_is_what_the_program_takes() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
-    let said = forecast(folder.path(), 2, &["--untimed"])["memory_bytes"].as_u64().unwrap();
-    let taken = peak(finetune(folder.path(), 2, &[]));
-    let ratio = said as f64 / taken as f64;
-    assert!((0.8..1.25).contains(&ratio), "{said} bytes said, {taken} taken");
+    assert_said(folder.path(), &[]);
+}
+
+/// The file's weights lie beside the original's, and rounded values beside the exact ones.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_of_training_onto_a_runtime_file_is_what_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    assert!(finetune(folder.path(), 1, &["--out", "tuned"]).status().unwrap().success());
+    let original = ModelSource::open(folder.path().join("model")).unwrap();
+    let plan = Plan::load(folder.path().join("plan.toml")).unwrap();
+    let recovery = Recovery::load(folder.path().join("tuned/recovery.safetensors")).unwrap();
+    let tuned = ModelSource::overlay(&original, plan, Some(&recovery)).unwrap();
+    let team = Team::new(1).unwrap();
+    let file = folder.path().join("model.sharp");
+    sharp_infer::quantize(&tuned, &Recipe::q4(), &file, &team, &Silent).unwrap();
+    assert_said(folder.path(), &["--recovery", "tuned/recovery.safetensors", "--runtime", "model.sharp"]);
+}
+
+/// Layers of a pool run the neurons of all of them, and a second run keeps what a first one does.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_of_weights_used_again_is_what_they_take() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    write_plan(folder.path(), (2..8).map(|layer| LayerChange::prune(layer, 768)).collect());
+    assert!(finetune(folder.path(), 1, &["--out", "tuned"]).status().unwrap().success());
+    let again = ["--recovery", "tuned/recovery.safetensors", "--pool", "3", "--run-twice", "1,2,3,8"];
+    assert_said(folder.path(), &again);
+}
+
+/// The references of repaired layers are in float32 beside the bf16 that is multiplied.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_of_references_is_what_they_take() {
+    // Without instructions for it this would take minutes.
+    if !sharp_host::multiplies_bf16() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    let share = |layer| LayerChange::share(layer, layer - 1, Repair::low_rank(Ranks::uniform(32)));
+    write_plan(folder.path(), [1, 3, 5, 7, 9].map(share).to_vec());
+    assert_said(folder.path(), &["--bf16", "on", "--distill", "0.5"]);
 }
 
 #[test]

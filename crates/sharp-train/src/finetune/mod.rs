@@ -22,7 +22,7 @@ mod student;
 
 use crate::error::{Error, Result};
 use crate::job::Job;
-pub use memory::{check_memory, memory_needed};
+pub use memory::{check_memory, memory_needed, memory_needed_onto};
 pub use options::{FinetuneOptions, FinetuneSummary, StartFrom};
 pub use pace::{Pace, estimate_pace};
 pub use reuse::Reuse;
@@ -56,7 +56,7 @@ pub fn finetune(job: &Job<'_>, from: StartFrom<'_>, options: &FinetuneOptions) -
     if job.train.counted() == 0 || job.validation.counted() == 0 {
         return Err(Error::invalid("fine-tuning needs training and validation rows with tokens that count"));
     }
-    check_memory(job.source, job.plan, job.train.seq_len, &job.compute, options)?;
+    memory::check_memory_from(job, from, options)?;
     std::fs::create_dir_all(job.out).map_err(Error::io(job.out))?;
     let mut run = Run::new(job, from, options)?;
     let first = run.resume()?;

@@ -62,17 +62,17 @@ pub fn estimate_pace(
 
     let layers = outline.config.num_hidden_layers;
     let teacher = if options.loss.needs_teacher() { layers - outline.changed } else { 0 };
-    let backwards = layers - outline.first;
+    let backwards = outline.backward_layers();
     let trained = outline.trained_layers().min(backwards);
     let forward = mean(|t| t.forward);
-    let pass = (layers - backwards + teacher) as f64 * forward
+    let pass = (outline.first + teacher) as f64 * forward
         + trained as f64 * mean(|t| t.trained)
         + (backwards - trained) as f64 * mean(|t| t.frozen)
         + mean(|t| t.head);
     let step = passes.div_ceil(workers) as f64 * pass
         + outline.trained as f64 * bench.optimiser_seconds_a_value()?;
     let measurement = measured.div_ceil(at_once).div_ceil(compute.threads) as f64
-        * ((layers + teacher) as f64 * forward + mean(|t| t.head));
+        * ((outline.first + backwards + teacher) as f64 * forward + mean(|t| t.head));
     let between = options.steps.checked_div(options.eval_every).unwrap_or(0);
     Ok(Pace {
         tokens_per_second: (rows * seq_len) as f64 / step,

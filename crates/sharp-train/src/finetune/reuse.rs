@@ -3,7 +3,7 @@
 //! Both begin as the model without them and store next to nothing more. They exist in training alone, to be
 //! measured against what plans can say; their result is measured, not written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sharp_model::{PerProjection, Plan, Projection, Treatment, names};
 use tch::Tensor;
@@ -36,6 +36,16 @@ impl Reuse {
     /// Whether nothing is.
     pub(super) fn is_none(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Lists the layers that are in a pool, with the pool's neurons.
+    pub(super) fn pooled(&self, plan: &Plan) -> BTreeMap<usize, usize> {
+        let pools = self.pool.map_or_else(Vec::new, |size| pools(plan, size));
+        let members = |pool: Vec<(usize, usize)>| {
+            let neurons = neurons_of(&pool);
+            pool.into_iter().map(move |(layer, _)| (layer, neurons))
+        };
+        pools.into_iter().flat_map(members).collect()
     }
 
     /// Checks that the settings fit the plan.
