@@ -67,12 +67,23 @@ pub(crate) fn digest(path: &Path) -> Result<Digest> {
     Ok(Digest::Blake3(hash.finalize().into()))
 }
 
-/// Records a file; a digest from `known` is taken over where size and time of change are still the same.
-pub(crate) fn record(path: &Path, shown: String, known: &[Recorded]) -> Result<Recorded> {
+/// How closely files that stages have written are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Look {
+    /// Large files are read again only where size or time of change differ.
+    #[default]
+    Quick,
+    /// Every file is read again: what changed on the disk under its old time is noticed.
+    Whole,
+}
+
+/// Records a file; where a quick look suffices, the digest of a large one is taken over from `known` if size
+/// and time of change are still the same.
+pub(crate) fn record(path: &Path, shown: String, known: &[Recorded], look: Look) -> Result<Recorded> {
     let (bytes, modified_ns) = size_and_time(path)?;
     let same = |old: &&Recorded| old.path == shown && old.bytes == bytes && old.modified_ns == modified_ns;
     let digest = match known.iter().find(same) {
-        Some(old) if bytes > ALWAYS_HASHED => old.digest,
+        Some(old) if bytes > ALWAYS_HASHED && look == Look::Quick => old.digest,
         _ => digest(path)?,
     };
     Ok(Recorded { path: shown, bytes, modified_ns, digest })
@@ -97,11 +108,11 @@ pub(crate) enum OutputState {
 }
 
 /// Looks at a recorded file again.
-pub(crate) fn output_state(recorded: &Recorded, path: &Path) -> Result<OutputState> {
+pub(crate) fn output_state(recorded: &Recorded, path: &Path, look: Look) -> Result<OutputState> {
     if !path.is_file() {
         return Ok(OutputState::Missing);
     }
-    let now = record(path, recorded.path.clone(), std::slice::from_ref(recorded))?;
+    let now = record(path, recorded.path.clone(), std::slice::from_ref(recorded), look)?;
     Ok(if now.digest == recorded.digest { OutputState::Intact } else { OutputState::Changed(now) })
 }
 
@@ -131,7 +142,7 @@ mod tests {
     use super::*;
 
     fn recorded(path: &Path) -> Recorded {
-        record(path, "file".into(), &[]).unwrap()
+        record(path, "file".into(), &[], Look::Quick).unwrap()
     }
 
     #[test]
@@ -156,13 +167,28 @@ mod tests {
         let path = folder.path().join("a");
         fs::write(&path, "contents").unwrap();
         let before = recorded(&path);
-        assert_eq!(output_state(&before, &path).unwrap(), OutputState::Intact);
+        assert_eq!(output_state(&before, &path, Look::Quick).unwrap(), OutputState::Intact);
         let time = fs::metadata(&path).unwrap().modified().unwrap();
         fs::write(&path, "contentz").unwrap();
         File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
-        assert!(matches!(output_state(&before, &path).unwrap(), OutputState::Changed(_)));
+        assert!(matches!(output_state(&before, &path, Look::Quick).unwrap(), OutputState::Changed(_)));
         fs::remove_file(&path).unwrap();
-        assert_eq!(output_state(&before, &path).unwrap(), OutputState::Missing);
+        assert_eq!(output_state(&before, &path, Look::Quick).unwrap(), OutputState::Missing);
+    }
+
+    #[test]
+    fn a_bit_of_a_large_file_that_rots_is_noticed_where_all_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let mut bytes = vec![0u8; ALWAYS_HASHED as usize + 1];
+        fs::write(&path, &bytes).unwrap();
+        let before = recorded(&path);
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        bytes[99] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+        assert_eq!(output_state(&before, &path, Look::Quick).unwrap(), OutputState::Intact);
+        assert!(matches!(output_state(&before, &path, Look::Whole).unwrap(), OutputState::Changed(_)));
     }
 
     #[test]
@@ -172,7 +198,7 @@ mod tests {
         fs::write(&path, "contents").unwrap();
         let before = recorded(&path);
         File::options().append(true).open(&path).unwrap().set_modified(UNIX_EPOCH).unwrap();
-        assert_eq!(output_state(&before, &path).unwrap(), OutputState::Intact);
+        assert_eq!(output_state(&before, &path, Look::Quick).unwrap(), OutputState::Intact);
     }
 
     #[test]

@@ -1,19 +1,14 @@
-//! One run: its configuration, its folder, and the lock that lets one process at a time work in it.
+//! One run: its configuration and its folder.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use sharp_schema::run::CONFIG_FILE;
 
 use crate::atomic::write_atomic;
 use crate::config::Config;
-use crate::error::{Context as _, Error, Result};
+use crate::error::{Context as _, Result};
+use crate::lock::{Lock, lock};
 use crate::workspace::Workspace;
-
-/// How long a folder's lock is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A run: what is to be done, and where.
 #[derive(Debug)]
@@ -68,7 +63,7 @@ impl Run {
     }
 
     /// Takes the folder for this process and the programs it starts.
-    pub(crate) fn lock(&self) -> Result<File> {
+    pub(crate) fn lock(&self) -> Result<Lock> {
         lock(&self.folder)
     }
 
@@ -80,68 +75,5 @@ impl Run {
             self.config_file.display()
         );
         write_atomic(&self.folder.join(CONFIG_FILE), text.as_bytes())
-    }
-}
-
-/// Takes a folder for this process and the programs it starts. The lock ends with the last of them, so a
-/// program that outlived a killed driver is still seen.
-///
-/// # Errors
-/// [`Error::Locked`] where another process has it; [`Error::Io`] where it cannot be made.
-pub fn lock(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let path = folder.join(".lock");
-    let mut file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("opening {}", path.display()))?;
-    if !locked_soon(&file) {
-        let mut owner = String::new();
-        file.read_to_string(&mut owner).ok();
-        return Err(Error::Locked { folder: folder.to_path_buf(), owner: owner.trim().to_owned() });
-    }
-    let signed =
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()));
-    signed.with_context(|| format!("writing {}", path.display()))?;
-    Ok(file)
-}
-
-/// Takes the lock, or gives up after a little while: the programs of a run that was just killed hold it until
-/// the system has taken their memory back.
-fn locked_soon(file: &File) -> bool {
-    let begun = Instant::now();
-    loop {
-        if file.try_lock().is_ok() {
-            return true;
-        }
-        if begun.elapsed() > PATIENCE {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_run_at_a_time_works_in_a_folder() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = || Run {
-            workspace: Workspace::new(folder.path()).unwrap(),
-            config: Config::default(),
-            config_file: "x.toml".into(),
-            folder: folder.path().join("run"),
-            siblings: Vec::new(),
-        };
-        let first = run().lock().unwrap();
-        let error = run().lock().unwrap_err().to_string();
-        assert!(error.contains(&std::process::id().to_string()), "{error}");
-        drop(first);
-        run().lock().unwrap();
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
-use sharp_pipeline::{Outcome, Run, Span, Stage, StepStatus, stages};
+use sharp_pipeline::{Look, Outcome, Run, Span, Stage, StepStatus, stages};
 use sharp_schema::run::{IMPORT, REPORT_PAGE};
 
 use crate::build::{self, Cargo};
@@ -57,6 +57,9 @@ pub(crate) struct PipelineArgs {
     /// Stop after this stage
     #[arg(long, value_name = "STAGE", value_parser = stage_name())]
     until: Option<Stage>,
+    /// Read every file again that was written, large ones as well, to see whether it is as it was
+    #[arg(long)]
+    verify: bool,
     /// Say what would run and why, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -73,6 +76,9 @@ pub(crate) struct StageArgs {
     /// Make it again even if its outputs are up to date
     #[arg(long)]
     force: bool,
+    /// Read every file again that was written, large ones as well, to see whether it is as it was
+    #[arg(long)]
+    verify: bool,
     /// Say what would run and why, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -97,13 +103,19 @@ pub(crate) fn pipeline(args: &PipelineArgs) -> Result<()> {
     {
         bail!("--from {} comes after --until {}", from.name(), until.name());
     }
-    go(&args.run, Span { from: args.from, until: args.until, again: None }, args.dry_run, args.json)
+    let span = Span { from: args.from, until: args.until, again: None, look: look(args.verify) };
+    go(&args.run, span, args.dry_run, args.json)
 }
 
 /// Runs one stage, and the stages before it where their outputs are not up to date.
 pub(crate) fn stage(stage: Stage, args: &StageArgs) -> Result<()> {
-    let span = Span { from: None, until: Some(stage), again: args.force.then_some(stage) };
+    let again = args.force.then_some(stage);
+    let span = Span { from: None, until: Some(stage), again, look: look(args.verify) };
     go(&args.run, span, args.dry_run, args.json)
+}
+
+fn look(verify: bool) -> Look {
+    if verify { Look::Whole } else { Look::Quick }
 }
 
 fn go(args: &RunArgs, span: Span, dry_run: bool, json: bool) -> Result<()> {

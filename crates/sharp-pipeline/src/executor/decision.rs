@@ -10,7 +10,7 @@ use sharp_schema::run::StageFolder;
 use super::span::Span;
 use crate::error::{Result, bail};
 use crate::event::{Event, Observer};
-use crate::manifest::{self, OutputState};
+use crate::manifest::{self, Look, OutputState};
 use crate::provision::pins::PinnedFile;
 use crate::run_folder::Run;
 use crate::stages::{Input, Step};
@@ -57,14 +57,20 @@ pub(super) fn decide(
         return Ok(Action::Start("asked for".to_owned()));
     }
     let old_inputs = old.as_ref().map_or(&[][..], |old| &old.inputs);
-    let inputs = match inputs(run, step, made, old_inputs)? {
+    let inputs = match inputs(run, step, made, old_inputs, span.look)? {
         Inputs::All(inputs) => inputs,
         Inputs::Pending(folder) => return Ok(Action::Start(format!("{folder} comes first"))),
     };
     let fingerprint =
         manifest::fingerprint(step.folder.name(), step.version, step.settings.values(), &inputs)?;
-    match state_of_folder(run, step, old, &inputs, &fingerprint, observer)? {
-        Action::Start(reason) => Ok(match finished_sibling(run, step, &fingerprint) {
+    match state_of_folder(
+        run,
+        step,
+        old,
+        &Wanted { inputs: &inputs, fingerprint: &fingerprint, look: span.look },
+        observer,
+    )? {
+        Action::Start(reason) => Ok(match finished_sibling(run, step, &fingerprint, span.look) {
             Some((manifest, from)) => Action::Reuse(Box::new(manifest), from),
             None => Action::Start(reason),
         }),
@@ -72,15 +78,22 @@ pub(super) fn decide(
     }
 }
 
+/// What a step would be made from, and how closely what it has written is looked at.
+struct Wanted<'a> {
+    inputs: &'a [Recorded],
+    fingerprint: &'a str,
+    look: Look,
+}
+
 /// Decides about a step whose inputs are known by what is in its own folder.
 fn state_of_folder(
     run: &Run,
     step: &Step,
     old: Option<Manifest>,
-    inputs: &[Recorded],
-    fingerprint: &str,
+    wanted: &Wanted<'_>,
     observer: Observer<'_>,
 ) -> Result<Action> {
+    let Wanted { inputs, fingerprint, look } = *wanted;
     let folder = run.path(step.folder);
     let Some(mut old) = old else {
         let reason = if folder.exists() { "its manifest is missing or unreadable" } else { "not made yet" };
@@ -96,8 +109,11 @@ fn state_of_folder(
             Action::Start("it was interrupted".to_owned())
         });
     }
+    if let Some(missing) = unrecorded(step, &old) {
+        return Ok(Action::Start(format!("its manifest does not list {missing}")));
+    }
     for recorded in &mut old.outputs {
-        match manifest::output_state(recorded, &run.folder.join(&recorded.path))? {
+        match manifest::output_state(recorded, &run.folder.join(&recorded.path), look)? {
             OutputState::Intact => {}
             OutputState::Missing => return Ok(Action::Start(format!("{} is gone", recorded.path))),
             OutputState::Changed(now) if step.editable => {
@@ -115,14 +131,25 @@ fn state_of_folder(
     Ok(Action::Skip(Box::new(old)))
 }
 
+/// Finds a file that a finished step has to have written, and that its manifest does not list.
+fn unrecorded(step: &Step, made: &Manifest) -> Option<String> {
+    let inside = step.must_write.iter().map(|name| step.folder.file(name));
+    let beside = step.outputs_in_run.iter().map(|name| (*name).to_owned());
+    inside.chain(beside).find(|path| !made.outputs.iter().any(|output| output.path == *path))
+}
+
 /// Finds a sibling's finished step with this fingerprint whose files are as they were written.
-fn finished_sibling(run: &Run, step: &Step, fingerprint: &str) -> Option<(Manifest, PathBuf)> {
+fn finished_sibling(run: &Run, step: &Step, fingerprint: &str, look: Look) -> Option<(Manifest, PathBuf)> {
     run.siblings.iter().filter(|_| step.outputs_in_run.is_empty()).find_map(|other| {
         let made = manifest::read(&other.join(step.folder))?;
         let stands = made.fingerprint == fingerprint
             && made.status == Status::Done
+            && unrecorded(step, &made).is_none()
             && made.outputs.iter().all(|output| {
-                matches!(manifest::output_state(output, &other.join(&output.path)), Ok(OutputState::Intact))
+                matches!(
+                    manifest::output_state(output, &other.join(&output.path), look),
+                    Ok(OutputState::Intact)
+                )
             });
         stands.then(|| (made, other.clone()))
     })
@@ -169,7 +196,7 @@ pub(super) enum Inputs {
     Pending(StageFolder),
 }
 
-pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded]) -> Result<Inputs> {
+pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded], look: Look) -> Result<Inputs> {
     let mut all = Vec::new();
     for input in &step.inputs {
         match input {
@@ -194,7 +221,7 @@ pub(super) fn inputs(run: &Run, step: &Step, made: &Made, old: &[Recorded]) -> R
                 }
             }
             Input::Pinned(file) => all.push(pinned_input(file)),
-            Input::Outside(path) => record_outside(run, path, old, &mut all)?,
+            Input::Outside(path) => record_outside(run, path, old, look, &mut all)?,
         }
     }
     Ok(Inputs::All(all))
@@ -216,10 +243,16 @@ fn published_digest(file: &PinnedFile) -> Digest {
 }
 
 /// Records the user's own file, or every file in the user's folder.
-fn record_outside(run: &Run, path: &Path, old: &[Recorded], all: &mut Vec<Recorded>) -> Result<()> {
+fn record_outside(
+    run: &Run,
+    path: &Path,
+    old: &[Recorded],
+    look: Look,
+    all: &mut Vec<Recorded>,
+) -> Result<()> {
     let files = if path.is_dir() { manifest::written(path, &[])? } else { vec![path.to_path_buf()] };
     for file in files {
-        all.push(manifest::record(&file, run.workspace.shown(&file), old)?);
+        all.push(manifest::record(&file, run.workspace.shown(&file), old, look)?);
     }
     Ok(())
 }

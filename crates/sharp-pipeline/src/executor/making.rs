@@ -1,6 +1,6 @@
 //! Makes the outputs of a step: empties its folder, starts its programs, writes its manifest.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,7 +11,8 @@ use super::decision::{Inputs, Made, inputs};
 use crate::atomic::write_atomic;
 use crate::error::{Context as _, Error, Result, bail};
 use crate::event::{Event, Observer};
-use crate::manifest;
+use crate::lock::Lock;
+use crate::manifest::{self, Look};
 use crate::process::{self, Usage};
 use crate::programs::{Program, ProgramPaths, Programs};
 use crate::provision;
@@ -22,7 +23,7 @@ use crate::stages::{CommandLine, Input, Step};
 /// A run at work: the lock of its folder and the programs that its steps need.
 pub(super) struct Making<'a> {
     run: &'a Run,
-    lock: File,
+    lock: Lock,
     programs: ProgramPaths,
     observer: Observer<'a>,
 }
@@ -32,7 +33,7 @@ impl<'a> Making<'a> {
     pub(super) fn begin(
         run: &'a Run,
         steps: &[&Step],
-        lock: File,
+        lock: Lock,
         programs: &dyn Programs,
         observer: Observer<'a>,
     ) -> Result<Self> {
@@ -58,7 +59,7 @@ impl<'a> Making<'a> {
         let folder = run.path(step.folder);
         let old = manifest::read(&folder);
         let old_inputs = old.as_ref().map_or(&[][..], |old| &old.inputs);
-        let Inputs::All(inputs) = inputs(run, step, made, old_inputs)? else {
+        let Inputs::All(inputs) = inputs(run, step, made, old_inputs, Look::Quick)? else {
             bail!("{} was started before the steps it reads", step.folder)
         };
         let mut manifest = Manifest {
@@ -109,7 +110,7 @@ impl<'a> Making<'a> {
         command.args(&line.arguments).current_dir(&run.folder);
         // Read by libtorch's thread pool before any code of ours could set it.
         command.env("OMP_WAIT_POLICY", "passive");
-        let (status, usage) = process::run(&mut command, &self.lock)?;
+        let (status, usage) = process::run(&mut command, self.lock.to_pass_on())?;
         if !status.success() {
             return Err(Error::StageFailed {
                 stage: step.stage.name().to_owned(),
@@ -136,7 +137,8 @@ impl<'a> Making<'a> {
                 fs::copy(&source, &place)
                     .with_context(|| format!("copying {} to {}", source.display(), place.display()))?;
             }
-            let now = manifest::record(&place, output.path.clone(), std::slice::from_ref(output))?;
+            let now =
+                manifest::record(&place, output.path.clone(), std::slice::from_ref(output), Look::Quick)?;
             if now.digest != output.digest {
                 bail!("{} changed while it was taken over; the same command tries again", source.display());
             }
@@ -151,9 +153,12 @@ impl<'a> Making<'a> {
 fn clear(folder: &Path) -> Result<()> {
     // The manifest goes first, so that a kill in between never leaves a manifest without its files.
     let manifest = folder.join(MANIFEST_FILE);
-    if manifest.exists() {
-        fs::remove_file(&manifest).with_context(|| format!("removing {}", manifest.display()))?;
-    }
+    let removed = match manifest.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(&manifest),
+        Ok(_) => fs::remove_file(&manifest),
+        Err(_) => Ok(()),
+    };
+    removed.with_context(|| format!("removing {}", manifest.display()))?;
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
     }
@@ -191,5 +196,5 @@ fn outputs(run: &Run, step: &Step) -> Result<Vec<Recorded>> {
         }
         files.push(path);
     }
-    files.iter().map(|path| manifest::record(path, inside(path), &[])).collect()
+    files.iter().map(|path| manifest::record(path, inside(path), &[], Look::Quick)).collect()
 }

@@ -109,7 +109,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::manifest;
+    use crate::manifest::{self, Look};
     use crate::workspace::Workspace;
 
     use crate::programs::InFolder;
@@ -149,7 +149,7 @@ mod tests {
         let mut made = making.make(&step(), &Made::new(), false).unwrap();
         let large = other.path("03-plan/large.bin");
         fs::write(&large, vec![7u8; manifest::ALWAYS_HASHED as usize + 1]).unwrap();
-        made.outputs.push(manifest::record(&large, "03-plan/large.bin".into(), &[]).unwrap());
+        made.outputs.push(manifest::record(&large, "03-plan/large.bin".into(), &[], Look::Quick).unwrap());
         manifest::write(&made, &other.path("03-plan")).unwrap();
         (Run { siblings: vec![run("none").folder, other.folder], ..run("mine") }, step())
     }
@@ -179,6 +179,47 @@ mod tests {
             StepStatus::WouldRun,
             "asked for is made"
         );
+    }
+
+    #[test]
+    fn a_manifest_that_is_a_folder_or_lists_nothing_means_the_step_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut run, step) = beside_a_finished_one(folder.path());
+        run.siblings.clear();
+        let (steps, programs) = ([step], InFolder(folder.path().into()));
+        let make = || execute(&run, &steps, Span::default(), &programs, &silent).unwrap().remove(0);
+        assert_eq!(make().status, StepStatus::Ran);
+        assert_eq!(make().status, StepStatus::Skipped);
+        let made = manifest::read(&run.path("03-plan")).unwrap();
+        manifest::write(&Manifest { outputs: Vec::new(), ..made }, &run.path("03-plan")).unwrap();
+        let again = make();
+        assert_eq!(again.status, StepStatus::Ran);
+        assert_eq!(again.reason, "its manifest does not list 03-plan/plan.toml");
+        let path = run.path("03-plan/manifest.json");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("inside"), "").unwrap();
+        assert_eq!(make().reason, "its manifest is missing or unreadable");
+        assert_eq!(make().status, StepStatus::Skipped);
+    }
+
+    #[test]
+    fn a_large_file_that_rots_is_made_again_where_all_is_verified() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, mut step) = beside_a_finished_one(folder.path());
+        step.editable = false;
+        let (steps, programs) = ([step], InFolder(folder.path().into()));
+        execute(&run, &steps, Span::default(), &programs, &silent).unwrap();
+        let large = run.path("03-plan/large.bin");
+        let time = fs::metadata(&large).unwrap().modified().unwrap();
+        let mut bytes = fs::read(&large).unwrap();
+        bytes[99] ^= 1;
+        fs::write(&large, bytes).unwrap();
+        fs::File::options().append(true).open(&large).unwrap().set_modified(time).unwrap();
+        let look = |look| dry_run(&run, &steps, Span { look, ..Span::default() }, &silent).unwrap().remove(0);
+        assert_eq!(look(Look::Quick).status, StepStatus::Skipped);
+        // The sibling's is the same file by a link: it is not taken over.
+        assert_eq!(look(Look::Whole).status, StepStatus::WouldRun);
     }
 
     #[test]

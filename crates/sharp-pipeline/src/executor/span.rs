@@ -1,8 +1,9 @@
-//! Which stages are wanted.
+//! Which stages are wanted, and how closely what they have written is looked at.
 
+use crate::manifest::Look;
 use crate::stages::Stage;
 
-/// Says which stages are wanted.
+/// Says which stages are wanted, and how closely what they have written is looked at.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Span {
     /// Make this stage and all after it again.
@@ -11,6 +12,8 @@ pub struct Span {
     pub until: Option<Stage>,
     /// Make this one stage again.
     pub again: Option<Stage>,
+    /// How closely files are looked at.
+    pub look: Look,
 }
 
 impl Span {

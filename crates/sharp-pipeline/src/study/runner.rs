@@ -12,8 +12,9 @@ use crate::atomic::write_atomic;
 use crate::error::{Context as _, Error, Result, chain};
 use crate::event::{Event, Observer};
 use crate::executor::{Outcome, Span, StepStatus, dry_run, execute};
+use crate::lock::lock;
 use crate::programs::Programs;
-use crate::run_folder::{Run, lock};
+use crate::run_folder::Run;
 use crate::stages::{self, Stage, Step};
 use crate::workspace::Workspace;
 
