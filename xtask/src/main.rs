@@ -63,6 +63,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Run the kernels' tests for 64-bit ARM, under emulation
     Cross(commands::cross::Args),
+    /// Put the product under what it has to stand: kills at random moments, full disks
+    Torture(commands::torture::Args),
     /// Say what this machine has and what is missing
     Doctor(doctor::Args),
 }
@@ -86,7 +88,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
         ],
     ),
     ("This machine", &["setup", "doctor"]),
-    ("Work on SHARP itself", &["test", "interop", "fuzz", "cross"]),
+    ("Work on SHARP itself", &["test", "interop", "fuzz", "cross", "torture"]),
 ];
 
 /// Makes the command line, its commands listed by [`GROUPS`].
@@ -128,6 +130,7 @@ fn main() -> ExitCode {
         Command::Interop(args) => interop::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Cross(args) => commands::cross::run(&args),
+        Command::Torture(args) => commands::torture::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

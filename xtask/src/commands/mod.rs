@@ -14,3 +14,4 @@ pub(crate) mod setup;
 mod stand_in;
 pub(crate) mod study;
 pub(crate) mod test;
+pub(crate) mod torture;
