@@ -21,6 +21,14 @@ mod system {
         None
     }
 
+    pub(crate) fn resident_memory(_: Option<u32>) -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn address_space_left() -> Option<u64> {
+        None
+    }
+
     pub(crate) fn peak_memory(_: Option<u32>) -> Option<u64> {
         None
     }
@@ -45,9 +53,26 @@ pub fn memory_limit() -> Option<u64> {
     system::memory_limit()
 }
 
-/// Returns the bytes of memory that can be had without pushing other processes out.
+/// Returns the bytes of memory that can be had without pushing other processes out: the machine's, or what is
+/// left of its control group's.
 pub fn available_memory() -> Option<u64> {
     system::available_memory()
+}
+
+/// Returns the bytes of address space that this process may still take; `None` where it has no limit
+/// (`ulimit -v`).
+pub fn address_space_left() -> Option<u64> {
+    system::address_space_left()
+}
+
+/// Returns the resident memory of this process, in bytes.
+pub fn resident_memory() -> Option<u64> {
+    system::resident_memory(None)
+}
+
+/// Returns the resident memory of another process, in bytes; `None` once it has ended.
+pub fn resident_memory_of(process: u32) -> Option<u64> {
+    system::resident_memory(Some(process))
 }
 
 /// Returns the largest resident memory that this process has had, in bytes.

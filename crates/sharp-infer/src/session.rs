@@ -12,6 +12,9 @@ use crate::workspace::{RopeTables, Workspace};
 /// that their buffers stay small beside the weights, which each piece reads again.
 const PIECE: usize = 256;
 
+/// Positions whose keys and values share a page of memory with one that was written.
+const SLACK: usize = 64;
+
 /// One sequence on a model. All buffers are made with the session; decoding allocates nothing.
 pub struct Session {
     model: Model,
@@ -19,6 +22,8 @@ pub struct Session {
     ws: Workspace,
     capacity: usize,
     tokens: Vec<u32>,
+    /// The most tokens it ever had.
+    longest: usize,
     /// (vocab): of the last token.
     logits: Vec<f32>,
 }
@@ -37,7 +42,7 @@ impl Session {
     /// Makes an empty sequence with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Quant`] if so large a cache cannot be.
+    /// [`Error::Quant`] if so large a cache cannot be, or the system has no memory for it.
     pub fn new(model: &Model, capacity: usize) -> Result<Self> {
         let config = model.config();
         let capacity = capacity.max(1);
@@ -53,6 +58,7 @@ impl Session {
             cache,
             capacity,
             tokens: Vec::with_capacity(capacity),
+            longest: 0,
             logits: vec![0.0; config.vocab_size],
             model: model.clone(),
         })
@@ -86,6 +92,33 @@ impl Session {
     /// Returns the bytes of keys and values that one token takes.
     pub fn bytes_per_token(&self) -> usize {
         self.cache.bytes_per_position()
+    }
+
+    /// Returns the bytes that a session with room for `capacity` tokens takes once it has had `tokens`; the
+    /// system gives out the memory of the others only when they come.
+    ///
+    /// # Errors
+    /// Those of [`Session::new`].
+    pub fn bytes(model: &Model, capacity: usize, tokens: usize) -> Result<u64> {
+        let config = model.config();
+        let capacity = capacity.max(1);
+        // Heads lie apart, each on pages of its own.
+        let written = tokens.saturating_add(SLACK).min(capacity);
+        let cache = KvCache::bytes(
+            model.inner.kv,
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            written,
+        )?;
+        let buffers = Workspace::bytes(config, model.inner.needs, capacity.min(PIECE), capacity);
+        let rest = 4 * (capacity as u64 + config.vocab_size as u64);
+        Ok(cache as u64 + buffers + rest)
+    }
+
+    /// Counts the most tokens that the session ever had.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Returns the logits (vocab) after the last token; zeros before the first.
@@ -170,6 +203,7 @@ impl Session {
     /// Counts `token`, whose keys and values the cache holds, and takes the logits after it.
     pub(crate) fn accept(&mut self, token: u32, logits: &[f32]) {
         self.tokens.push(token);
+        self.longest = self.longest.max(self.tokens.len());
         self.logits.copy_from_slice(logits);
     }
 
@@ -184,6 +218,7 @@ impl Session {
             self.model.run_layer(layer, hidden, n, &mut self.ws.run, &mut kv, &mut ())?;
         }
         self.tokens.extend_from_slice(piece);
+        self.longest = self.longest.max(self.tokens.len());
         Ok(())
     }
 }

@@ -114,6 +114,18 @@ impl Workspace {
     }
 }
 
+impl Workspace {
+    /// Returns at least the bytes of a workspace.
+    pub(crate) fn bytes(config: &ModelConfig, needs: Needs, n: usize, positions: usize) -> u64 {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.query_size(), config.key_value_size());
+        // Activations hold a float and an 8-bit number for each column, and a little for each block.
+        let row = 5 * d + 2 * q + 2 * kv + 4 * f + 6 * d.max(f).max(q) + 3 * needs.rank;
+        let tables = if config.local_inv_freq().is_some() { 2 } else { 1 };
+        4 * (n as u64 * row as u64 + tables * positions as u64 * config.head_dim as u64)
+    }
+}
+
 impl RopeTable {
     /// Angles are products in f32, as in the models' own training code.
     fn new(frequencies: &[f64], positions: usize) -> Self {

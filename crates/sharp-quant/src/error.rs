@@ -97,6 +97,14 @@ pub enum Error {
         /// What was asked for.
         wanted: usize,
     },
+    /// The system has not so much memory to give.
+    #[error("the system did not give {bytes} bytes of memory for {what}")]
+    Memory {
+        /// Which buffer, in words.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+    },
     /// Second moments that no inputs can have, or that cannot be factored.
     #[error("second moments of the inputs, column {column}: {what}")]
     Moments {

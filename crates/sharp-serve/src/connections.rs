@@ -6,11 +6,17 @@
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::HttpBody;
+use axum::extract::Request;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +26,29 @@ use tokio::time::Sleep;
 
 /// Wait after the system had no connection to give, as where too many files are open.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Time that a connection without a request in work has once the server stops: to take the end of an answer.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Whether a connection has a request in work: one that has arrived whole and is not answered to its end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Work(Arc<AtomicBool>);
+
+impl Work {
+    /// Says that the request of this connection has arrived whole.
+    pub(crate) fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ends a connection's work when its answer is sent or given up.
+struct Ending(Work);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::Relaxed);
+    }
+}
 
 /// Answers on `listener`, on at most `most` connections at once, until `stop` is done; then lets those end
 /// that have a request in work.
@@ -73,17 +102,39 @@ async fn answer(
     // The pieces of a stream are small, and each is wanted at once.
     let _ = stream.set_nodelay(true);
     let io = TokioIo::new(Patient { stream, patience, stuck: None });
+    let work = Work::default();
+    let (routes, at) = (TowerToHyperService::new(router), work.clone());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if request.body().is_end_stream() {
+            at.begin();
+        }
+        request.extensions_mut().insert(at.clone());
+        let (answer, ending) = (routes.call(request), Ending(at.clone()));
+        async move {
+            let answer = answer.await?;
+            Ok::<_, std::convert::Infallible>(answer.map(|body| {
+                body.map_err(move |error| {
+                    let _until_the_end = &ending;
+                    error
+                })
+            }))
+        }
+    });
     // The limit on a head counts from the end of the answer before, so it ends idle connections too.
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
-        .serve_connection(io, TowerToHyperService::new(router));
+        .serve_connection(io, service);
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
         _ = closing.changed() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    if work.0.load(Ordering::Relaxed) {
+        return connection.await;
+    }
+    // What has not come by now would be refused.
+    tokio::time::timeout(GRACE, connection).await.unwrap_or(Ok(()))
 }
 
 /// A connection that fails once nobody took anything of what is written for as long as patience lasts.

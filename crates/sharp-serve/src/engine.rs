@@ -11,6 +11,7 @@ use sharp_model::tokenizer::Tokenizer;
 
 use crate::error::Result;
 use crate::job::{Event, Failure, Job};
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::options::ServeOptions;
 use crate::pool::Pool;
@@ -23,6 +24,7 @@ pub(crate) struct Engine {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) options: ServeOptions,
 }
 
@@ -38,6 +40,14 @@ impl Drop for Closing {
 /// Prompt tokens taken in at once where nobody waits for the next token.
 const ALONE: usize = 512;
 
+/// Says why a sequence could not begin.
+fn failure(error: &crate::Error) -> Failure {
+    match error {
+        crate::Error::Infer(sharp_infer::Error::Quant(sharp_quant::Error::Memory { .. })) => Failure::Memory,
+        other => Failure::Engine(other.to_string()),
+    }
+}
+
 impl Engine {
     /// Works until the queue is closed and empty.
     pub(crate) fn run(self, mut batch: Batch) {
@@ -47,6 +57,7 @@ impl Engine {
             &self.model,
             options.context,
             options.max_batch.saturating_add(options.cached_sessions),
+            &self.memory,
         );
         let mut running: Vec<Sequence<'_>> = Vec::with_capacity(options.max_batch);
         let mut scratch = Vec::with_capacity(self.model.config().vocab_size);
@@ -80,7 +91,14 @@ impl Engine {
                 self.metrics.timeouts.inc();
                 sequence.fail(Failure::Timeout);
             }
-            pool.give(sequence.session);
+            self.keep(pool, sequence.session);
+        }
+    }
+
+    /// Keeps the session of a sequence that ended.
+    fn keep(&self, pool: &mut Pool, session: Session) {
+        if let Err(error) = pool.give(session) {
+            tracing::error!("a session's memory cannot be counted: {error}");
         }
     }
 
@@ -100,7 +118,7 @@ impl Engine {
             Err(error) => {
                 tracing::error!("a sequence could not begin: {error}");
                 self.metrics.failures.inc();
-                let _ = events.send((choice, Event::Failed(Failure::Engine(error.to_string()))));
+                let _ = events.send((choice, Event::Failed(failure(&error))));
             }
         }
     }
@@ -187,7 +205,7 @@ impl Engine {
             Ok(_) => {
                 self.metrics.finished.inc();
                 self.metrics.duration.observe(sequence.job.arrived.elapsed().as_secs_f64());
-                pool.give(sequence.session);
+                self.keep(pool, sequence.session);
             }
             Err(error) => {
                 tracing::error!("a sequence failed: {error}");

@@ -6,6 +6,8 @@ use std::time::Instant;
 use sharp_infer::{Finish, SamplerOptions};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::memory::Reservation;
+
 /// One sequence to be written.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -22,6 +24,8 @@ pub(crate) struct Job {
     pub(crate) logprobs: Option<usize>,
     /// Whether log probabilities of the prompt's tokens are wanted too.
     pub(crate) score_prompt: bool,
+    /// What its session takes; given back before the client hears of the end.
+    pub(crate) memory: Option<Reservation>,
     pub(crate) arrived: Instant,
     pub(crate) deadline: Instant,
     /// Unbounded, so that a client that reads slowly never holds up the others; what it can hold is bounded
@@ -83,6 +87,8 @@ pub(crate) enum Failure {
     Timeout,
     /// The server is stopping.
     Stopping,
+    /// The system had no memory for it after all.
+    Memory,
     /// The engine could not go on.
     Engine(String),
 }

@@ -6,6 +6,7 @@ mod connections;
 mod engine;
 mod error;
 mod job;
+mod memory;
 mod metrics;
 mod options;
 mod pool;

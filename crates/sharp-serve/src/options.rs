@@ -25,6 +25,10 @@ pub struct ServeOptions {
     pub timeout: Duration,
     /// How long running requests may go on after the server was asked to stop.
     pub drain: Duration,
+    /// Bytes of memory that requests may take together, beside the model; `None`: what the machine, the
+    /// control group and the limits of the process leave. A request that does not fit is refused with status
+    /// 503.
+    pub memory: Option<u64>,
     /// Largest body of a request in bytes.
     pub body_limit: usize,
     /// How long a connection may make the server wait: for the head of its next request, for a body, and to
@@ -51,6 +55,7 @@ impl Default for ServeOptions {
             prefill_chunk: 128,
             timeout: Duration::from_secs(600),
             drain: Duration::from_secs(30),
+            memory: None,
             body_limit: 4 << 20,
             connection_timeout: Duration::from_secs(30),
             connections: 1000,
@@ -72,6 +77,7 @@ impl std::fmt::Debug for ServeOptions {
             .field("prefill_chunk", &self.prefill_chunk)
             .field("timeout", &self.timeout)
             .field("drain", &self.drain)
+            .field("memory", &self.memory)
             .field("body_limit", &self.body_limit)
             .field("connection_timeout", &self.connection_timeout)
             .field("connections", &self.connections)

@@ -183,7 +183,8 @@ impl<'t> Sequence<'t> {
         Ok(true)
     }
 
-    fn done(&self, finish: Finish, text: String) {
+    fn done(&mut self, finish: Finish, text: String) {
+        self.job.memory = None;
         self.job.tell(Event::Done { finish, text, tokens: self.generated });
     }
 

@@ -9,10 +9,11 @@ use axum::Router;
 use sharp_infer::{Batch, Model};
 use sharp_model::tokenizer::Tokenizer;
 
-use crate::api::{Site, router};
+use crate::api::{Shared, Site, router};
 use crate::connections;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::memory::{Memory, SessionCost};
 use crate::metrics::Metrics;
 use crate::options::ServeOptions;
 use crate::queue::Queue;
@@ -47,10 +48,25 @@ impl Server {
         let queue = Arc::new(Queue::new(options.queue));
         let metrics = Arc::new(Metrics::new());
         let vocab_size = model.config().vocab_size;
-        let site = Site::new(options.clone(), tokenizer.clone(), vocab_size, queue.clone(), metrics.clone())?;
         let (drain, connections, patience) = (options.drain, options.connections, options.connection_timeout);
         let batch = Batch::new(&model, options.max_batch)?;
-        let engine = Engine { model, tokenizer, queue: queue.clone(), metrics, options };
+        let memory = Arc::new(Memory::new(options.memory));
+        let cost = SessionCost::new(&model, options.context, &memory);
+        let (one, room) = (cost.bytes(options.context)?, memory.room());
+        if one > room {
+            tracing::warn!(
+                "{room} bytes of memory are left for requests, and one of {} tokens takes {one}: lower the context",
+                options.context
+            );
+        }
+        let shared = Shared {
+            tokenizer: tokenizer.clone(),
+            queue: queue.clone(),
+            metrics: metrics.clone(),
+            memory: memory.clone(),
+        };
+        let site = Site::new(options.clone(), shared, vocab_size, cost)?;
+        let engine = Engine { model, tokenizer, queue: queue.clone(), metrics, memory, options };
         let thread = std::thread::Builder::new()
             .name("sharp-engine".into())
             .spawn(move || engine.run(batch))

@@ -52,6 +52,10 @@ pub(crate) struct Args {
     /// Seconds that running requests have once the server is asked to stop.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
+    /// Bytes of memory that requests may take together; by default what the machine and the limits of the
+    /// process leave.
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
     /// Largest request in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
     body_limit: usize,
@@ -102,6 +106,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
     options.prefill_chunk = args.prefill_chunk;
     options.timeout = Duration::from_secs(args.timeout);
     options.drain = Duration::from_secs(args.drain);
+    options.memory = args.memory;
     options.body_limit = args.body_limit;
     options.connection_timeout = Duration::from_secs(args.connection_timeout);
     options.connections = args.connections;

@@ -1,5 +1,7 @@
 //! Stores keys and values in the layout that attention reads.
 
+use zerocopy::FromZeros;
+
 use super::{
     LANES,
     element::{Element, F16, F32},
@@ -28,11 +30,43 @@ pub struct KvCache {
     pub(super) v: Vec<Vec<u8>>,
 }
 
+/// Returns the bytes of one layer's keys, and of its values.
+fn layer_bytes(
+    dtype: DType,
+    layers: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    capacity: usize,
+) -> Result<(usize, usize)> {
+    if !matches!(dtype, DType::F32 | DType::F16) {
+        return Err(Error::Unknown {
+            what: "format of the KV cache",
+            name: dtype.name().to_owned(),
+            known: "F32, F16".to_owned(),
+        });
+    }
+    let width = kv_heads.saturating_mul(head_dim);
+    if width == 0 || capacity == 0 {
+        return Err(Error::Empty { rows: capacity, cols: width });
+    }
+    let overflow = || Error::Overflow { what: "KV cache in bytes", rows: capacity, cols: width };
+    let capacity = capacity.checked_next_multiple_of(KEYS).ok_or_else(overflow)?;
+    let padded = head_dim.checked_next_multiple_of(LANES).ok_or_else(overflow)?;
+    let bytes = padded
+        .checked_mul(kv_heads)
+        .and_then(|n| n.checked_mul(capacity))
+        .and_then(|n| n.checked_mul(dtype.block_bytes()))
+        .filter(|&n| n.checked_mul(2 * layers.max(1)).is_some_and(|all| all < isize::MAX as usize))
+        .ok_or_else(overflow)?;
+    Ok((bytes / padded * head_dim, bytes))
+}
+
 impl KvCache {
     /// Makes room for `capacity` positions (rounded up to a multiple of 64) of `layers` layers.
     ///
     /// # Errors
-    /// [`Error::Unknown`] for a type other than F32 and F16, [`Error::Empty`], [`Error::Overflow`].
+    /// [`Error::Unknown`] for a type other than F32 and F16, [`Error::Empty`], [`Error::Overflow`],
+    /// [`Error::Memory`].
     pub fn new(
         dtype: DType,
         layers: usize,
@@ -40,40 +74,33 @@ impl KvCache {
         head_dim: usize,
         capacity: usize,
     ) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::F16) {
-            return Err(Error::Unknown {
-                what: "format of the KV cache",
-                name: dtype.name().to_owned(),
-                known: "F32, F16".to_owned(),
-            });
-        }
-        let width = kv_heads.saturating_mul(head_dim);
-        if width == 0 || capacity == 0 {
-            return Err(Error::Empty { rows: capacity, cols: width });
-        }
-        let overflow = || Error::Overflow { what: "KV cache in bytes", rows: capacity, cols: width };
-        let capacity = capacity.checked_next_multiple_of(KEYS).ok_or_else(overflow)?;
-        let padded = head_dim.checked_next_multiple_of(LANES).ok_or_else(overflow)?;
-        let bytes = padded
-            .checked_mul(kv_heads)
-            .and_then(|n| n.checked_mul(capacity))
-            .and_then(|n| n.checked_mul(dtype.block_bytes()))
-            .filter(|&n| n.checked_mul(layers.max(1)).is_some_and(|all| all < isize::MAX as usize))
-            .ok_or_else(overflow)?;
-        let key_bytes = bytes / padded * head_dim;
-        let mut cache = KvCache {
-            dtype,
-            kv_heads,
-            head_dim,
-            capacity,
-            k: Vec::with_capacity(layers),
-            v: Vec::with_capacity(layers),
+        let (key_bytes, bytes) = layer_bytes(dtype, layers, kv_heads, head_dim, capacity)?;
+        let capacity = capacity.next_multiple_of(KEYS);
+        let whole = (key_bytes + bytes) as u64 * layers as u64;
+        let zeroed = |bytes| {
+            u8::new_vec_zeroed(bytes).map_err(|_| Error::Memory { what: "keys and values", bytes: whole })
         };
+        let (mut k, mut v) = (Vec::with_capacity(layers), Vec::with_capacity(layers));
         for _ in 0..layers {
-            cache.k.push(vec![0; key_bytes]);
-            cache.v.push(vec![0; bytes]);
+            k.push(zeroed(key_bytes)?);
+            v.push(zeroed(bytes)?);
         }
-        Ok(cache)
+        Ok(KvCache { dtype, kv_heads, head_dim, capacity, k, v })
+    }
+
+    /// Returns the bytes that a cache takes once all its positions are written.
+    ///
+    /// # Errors
+    /// Those of [`KvCache::new`].
+    pub fn bytes(
+        dtype: DType,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        capacity: usize,
+    ) -> Result<usize> {
+        let (keys, values) = layer_bytes(dtype, layers, kv_heads, head_dim, capacity)?;
+        Ok((keys + values) * layers)
     }
 
     /// Returns how keys and values are stored.

@@ -10,13 +10,20 @@ use flate2::read::MultiGzDecoder;
 use super::Site;
 use super::error::ApiError;
 use super::fields::Fields;
+use crate::connections::Work;
+use crate::memory::Reservation;
 
 /// A request's body as it came over the wire.
 pub(crate) struct Received {
     bytes: Bytes,
     packed: bool,
     limit: usize,
+    /// For the body and what is read out of it, as long as this is there.
+    _memory: Reservation,
 }
+
+/// Times that a body is held at once: as it came, unpacked, field by field, and as values.
+const COPIES: u64 = 4;
 
 impl Received {
     /// Waits for the body of a request, up to the limits on its size and its time.
@@ -24,12 +31,25 @@ impl Received {
         let (head, body) = request.into_parts();
         check_type(&head.headers)?;
         let packed = is_gzip(&head.headers)?;
-        Ok(Self { bytes: collect(site, body).await?, packed, limit: site.options.body_limit })
+        let limit = site.options.body_limit;
+        // One that says how long it is need not be read to be refused.
+        let size = body.size_hint();
+        if size.lower() > limit as u64 {
+            return Err(too_large(limit, ""));
+        }
+        let largest = size.upper().filter(|_| !packed).unwrap_or(limit as u64);
+        let memory = site.reserve(COPIES * largest)?;
+        let bytes = collect(site, body).await?;
+        if let Some(work) = head.extensions.get::<Work>() {
+            work.begin();
+        }
+        Ok(Self { bytes, packed, limit, _memory: memory })
     }
 
     /// Unpacks the body and reads it as a JSON object.
-    pub(crate) fn fields(self) -> Result<Fields, ApiError> {
-        if self.packed { Fields::new(&unpack(&self.bytes, self.limit)?) } else { Fields::new(&self.bytes) }
+    pub(crate) fn fields(&mut self) -> Result<Fields, ApiError> {
+        let bytes = std::mem::take(&mut self.bytes);
+        if self.packed { Fields::new(&unpack(&bytes, self.limit)?) } else { Fields::new(&bytes) }
     }
 }
 
@@ -77,10 +97,6 @@ fn too_large(limit: usize, what: &str) -> ApiError {
 /// Waits for the whole body, up to the limits on its size and its time.
 async fn collect(site: &Site, body: Body) -> Result<Bytes, ApiError> {
     let limit = site.options.body_limit;
-    // One that says how long it is need not be read to be refused.
-    if body.size_hint().lower() > limit as u64 {
-        return Err(too_large(limit, ""));
-    }
     let patience = site.options.connection_timeout;
     match tokio::time::timeout(patience, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),

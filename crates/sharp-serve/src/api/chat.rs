@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::messages::normalise;
 use super::parameters::Parameters;
-use super::reply::{Kind, Reply};
+use super::reply::{Kind, Reply, Size};
 use super::{Common, Events, Site, aside};
 use crate::job::Job;
 
@@ -20,7 +20,7 @@ const MOST_LOGPROBS: usize = 20;
 
 pub(crate) async fn post(State(site): State<Arc<Site>>, request: Request) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let body = Received::new(&site, request).await?;
+    let mut body = Received::new(&site, request).await?;
     let (reply, stream, jobs, events) =
         aside(&site, arrived, move |site| prepare(site, body.fields()?, arrived)).await?;
     site.submit(jobs)?;
@@ -86,13 +86,18 @@ fn prepare(
     site.check_tokens(&ids, "messages")?;
     let ids: Arc<[u32]> = ids.into();
     let max_tokens = site.check_prompt(&ids, max_tokens)?;
+    let n = parameters.n;
+    let entries = if logprobs { top + 1 } else { 0 };
+    let size = Size { text: 0, tokens: ids.len() + max_tokens * n, scored: max_tokens * n, entries };
+    let bytes = site.sequence_bytes(ids.len() + max_tokens)?;
+    let mut memory = site.reserve(bytes.saturating_mul(n as u64).saturating_add(size.bytes()))?;
     let (common, events) = Common::new(site, arrived);
-    let jobs: Vec<Job> = (0..parameters.n)
+    let jobs: Vec<Job> = (0..n)
         .map(|j| Job {
             logprobs: logprobs.then_some(top),
-            ..common.job(&parameters, (j, j), &ids, max_tokens)
+            ..common.job(&parameters, (j, j), &ids, max_tokens, memory.split(bytes))
         })
         .collect();
-    let reply = Reply::new(site, Kind::Chat, jobs.len(), ids.len(), &parameters).with_logprobs(logprobs);
+    let reply = Reply::new(site, Kind::Chat, n, ids.len(), &parameters, memory).with_logprobs(logprobs);
     Ok((reply, parameters.stream, jobs, events))
 }

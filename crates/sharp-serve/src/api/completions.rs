@@ -11,7 +11,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::Parameters;
 use super::prompts::{self, Prompt};
-use super::reply::{Kind, Reply};
+use super::reply::{Kind, Reply, Size};
 use super::{Common, Events, Site, aside};
 use crate::job::Job;
 
@@ -22,7 +22,7 @@ const USUAL_TOKENS: usize = 16;
 
 pub(crate) async fn post(State(site): State<Arc<Site>>, request: Request) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let body = Received::new(&site, request).await?;
+    let mut body = Received::new(&site, request).await?;
     let (reply, stream, jobs, events) =
         aside(&site, arrived, move |site| prepare(site, body.fields()?, arrived)).await?;
     site.submit(jobs)?;
@@ -76,26 +76,39 @@ fn prepare(
         Prompt::Text(text) => site.encode(&text, true, "prompt").map(|ids| (text, ids)),
         Prompt::Tokens(ids) => decode(&ids).map(|text| (text, ids)),
     });
-    let (common, events) = Common::new(site, arrived);
-    let mut jobs = Vec::new();
-    let mut echoes = Vec::new();
+    let n = parameters.n;
+    let mut texts = Vec::new();
     let mut prompt_tokens = 0;
+    let mut sequences: u64 = 0;
+    let mut size = Size { entries: logprobs.map_or(0, |top| top + 1), ..Size::default() };
     for prompt in prompts {
         let (text, ids) = prompt?;
         let ids: Arc<[u32]> = tokens(site, ids)?.into();
         let max_tokens = site.check_prompt(&ids, Some(parameters.max_tokens.unwrap_or(USUAL_TOKENS)))?;
         prompt_tokens += ids.len();
         let text: Arc<str> = if echo { text.into() } else { Arc::default() };
-        for j in 0..parameters.n {
+        let bytes = site.sequence_bytes(ids.len() + max_tokens)?;
+        sequences = sequences.saturating_add(bytes.saturating_mul(n as u64));
+        size.text += text.len() * n;
+        size.tokens += ids.len() + max_tokens * n;
+        size.scored += (if echo { ids.len() } else { 0 } + max_tokens) * n;
+        texts.push((text, ids, max_tokens, bytes));
+    }
+    let mut memory = site.reserve(sequences.saturating_add(size.bytes()))?;
+    let (common, events) = Common::new(site, arrived);
+    let mut jobs = Vec::new();
+    let mut echoes = Vec::new();
+    for (text, ids, max_tokens, bytes) in texts {
+        for j in 0..n {
             echoes.push(text.clone());
             jobs.push(Job {
                 logprobs,
                 score_prompt: echo && logprobs.is_some(),
-                ..common.job(&parameters, (jobs.len(), j), &ids, max_tokens)
+                ..common.job(&parameters, (jobs.len(), j), &ids, max_tokens, memory.split(bytes))
             });
         }
     }
-    let reply = Reply::new(site, Kind::Completion { echoes }, jobs.len(), prompt_tokens, &parameters)
+    let reply = Reply::new(site, Kind::Completion { echoes }, jobs.len(), prompt_tokens, &parameters, memory)
         .with_logprobs(logprobs.is_some());
     Ok((reply, parameters.stream, jobs, events))
 }

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::job::Failure;
+use crate::memory::Shortage;
 
 /// A refused or failed request.
 #[derive(Debug)]
@@ -67,6 +68,20 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").with_code("stopping")
     }
 
+    /// Says that there is no memory for a request, now or ever.
+    pub(crate) fn no_memory(shortage: Shortage) -> Self {
+        let Shortage { needed, room, later } = shortage;
+        let what =
+            format!("this request needs {needed} bytes of memory, and {room} are there for all of them");
+        if later {
+            let message = format!("{what}; others hold them now, so try again later");
+            Self::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("out_of_memory")
+        } else {
+            Self::bad(format!("{what}; ask for fewer tokens or choices, or less text"))
+                .with_code("request_too_large")
+        }
+    }
+
     /// Says that the server does not answer to this name.
     pub(crate) fn no_host(name: &str) -> Self {
         let message = format!(
@@ -84,6 +99,10 @@ impl ApiError {
                     .with_code("timeout")
             }
             Failure::Stopping => Self::stopping(),
+            Failure::Memory => {
+                let message = "the system has no memory for this request now; try again later";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("out_of_memory")
+            }
             Failure::Engine(what) => Self::internal(what),
         }
     }
@@ -107,7 +126,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, axum::Json(self.json())).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {

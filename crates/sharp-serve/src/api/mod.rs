@@ -33,6 +33,7 @@ use self::error::ApiError;
 use self::parameters::Parameters;
 use self::texts::Texts;
 use crate::job::{Event, Failure, Job};
+use crate::memory::{Memory, Reservation, SessionCost};
 use crate::metrics::{Metrics, RequestLabels};
 use crate::options::ServeOptions;
 use crate::queue::{Queue, Refused};
@@ -46,6 +47,9 @@ pub(crate) struct Site {
     pub(crate) vocab_size: usize,
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) memory: Arc<Memory>,
+    /// What a sequence's keys and values take.
+    cost: SessionCost,
     /// Bytes of a text beyond which it has more tokens than the context.
     longest_text: usize,
     /// Requests that may be prepared at once.
@@ -55,6 +59,17 @@ pub(crate) struct Site {
     /// Seconds since 1970 when the server started.
     pub(crate) created: u64,
 }
+
+/// What the network side and the engine both hold.
+pub(crate) struct Shared {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) memory: Arc<Memory>,
+}
+
+/// Bytes that making a text into tokens takes for each of its own, measured with byte-level vocabularies.
+const TOKENIZING: u64 = 400;
 
 /// Requests that are prepared at once (parsed, written by the template, made into tokens): each takes a core
 /// and many times the memory of its body.
@@ -68,11 +83,11 @@ pub(crate) fn now() -> u64 {
 impl Site {
     pub(crate) fn new(
         options: ServeOptions,
-        tokenizer: Arc<Tokenizer>,
+        shared: Shared,
         vocab_size: usize,
-        queue: Arc<Queue>,
-        metrics: Arc<Metrics>,
+        cost: SessionCost,
     ) -> crate::Result<Self> {
+        let Shared { tokenizer, queue, metrics, memory } = shared;
         // A vocabulary spells each byte with at least one, so no token stands for more than it is long.
         let spelled = (0..vocab_size).filter_map(|id| tokenizer.token(u32::try_from(id).ok()?));
         let longest = spelled.map(|token| token.len()).max().unwrap_or(1).max(1);
@@ -87,8 +102,20 @@ impl Site {
             vocab_size,
             queue,
             metrics,
+            memory,
+            cost,
             created: now(),
         })
+    }
+
+    /// Reserves memory for a part of a request.
+    fn reserve(&self, bytes: u64) -> Result<Reservation, ApiError> {
+        self.memory.reserve(bytes).map_err(ApiError::no_memory)
+    }
+
+    /// Returns the bytes of a sequence's keys and values.
+    fn sequence_bytes(&self, tokens: usize) -> Result<u64, ApiError> {
+        self.cost.bytes(tokens).map_err(|error| ApiError::internal(error.to_string()))
     }
 
     /// Refuses a request for another model than the one that is served.
@@ -126,6 +153,7 @@ impl Site {
             .with_code("context_length_exceeded")
             .with_param(param));
         }
+        let _held = self.reserve(TOKENIZING * text.len() as u64)?;
         self.tokenizer.encode(text, special).map_err(|e| ApiError::bad(e.to_string()).with_param(param))
     }
 
@@ -189,6 +217,7 @@ impl Common {
         (choice, j): (usize, usize),
         prompt: &Arc<[u32]>,
         max_tokens: usize,
+        memory: Reservation,
     ) -> Job {
         Job {
             choice,
@@ -199,6 +228,7 @@ impl Common {
             ignore_eos: parameters.ignore_eos,
             logprobs: None,
             score_prompt: false,
+            memory: Some(memory),
             arrived: self.arrived,
             deadline: self.deadline,
             events: self.sender.clone(),

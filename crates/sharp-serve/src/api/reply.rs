@@ -13,8 +13,10 @@ use sharp_infer::Finish;
 
 use super::error::ApiError;
 use super::parameters::Parameters;
+use super::texts::Characters;
 use super::{Events, Site, now};
 use crate::job::{Event, Scored};
+use crate::memory::Reservation;
 
 /// Which of the two endpoints answers.
 pub(crate) enum Kind {
@@ -35,6 +37,33 @@ pub(crate) struct Reply {
     include_usage: bool,
     choices: Vec<Choice>,
     prompt_tokens: usize,
+    /// For the answer, until it is sent.
+    _memory: Reservation,
+}
+
+/// What an answer holds in memory, at most.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Size {
+    /// Bytes of text from the request.
+    pub(crate) text: usize,
+    /// Tokens of the answer.
+    pub(crate) tokens: usize,
+    /// Tokens that have log probabilities, and the entries of each.
+    pub(crate) scored: usize,
+    pub(crate) entries: usize,
+}
+
+impl Size {
+    /// Bytes that a token takes on its way to the client: its event, its text, and its part of the answer.
+    const TOKEN: usize = 256;
+    /// Bytes of a log probability as a JSON value and as text.
+    const ENTRY: usize = 1024;
+
+    pub(crate) fn bytes(self) -> u64 {
+        let entries = self.scored.saturating_mul(self.entries).saturating_mul(Self::ENTRY);
+        let tokens = self.tokens.saturating_mul(Self::TOKEN);
+        entries.saturating_add(tokens).saturating_add(self.text.saturating_mul(4)) as u64
+    }
 }
 
 /// One choice so far.
@@ -43,7 +72,7 @@ struct Choice {
     text: String,
     scored: Vec<Scored>,
     /// Characters before the next token.
-    offset: usize,
+    offset: Characters,
     begun: bool,
     finish: Option<Finish>,
     tokens: usize,
@@ -75,6 +104,7 @@ impl Reply {
         choices: usize,
         prompt_tokens: usize,
         parameters: &Parameters,
+        memory: Reservation,
     ) -> Self {
         let prefix = if matches!(kind, Kind::Chat) { "chatcmpl" } else { "cmpl" };
         Self {
@@ -86,6 +116,7 @@ impl Reply {
             include_usage: parameters.include_usage,
             choices: (0..choices).map(|_| Choice::default()).collect(),
             prompt_tokens,
+            _memory: memory,
         }
     }
 
@@ -153,12 +184,12 @@ impl Reply {
                 .collect();
             return json!({ "content": content });
         }
-        let mut offset = self.choices.get(choice).map_or(0, |c| c.offset);
+        let mut offset = self.choices.get(choice).map_or_else(Characters::default, |c| c.offset);
         let (mut tokens, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         for s in scored {
             let text = texts.text(s.token);
-            offsets.push(offset);
-            offset += text.chars().count();
+            offsets.push(offset.complete());
+            offset.push(&texts.bytes(s.token));
             values.push(s.logprob.map(|l| l.max(LEAST)));
             tops.push(s.logprob.map(|_| {
                 s.top.iter().map(|&(t, l)| (texts.text(t), json!(l.max(LEAST)))).collect::<Map<_, _>>()

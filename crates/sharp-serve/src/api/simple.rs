@@ -54,7 +54,7 @@ pub(crate) async fn tokenize(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let arrived = Instant::now();
-    let body = Received::new(&site, request).await?;
+    let mut body = Received::new(&site, request).await?;
     aside(&site, arrived, move |site| {
         let mut fields = body.fields()?;
         site.check_model(fields.text("model")?.as_deref())?;
@@ -80,7 +80,7 @@ pub(crate) async fn detokenize(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let arrived = Instant::now();
-    let body = Received::new(&site, request).await?;
+    let mut body = Received::new(&site, request).await?;
     aside(&site, arrived, move |site| {
         let mut fields = body.fields()?;
         site.check_model(fields.text("model")?.as_deref())?;

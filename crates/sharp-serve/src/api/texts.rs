@@ -80,6 +80,40 @@ impl Texts {
     }
 }
 
+/// Counts the characters of a text that comes as the bytes of its tokens, some of which are parts of one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Characters {
+    complete: usize,
+    /// Bytes that the last character still lacks.
+    lacks: usize,
+}
+
+impl Characters {
+    /// Returns the place of the character that the next byte belongs to.
+    pub(crate) fn complete(self) -> usize {
+        self.complete
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            let continues = byte & 0xc0 == 0x80;
+            if self.lacks > 0 && !continues {
+                // What is cut off is written as a character of its own.
+                self.complete += 1;
+                self.lacks = 0;
+            }
+            self.lacks = match byte {
+                _ if continues => self.lacks.saturating_sub(1),
+                0xc2..=0xdf => 1,
+                0xe0..=0xef => 2,
+                0xf0..=0xf4 => 3,
+                _ => 0,
+            };
+            self.complete += usize::from(self.lacks == 0);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, json};
@@ -90,6 +124,21 @@ mod tests {
         let tokens = tokenizer.encode(text, false).unwrap();
         let texts = Texts::new(Arc::new(tokenizer)).unwrap();
         (tokens.len(), tokens.iter().flat_map(|&token| texts.bytes(token)).collect())
+    }
+
+    #[test]
+    fn parts_of_a_character_stand_where_it_stands() {
+        let mut characters = Characters::default();
+        let mut places = Vec::new();
+        // A woman, a joiner in two tokens, a woman, a space and a letter; then half a character and a letter.
+        let tokens: [&[u8]; 7] =
+            ["\u{1f469}".as_bytes(), b"\xe2\x80", b"\x8d", "\u{1f469}".as_bytes(), b" x", b"\xc3", b"y"];
+        for token in tokens {
+            places.push(characters.complete());
+            characters.push(token);
+        }
+        assert_eq!(places, [0, 1, 1, 2, 3, 5, 5]);
+        assert_eq!(characters.complete(), 7);
     }
 
     #[test]

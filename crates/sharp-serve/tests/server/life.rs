@@ -1,5 +1,7 @@
 //! Time limits and the server's end.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -64,4 +66,28 @@ async fn answers_that_take_too_long_are_cut_off_with_a_word() {
     let (status, answer) = answer.await.unwrap();
     assert_eq!((status, answer["error"]["code"].as_str()), (503, Some("stopping")), "{answer}");
     running.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_sent_requests_do_not_hold_up_the_end() {
+    let mut server = Running::start(options()).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                content-length: 100\r\n\r\n";
+    let half: Vec<TcpStream> = [&head[..30], head, &format!("{head}{{\"prompt\":")]
+        .into_iter()
+        .map(|part| {
+            let mut socket = TcpStream::connect(server.address()).unwrap();
+            socket.write_all(part.as_bytes()).unwrap();
+            socket
+        })
+        .collect();
+    // A whole request is answered all the same.
+    let (client, url) = (server.client.clone(), format!("{}/v1/completions", server.url));
+    let running = tokio::spawn(async move { client.post(url).json(&long()).send().await.unwrap().status() });
+    server.until("sharp_sequences_running", |n| n == 1.0).await;
+    server.ask_to_stop();
+    assert_eq!(running.await.unwrap(), 200);
+    // The limit on a connection and the drain are thirty seconds each.
+    tokio::time::timeout(Duration::from_secs(15), server.ended()).await.unwrap();
+    drop(half);
 }

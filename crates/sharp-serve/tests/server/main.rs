@@ -8,5 +8,6 @@ mod hostile;
 mod hosts;
 mod life;
 mod load;
+mod memory;
 mod refusals;
 mod requests;
