@@ -18,11 +18,20 @@ use crate::error::{Error, Result};
 use crate::json::kind;
 use crate::python_json::{self, Style};
 use crate::python_methods;
+use crate::roomy::on_large_stack;
 use crate::strftime;
+use crate::template_text::{
+    compares_content_with_none, loops_over_content, with_format_calls, without_generation_marks,
+};
+use crate::tool_calls;
 
-/// Work a template may do before it is stopped: far more than any real one needs, little enough that a
-/// hostile one ends within seconds.
-const FUEL: u64 = 10_000_000;
+/// Work a template may do before it is stopped: far more than any real one needs (a message takes some
+/// hundreds), little enough that a hostile one ends within a second, with 32 MB, and with values no deeper
+/// than the stack that it runs on.
+const FUEL: u64 = 500_000;
+
+/// Bytes of a template. Long ones in use have 20,000; how deep an expression lies is bounded by it too.
+const MOST_BYTES: usize = 64 << 10;
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +58,8 @@ pub struct Chat {
     broken: Option<String>,
     /// Whether the template takes a content of several parts apart.
     reads_parts: bool,
+    /// Whether the template tells a content that is none from one that is empty.
+    reads_none: bool,
 }
 
 impl std::fmt::Debug for Chat {
@@ -74,8 +85,19 @@ impl Chat {
     /// Makes a template with the special tokens it may name (`bos_token`, `eos_token`, ...).
     ///
     /// # Errors
-    /// [`Error::Template`] if it does not compile, with the line.
+    /// [`Error::Template`] if it does not compile, with the line, or has more than 64 KiB.
     pub fn new(template: &str, tokens: Map<String, Value>) -> Result<Self> {
+        let bytes = template.len();
+        if bytes > MOST_BYTES {
+            let what = format!("the template has {bytes} bytes; {MOST_BYTES} are the most that are read");
+            return Err(Error::Template { what });
+        }
+        let env = on_large_stack(|| Self::compile(template))??;
+        let (reads_parts, reads_none) = (loops_over_content(template), compares_content_with_none(template));
+        Ok(Chat { env, tokens, broken: None, reads_parts, reads_none }.with_now(None))
+    }
+
+    fn compile(template: &str) -> Result<Environment<'static>> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| template_error(&e))?);
@@ -90,6 +112,9 @@ impl Chat {
             ValueKind::None => out.write_str("None").map_err(Into::into),
             _ => minijinja::escape_formatter(out, state, value),
         });
+        // Written with indentation, deep values take the square of their depth.
+        env.remove_filter("pprint");
+        env.remove_function("debug");
         env.add_filter("tojson", tojson);
         env.add_function(
             "raise_exception",
@@ -97,10 +122,9 @@ impl Chat {
                 Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{what}")))
             },
         );
-        env.add_template_owned("chat template", without_generation_marks(template))
-            .map_err(|e| template_error(&e))?;
-        let reads_parts = loops_over_content(template);
-        Ok(Chat { env, tokens, broken: None, reads_parts }.with_now(None))
+        let template = with_format_calls(&without_generation_marks(template));
+        env.add_template_owned("chat template", template).map_err(|e| template_error(&e))?;
+        Ok(env)
     }
 
     /// Makes the template that came with a model. One that does not compile stops only what needs it: plain
@@ -118,7 +142,8 @@ impl Chat {
                      in its tokenizer_config.json, or put a chat_template.jinja beside it"
                 );
                 tracing::warn!("chat template: {broken}");
-                Chat { env: Environment::new(), tokens: Map::new(), broken: Some(broken), reads_parts: true }
+                let env = Environment::new();
+                Chat { env, tokens: Map::new(), broken: Some(broken), reads_parts: true, reads_none: true }
             }
         }
     }
@@ -208,6 +233,10 @@ impl Chat {
     /// Renders as [`Chat::render`] does, for messages as JSON (content in parts, tool calls and so on), with
     /// further variables for the template (`tools`, `enable_thinking`, ...).
     ///
+    /// The `arguments` of tool calls that are JSON text, as OpenAI's API has them, become the objects that
+    /// most templates are made for; templates that cannot take these get the text. A content that is null
+    /// or absent beside tool calls is none to templates that ask for that, and empty to others.
+    ///
     /// # Errors
     /// [`Error::Template`] if the template refuses the messages.
     pub fn render_json(
@@ -218,10 +247,17 @@ impl Chat {
     ) -> Result<String> {
         let mut messages = messages.clone();
         for message in messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
-            // Transformers drops what is null, for templates that would write "None".
-            message.retain(|_, v| !v.is_null());
+            tool_calls::set_content(message, self.reads_none);
+            // For templates that would write "None".
+            let kept = |name: &str| name == "content" && self.reads_none;
+            message.retain(|name, v| !v.is_null() || kept(name));
         }
-        self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, more)
+        let render =
+            |messages: &Value| self.render_with(Jinja::from(Serde(messages)), add_generation_prompt, more);
+        match tool_calls::with_objects(&messages) {
+            Some(objects) => render(&objects).or_else(|_| render(&messages)),
+            None => render(&messages),
+        }
     }
 
     /// Returns the conversation's first `n` messages up to where the next answer begins. Before the first
@@ -244,8 +280,10 @@ impl Chat {
         context.extend(self.tokens.iter().chain(more).map(|(k, v)| (k.clone(), Jinja::from(Serde(v)))));
         context.push(("messages".into(), messages));
         context.push(("add_generation_prompt".into(), Jinja::from(generate)));
-        let context = Jinja::from_pairs(context);
-        self.env.get_template("chat template").and_then(|t| t.render(context)).map_err(|e| template_error(&e))
+        on_large_stack(move || {
+            let template = self.env.get_template("chat template");
+            template.and_then(|t| t.render(Jinja::from_pairs(context))).map_err(|e| template_error(&e))
+        })?
     }
 
     /// Makes a document of a conversation (a JSON list of messages): what the assistant says is its
@@ -387,45 +425,33 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// Says whether a template has a loop over a message's content.
-fn loops_over_content(template: &str) -> bool {
-    template.split("{%").skip(1).any(|tag| {
-        let tag = tag.split("%}").next().unwrap_or_default().trim_start_matches(['-', '+']).trim_start();
-        let over = tag.strip_prefix("for ").and_then(|rest| rest.split_once(" in "));
-        over.is_some_and(|(_, over)| over.contains("content"))
-    })
-}
+/// Levels of a value that is written as JSON; Python's own writer ends near a thousand.
+const DEEPEST: usize = 500;
 
-/// Removes the `{% generation %}` marks that transformers puts around the assistant's words.
-fn without_generation_marks(template: &str) -> String {
-    let mut out = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some((before, tag)) = rest.split_once("{%") {
-        out.push_str(before);
-        let Some((inside, after)) = tag.split_once("%}") else {
-            out.push_str("{%");
-            rest = tag;
-            continue;
-        };
-        out.push_str("{%");
-        match inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()) {
-            name @ ("generation" | "endgeneration") => {
-                let with = if name == "generation" { "if true" } else { "endif" };
-                out.push_str(&inside.replacen(name, with, 1));
-            }
-            _ => out.push_str(inside),
+/// Says whether a value has few levels.
+fn is_shallow(value: &Value) -> bool {
+    let mut left = vec![(value, 0)];
+    while let Some((value, depth)) = left.pop() {
+        if depth > DEEPEST {
+            return false;
         }
-        out.push_str("%}");
-        rest = after;
+        match value {
+            Value::Array(list) => left.extend(list.iter().map(|inner| (inner, depth + 1))),
+            Value::Object(map) => left.extend(map.values().map(|inner| (inner, depth + 1))),
+            _ => {}
+        }
     }
-    out.push_str(rest);
-    out
+    true
 }
 
 /// Writes JSON as the `tojson` of transformers does: Python's `json.dumps` with `ensure_ascii=False`.
 fn tojson(value: &Jinja, options: Kwargs) -> std::result::Result<Jinja, minijinja::Error> {
     let json = serde_json::to_value(value)
         .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    if !is_shallow(&json) {
+        let what = format!("tojson of a value with more than {DEEPEST} levels");
+        return Err(minijinja::Error::new(ErrorKind::BadSerialization, what));
+    }
     let separators: Option<Vec<String>> = options.get("separators")?;
     let style = Style {
         indent: options.get::<Option<usize>>("indent")?,

@@ -21,11 +21,14 @@ mod python_json;
 mod python_methods;
 mod read;
 mod rng;
+mod roomy;
 mod spec;
 mod split;
 mod strftime;
 mod task;
+mod template_text;
 mod text;
+mod tool_calls;
 mod turn_end;
 mod windows;
 

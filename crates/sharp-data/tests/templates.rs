@@ -60,6 +60,28 @@ fn whole_templates_render_as_jinja2_renders_them() {
 }
 
 #[test]
+fn arguments_as_openai_sends_them_are_what_templates_expect() {
+    let whole = cases()["whole"].as_array().unwrap().clone();
+    let calls = whole.iter().filter(|case| case["context"].to_string().contains("\"arguments\""));
+    let mut texts = 0;
+    for case in calls {
+        let mut context = case["context"].clone();
+        for message in context["messages"].as_array_mut().unwrap() {
+            for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+                let arguments = &mut call["function"]["arguments"];
+                if arguments.is_object() {
+                    *arguments = json!(arguments.to_string());
+                    texts += 1;
+                }
+            }
+        }
+        let template = case["template"].as_str().unwrap();
+        assert_eq!(render(template, &context), case["want"], "{template}");
+    }
+    assert!(texts > 1);
+}
+
+#[test]
 fn what_python_refuses_is_an_error() {
     for call in ["partition('')", "rsplit('')", "index('z')", "ljust(9, '')", "swapcase(1)", "nothing()"] {
         let chat = Chat::new(&format!("{{{{ 'abc'.{call} }}}}"), Map::new()).unwrap();

@@ -30,6 +30,17 @@ VALUES = {
     "text": "ab", "empty": "", "list": [1, 2], "dict": {"a": 1}, "number": 3, "fraction": 0.5, "yes": True, "nothing": None,
 }
 
+DEEPSEEK = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}U{{ message['content'] }}{% endif %}"
+    "{% if message['role'] == 'assistant' and message['content'] is none %}{% for tool in message['tool_calls'] %}"
+    "{{ 'C' + tool['type'] + tool['function']['name'] + '\\n```json\\n' + tool['function']['arguments'] + '\\n```' }}{% endfor %}{% endif %}"
+    "{% if message['role'] == 'assistant' and message['content'] is not none %}A{{ message['content'] }}{% endif %}{% endfor %}"
+)
+HERMES = (
+    "{% for message in messages %}{{ message.content }}{% for tool_call in message.tool_calls %}{% set call = tool_call.function %}"
+    "<tool_call>{\"name\": \"{{ call.name }}\", \"arguments\": {{ call.arguments | tojson }}}</tool_call>{% endfor %}{% endfor %}"
+)
+
 WHOLE = [
     # Content as a text or as parts, told apart as published templates do.
     ("{% for m in talk %}{% if m.content is string %}{{ m.content }}{% elif m.content is sequence %}"
@@ -52,6 +63,16 @@ WHOLE = [
     ("{% for m in messages %}{% if m.tool_calls is defined and m.tool_calls %}{% for c in m.tool_calls %}"
      "{{ c.function.name }}({{ c.function.arguments.items() | list }}){% endfor %}{% elif m.content %}{{ m.content }}{% endif %}{% endfor %}",
      {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}, {"content": "x"}]}),
+    # Python's operator for texts.
+    ("{{ '%s' % name }};{{ '%s has %d%%' % (name, n) }};{{ \"%02d:%02d\" % (n, m.list[0]) ~ '%' }};{{ 7 % 4 }};{{ '%s' % m['list'] | length }}"
+     "{% set t = '<%s>' % name.upper() %}{{ t }}{# '%s' % name #}{{ '{%s}' % (name,) }}",
+     {"name": "x", "n": 5, "m": {"list": [9]}}),
+    # DeepSeek's: a content that is none, and arguments as the text that they came as.
+    (DEEPSEEK, {"messages": [{"role": "user", "content": "t?"}, {"role": "assistant", "content": None, "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]}, {"role": "assistant", "content": "done"}]}),
+    # Hermes's: arguments as an object. Transformers' documents ask for objects here; servers make them of OpenAI's texts.
+    (HERMES, {"messages": [{"role": "assistant", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": {"a": "\u00e9", "b": [1, {"c": None}]}}}]}]}),
     ("{{ d.copy().get('a') }}{{ d.get('b', 'none') }}{% for k, v in d.items() %}{{ k }}={{ v }}{% endfor %}", {"d": {"a": 1}}),
 ]
 

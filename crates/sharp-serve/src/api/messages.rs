@@ -22,8 +22,9 @@ pub(crate) fn normalise(messages: Value) -> Result<Value, ApiError> {
             Value::Object(message) => message,
             other => return Err(wrong(&path, &other, "an object with role and content")),
         };
-        let content = content(&path, &message)?;
-        message.insert("content".into(), Value::String(content));
+        // Without one the template decides what stands for it.
+        let content = content(&path, &message)?.map_or(Value::Null, Value::String);
+        message.insert("content".into(), content);
         if message.get("role").is_some_and(|role| role == "developer") {
             message.insert("role".into(), json!("system"));
         }
@@ -32,8 +33,8 @@ pub(crate) fn normalise(messages: Value) -> Result<Value, ApiError> {
     Ok(Value::Array(all))
 }
 
-/// Returns what a message says, after a look at its role and its calls.
-fn content(path: &str, message: &Map<String, Value>) -> Result<String, ApiError> {
+/// Returns what a message says, `None` where it calls tools instead, after a look at its role and its calls.
+fn content(path: &str, message: &Map<String, Value>) -> Result<Option<String>, ApiError> {
     let field = |name: &str| message.get(name).filter(|value| !value.is_null());
     let assistant = match field("role") {
         Some(Value::String(role)) => role == "assistant",
@@ -46,15 +47,16 @@ fn content(path: &str, message: &Map<String, Value>) -> Result<String, ApiError>
     let calls = field("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
     let at = format!("{path}.content");
     match field("content") {
-        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Array(parts)) => {
-            parts.iter().enumerate().map(|(i, part)| piece(&format!("{at}[{i}]"), part)).collect()
+            let pieces = parts.iter().enumerate().map(|(i, part)| piece(&format!("{at}[{i}]"), part));
+            pieces.collect::<Result<_, _>>().map(Some)
         }
         Some(other) => Err(wrong(&at, other, "a string or an array of parts")),
         // OpenAI's own answers have no content beside calls or a refusal, and clients send them back.
         None if assistant => match field("refusal").and_then(Value::as_str) {
-            Some(refusal) => Ok(refusal.to_owned()),
-            None if calls || field("function_call").is_some() => Ok(String::new()),
+            Some(refusal) => Ok(Some(refusal.to_owned())),
+            None if calls || field("function_call").is_some() => Ok(None),
             None => {
                 let message = format!("{at} is missing; only beside tool_calls or a refusal may it be");
                 Err(ApiError::bad(message).with_param("messages"))
