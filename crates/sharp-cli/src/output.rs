@@ -1,6 +1,7 @@
 //! Where a command's result goes: lines for a person, or one JSON object for a program.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -32,6 +33,7 @@ impl Output {
             writeln!(out)?;
         } else {
             let text = text();
+            let text = if out.is_terminal() { visible(&text) } else { text.into() };
             out.write_all(text.as_bytes())?;
             if !text.ends_with('\n') && !text.is_empty() {
                 writeln!(out)?;
@@ -49,9 +51,28 @@ impl Output {
         let _ = if self.json {
             writeln!(err, "{}", serde_json::json!({ "error": text }))
         } else {
-            writeln!(err, "error: {text}")
+            writeln!(err, "error: {}", visible(&text))
         };
     }
+}
+
+/// Writes control characters out, but for line ends and tabs. A model's file or answer may hold some that
+/// would command the terminal.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    let commands = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(commands) {
+        return text.into();
+    }
+    let write = |c: char| if commands(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    text.chars().map(write).collect::<String>().into()
+}
+
+/// Writes a piece of generated text; to a terminal only what cannot command it.
+pub(crate) fn say(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let text = if out.is_terminal() { visible(text) } else { text.into() };
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// The chain of causes in one line, each said once: some errors have their cause in their own words.
@@ -114,7 +135,13 @@ pub(crate) fn bytes(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, causes, table};
+    use super::{bytes, causes, table, visible};
+
+    #[test]
+    fn control_characters_are_written_out() {
+        assert_eq!(visible("a\tb\n\u{e9}"), "a\tb\n\u{e9}");
+        assert_eq!(visible("\u{1b}]0;x\u{7}\u{9b}2J"), "\\u{1b}]0;x\\u{7}\\u{9b}2J");
+    }
 
     #[test]
     fn a_cause_is_said_once() {

@@ -1,6 +1,6 @@
 //! `sharp generate`: text from a model.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use sharp_model::tokenizer::Tokenizer;
 
 use crate::Global;
 use crate::model::{ModelArg, open_tokenizer};
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::sampling::Sampling;
 
 /// Generate text.
@@ -150,8 +150,7 @@ pub(crate) fn run(args: Args, global: &Global, output: &Output) -> Result<()> {
         if !stream {
             return true;
         }
-        let mut out = io::stdout().lock();
-        match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+        match output::say(piece) {
             Ok(()) => true,
             Err(error) => {
                 failure = Some(error);
