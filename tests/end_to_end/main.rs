@@ -11,3 +11,4 @@ mod inputs;
 mod pipeline;
 mod stopped;
 mod study;
+mod torture;

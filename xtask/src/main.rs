@@ -63,7 +63,7 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Run the kernels' tests for 64-bit ARM, under emulation
     Cross(commands::cross::Args),
-    /// Put the product under what it has to stand: kills at random moments, full disks
+    /// Put the product under what it has to stand: kills at random moments, full disks, a loaded server
     Torture(commands::torture::Args),
     /// Say what this machine has and what is missing
     Doctor(doctor::Args),
