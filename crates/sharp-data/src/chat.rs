@@ -114,7 +114,6 @@ impl Chat {
         });
         // Written with indentation, deep values take the square of their depth.
         env.remove_filter("pprint");
-        env.remove_function("debug");
         env.add_filter("tojson", tojson);
         env.add_function(
             "raise_exception",

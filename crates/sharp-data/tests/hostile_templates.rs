@@ -39,7 +39,6 @@ fn deep_values_cost_one_request() {
         "{{ '%s' % ns.x }}",
         "{{ ns.x | pprint }}",
         "{{ ns.x | tojson(indent=4) }}",
-        "{{ debug() }}",
     ] {
         // Too deep, out of fuel or a value that nobody wanted: anything but the end of the process.
         let outcome = render(&deep(then));
