@@ -52,10 +52,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workspace = paths::workspace()?;
     let study = Study::load(&workspace, &args.file, &args.overrides)?;
     let chosen = study.chosen(&args.only)?;
-    let mut command = format!("cargo xtask study {}", args.file.display());
-    for assignment in &args.overrides {
-        command.push_str(&format!(" --set {assignment}"));
-    }
+    let file = args.file.display().to_string();
+    let mut words = vec!["cargo", "xtask", "study", &file];
+    words.extend(args.overrides.iter().flat_map(|assignment| ["--set", assignment]));
+    let command = sharp_pipeline::for_shell(words);
     let runner = Runner::new(&workspace, &study, args.out.as_deref(), command)?;
     let folder = workspace.shown(runner.folder());
     if args.dry_run {
