@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use sharp_model::Recovery;
+use sharp_schema::run::UNFINISHED_PREFIX;
 
 use super::options::WarmupOptions;
-use crate::digests::{self, Digests, remove};
+use crate::digests::{self, Digests, file_digest, remove};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::job::Job;
@@ -60,14 +61,18 @@ impl<'a> Finished<'a> {
         Ok(false)
     }
 
-    /// Writes a layer's file and records it; its lines of metrics are written already.
+    /// Writes a layer's file and records it; its lines of metrics are written already. The file appears when
+    /// its record is there, so that a kill never leaves a file that has to be made again.
     pub(super) fn save(&mut self, layer: usize, recovery: &Recovery) -> Result<()> {
         let name = Recovery::layer_file(layer);
-        recovery.save(self.out.join(&name))?;
-        self.digests.add_file(self.out, &name)?;
+        let aside = self.out.join(format!("{UNFINISHED_PREFIX}{name}"));
+        recovery.save(&aside)?;
+        self.digests.add(name.clone(), file_digest(&aside).map_err(Error::io(&aside))?);
         let lines = metrics::layer_digest(&self.out.join(metrics::FILE), layer)?;
         self.digests.add(lines_of(layer), lines);
-        self.digests.write(self.out)
+        self.digests.write(self.out)?;
+        let path = self.out.join(name);
+        std::fs::rename(&aside, &path).map_err(Error::io(&path))
     }
 }
 
