@@ -121,6 +121,26 @@ fn a_giant_page_is_refused_before_it_fills_the_memory() {
     assert!(said.contains("giant.parquet") && said.contains("longer than 16777216 bytes"), "{said}");
 }
 
+/// A list of 2,147,483,647 truth values in five bytes, as a field of the footer that nobody knows.
+#[test]
+fn a_list_that_claims_more_than_its_bytes_is_refused() {
+    let sound = std::fs::read(golden("text_plain.parquet")).unwrap();
+    let end = sound.len() - 8;
+    let length = u32::from_le_bytes(*sound[end..].first_chunk().unwrap()) as usize;
+    // In the place of the byte that ends the footer: field 15, a list, its length, the end.
+    for list in [&[0x09, 0x1e, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x07, 0][..], &[0x09, 0x1e, 0x21, 1, 2, 0]] {
+        let mut file = sound[..end - 1].to_vec();
+        file.extend(list);
+        file.extend(((length - 1 + list.len()) as u32).to_le_bytes());
+        file.extend(b"PAR1");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.parquet");
+        std::fs::write(&path, file).unwrap();
+        let said = all(&path, View::Auto, None).unwrap_err().to_string();
+        assert!(said.contains("list.parquet") && said.contains("is damaged"), "{said}");
+    }
+}
+
 #[test]
 fn columns_nested_deeper_than_a_stack_are_refused() {
     // The footer by hand, in Thrift's compact protocol: a root, groups that hold one group each, a column of

@@ -2,7 +2,8 @@
 //! recursion.
 //!
 //! A file of a megabyte could nest them deeper than any stack. The footer is in Thrift's compact protocol; of
-//! it only the schema's counts of children are read.
+//! it only the schema's counts of children are read. The rest is walked through, so that no list is longer than its
+//! bytes.
 
 use parquet::errors::Result as ParquetResult;
 use parquet::file::reader::ChunkReader as _;
@@ -72,8 +73,11 @@ impl Reader<'_> {
             }
             9 | 10 => {
                 let (count, kind) = self.list()?;
-                // A truth value in a list is a byte.
-                let kind = if matches!(kind, 1 | 2) { 3 } else { kind };
+                // The crate counts truth values without reading them, two thousand million if a list says so. The
+                // format has no such list here.
+                if matches!(kind, 1 | 2) {
+                    return None;
+                }
                 (0..count).try_for_each(|_| self.skip(kind, depth))
             }
             12 => {
@@ -142,7 +146,7 @@ fn schema(reader: &mut Reader<'_>, most: usize) -> Option<()> {
                 return None;
             }
         }
-        return Some(());
+        last = id;
     }
 }
 
