@@ -21,7 +21,7 @@ use crate::python_methods;
 use crate::roomy::on_large_stack;
 use crate::strftime;
 use crate::template_text::{
-    compares_content_with_none, loops_over_content, with_format_calls, without_generation_marks,
+    calls_where_content_is_none, loops_over_content, with_format_calls, without_generation_marks,
 };
 use crate::tool_calls;
 
@@ -58,7 +58,7 @@ pub struct Chat {
     broken: Option<String>,
     /// Whether the template takes a content of several parts apart.
     reads_parts: bool,
-    /// Whether the template tells a content that is none from one that is empty.
+    /// Whether the template writes calls where a content is none.
     reads_none: bool,
 }
 
@@ -93,7 +93,7 @@ impl Chat {
             return Err(Error::Template { what });
         }
         let env = on_large_stack(|| Self::compile(template))??;
-        let (reads_parts, reads_none) = (loops_over_content(template), compares_content_with_none(template));
+        let (reads_parts, reads_none) = (loops_over_content(template), calls_where_content_is_none(template));
         Ok(Chat { env, tokens, broken: None, reads_parts, reads_none }.with_now(None))
     }
 
@@ -234,7 +234,7 @@ impl Chat {
     ///
     /// The `arguments` of tool calls that are JSON text, as OpenAI's API has them, become the objects that
     /// most templates are made for; templates that cannot take these get the text. A content that is null
-    /// or absent beside tool calls is none to templates that ask for that, and empty to others.
+    /// or absent beside tool calls is none to templates that write the calls there, and empty to others.
     ///
     /// # Errors
     /// [`Error::Template`] if the template refuses the messages.

@@ -36,14 +36,14 @@ pub(crate) fn without_generation_marks(template: &str) -> String {
     out
 }
 
-/// Says whether a template compares a message's content with none, as `message['content'] is none` does.
-pub(crate) fn compares_content_with_none(template: &str) -> bool {
+/// Says whether a template writes calls where a message's content is none, as DeepSeek's do after
+/// `message['content'] is none`. Other templates see none left out, as transformers leaves it out.
+pub(crate) fn calls_where_content_is_none(template: &str) -> bool {
     template.split("content").skip(1).any(|after| {
         let after = after.trim_start_matches(['\'', '"', ']']).trim_start();
-        let Some(after) = after.strip_prefix("is ") else { return false };
-        let after = after.trim_start();
-        let after = after.strip_prefix("not ").unwrap_or(after).trim_start();
-        after.starts_with("none") || after.starts_with("None")
+        let Some(branch) = after.strip_prefix("is none") else { return false };
+        let end = ["endif", "elif", "else"].iter().filter_map(|end| branch.find(end)).min();
+        branch[..end.unwrap_or(branch.len())].contains("tool_calls")
     })
 }
 
