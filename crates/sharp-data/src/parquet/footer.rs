@@ -2,8 +2,8 @@
 //! recursion.
 //!
 //! A file of a megabyte could nest them deeper than any stack. The footer is in Thrift's compact protocol; of
-//! it only the schema's counts of children are read. The rest is walked through, so that no list is longer than its
-//! bytes.
+//! it only the schema's counts of children are read. The rest is walked through, so that no list is longer
+//! than its bytes.
 
 use parquet::errors::Result as ParquetResult;
 use parquet::file::reader::ChunkReader as _;
@@ -73,8 +73,8 @@ impl Reader<'_> {
             }
             9 | 10 => {
                 let (count, kind) = self.list()?;
-                // The crate counts truth values without reading them, two thousand million if a list says so. The
-                // format has no such list here.
+                // The crate counts truth values without reading them, two thousand million if a list says so.
+                // The format has no such list here.
                 if matches!(kind, 1 | 2) {
                     return None;
                 }

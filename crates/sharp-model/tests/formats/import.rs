@@ -298,7 +298,8 @@ fn an_unknown_architecture_tokenizer_or_pre_tokenizer_is_named() {
     refused(with(key("tokenizer.ggml.pre", 8, &string("whitespace"))), &["whitespace", "smollm", "tekken"]);
 }
 
-/// Mistral Nemo's words end before a capital and its digits stand alone; the distilled Qwens cut as Qwen2 does.
+/// Mistral Nemo's words end before a capital and its digits stand alone; the distilled Qwens cut as Qwen2
+/// does.
 #[test]
 fn pre_tokenizers_cut_text_as_their_families_do() {
     let words = ["Hello", "World", "HelloWorld", "12", "\u{120}a", "/\u{10a}"];

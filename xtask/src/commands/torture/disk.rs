@@ -30,8 +30,8 @@ pub(super) fn torture(tiny: &Tiny, reference: &Results, folder: &Path) -> Result
     Ok(Figures { full_at, read_only, pairs, refused })
 }
 
-/// Lets the disk be full at every size of file that the run writes, from the smallest on: each run gets a file
-/// further and fails with a message.
+/// Lets the disk be full at every size of file that the run writes, from the smallest on: each run gets a
+/// file further and fails with a message.
 fn full(tiny: &Tiny, reference: &Results, run: &Path) -> Result<Vec<u64>> {
     let mut sizes: Vec<u64> = reference.values().map(|bytes| bytes.len() as u64 / 512).collect();
     sizes.sort_unstable();
