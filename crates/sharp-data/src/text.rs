@@ -26,7 +26,7 @@ impl Text {
     /// text only as much is tokenised as is needed.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the tokenizer refuses the text.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the tokenizer refuses the text.
     pub fn new(
         name: impl Into<String>,
         tokenizer: &Tokenizer,
