@@ -48,9 +48,14 @@ struct Target {
     longest: String,
 }
 
-/// Runs the targets one after another and stops at the end if one of them failed.
+/// Runs the targets until all are done or a person stops them.
 pub(crate) fn run(args: &Args) -> Result<()> {
     catch_signals()?;
+    fuzz(args)
+}
+
+/// Runs the targets one after another and stops at the end if one of them failed.
+fn fuzz(args: &Args) -> Result<()> {
     let root = paths::repository()?;
     let program = build::fuzzer(&root)?;
     let mut targets = targets(&program)?;
@@ -94,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Tries every target for two seconds.
 pub(crate) fn briefly() -> Result<()> {
-    run(&Args { seconds: 2, only: Vec::new(), seed: 1, keep: false, list: false })
+    fuzz(&Args { seconds: 2, only: Vec::new(), seed: 1, keep: false, list: false })
 }
 
 /// Asks the program for its targets.
