@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use serde_json::Value;
+use sharp_schema::run::VARYING_FILES;
 
 /// The repository.
 pub(crate) fn repository() -> PathBuf {
@@ -174,19 +175,9 @@ pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// What a run computed, file by file: everything but records of time, memory and paths.
 pub(crate) fn results(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    const VARYING: &[&str] = &[
-        "manifest.json",
-        "bench.json",
-        "metrics.jsonl",
-        "rows.toml",
-        "report.html",
-        "report.md",
-        "samples.json",
-        ".lock",
-    ];
     files(run)
         .into_iter()
-        .filter(|path| !VARYING.iter().any(|name| path.ends_with(name)))
+        .filter(|path| !VARYING_FILES.iter().any(|name| path.ends_with(name)))
         .map(|path| (path.strip_prefix(run).unwrap().to_path_buf(), fs::read(&path).unwrap()))
         .collect()
 }

@@ -5,6 +5,8 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use sharp_schema::run::LOCK_FILE;
+
 use crate::error::{Context as _, Error, Result, bail};
 
 /// How long a folder's lock is waited for.
@@ -36,7 +38,7 @@ impl Lock {
 /// [`Error::Io`] where it cannot be made.
 pub fn lock(folder: &Path) -> Result<Lock> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let path = folder.join(".lock");
+    let path = folder.join(LOCK_FILE);
     let whole = File::open(folder).ok();
     let whole = match whole.as_ref().map(locked_soon) {
         Some(Taken::Mine) => whole,

@@ -93,6 +93,12 @@ pub const TEXTS_FILE: &str = "texts.toml";
 pub const RESULTS_FILE: &str = "results.json";
 /// Speed and memory, in [`BENCHMARK`].
 pub const BENCH_FILE: &str = "bench.json";
+/// The file that one process at a time holds, in the run's folder.
+pub const LOCK_FILE: &str = ".lock";
+
+/// Files that hold times, memory or paths, and so differ between two runs that compute the same.
+pub const VARYING_FILES: [&str; 7] =
+    [MANIFEST_FILE, BENCH_FILE, METRICS_FILE, ROWS_FILE, REPORT_PAGE, REPORT_MARKDOWN, LOCK_FILE];
 
 #[cfg(test)]
 mod tests {

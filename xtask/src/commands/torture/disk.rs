@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::tiny::{Results, Tiny, compare, errors, refused};
+use super::tiny::{Results, Tiny, end, errors, refused};
 
 /// What was tried, all of it with the bytes of an undisturbed run at the end.
 #[derive(Debug, Serialize)]
@@ -105,13 +105,6 @@ fn pairs(tiny: &Tiny, reference: &Results, folder: &Path) -> Result<(u32, u32)> 
         eprintln!("two drivers at once: {} of {PAIRS}", pair + 1);
     }
     Ok((PAIRS, told))
-}
-
-/// Lets a run get to its end, compares it and removes it.
-fn end(tiny: &Tiny, reference: &Results, run: &Path) -> Result<()> {
-    tiny.finish(run)?;
-    compare(reference, run)?;
-    fs::remove_dir_all(run).with_context(|| format!("removing {}", run.display()))
 }
 
 impl Figures {

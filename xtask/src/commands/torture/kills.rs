@@ -12,7 +12,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::tiny::{Results, Tiny, compare};
+use super::tiny::{Results, Tiny, end};
 
 /// Which processes a kill is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -78,13 +78,6 @@ pub(super) fn torture(
     figures.runs += 1;
     figures.seconds = begun.elapsed().as_secs_f64();
     Ok(figures)
-}
-
-/// Lets a run get to its end, compares it and removes it.
-fn end(tiny: &Tiny, reference: &Results, run: &Path) -> Result<()> {
-    tiny.finish(run)?;
-    compare(reference, run)?;
-    fs::remove_dir_all(run).with_context(|| format!("removing {}", run.display()))
 }
 
 /// Waits, and kills without warning. Returns what was running; `None` where the pipeline had ended before.

@@ -7,20 +7,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 use sharp_pipeline::Program;
+use sharp_schema::run::{UNFINISHED_PREFIX, VARYING_FILES};
 
 use crate::{build, paths};
-
-/// Files that hold times, memory or paths, and so differ between two runs.
-const VARYING: [&str; 8] = [
-    "manifest.json",
-    "bench.json",
-    "metrics.jsonl",
-    "rows.toml",
-    "report.html",
-    "report.md",
-    "samples.json",
-    ".lock",
-];
 
 /// The driver as built, with the programs that it starts.
 pub(super) struct Tiny {
@@ -113,10 +102,10 @@ pub(super) fn results(run: &Path) -> Result<Results> {
     for path in files(run)? {
         let inside = path.strip_prefix(run).unwrap_or(&path).to_path_buf();
         let text = inside.to_string_lossy();
-        if text.contains(".sharp-partial-") || text.contains(".partial") {
+        if text.contains(UNFINISHED_PREFIX) || text.contains(".partial") {
             bail!("{} was left half written", path.display());
         }
-        if !VARYING.iter().any(|name| path.ends_with(name)) {
+        if !VARYING_FILES.iter().any(|name| path.ends_with(name)) {
             all.insert(inside, fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
         }
     }
@@ -124,7 +113,7 @@ pub(super) fn results(run: &Path) -> Result<Results> {
 }
 
 /// Compares what a run computed with an uninterrupted one's.
-pub(super) fn compare(reference: &Results, run: &Path) -> Result<()> {
+fn compare(reference: &Results, run: &Path) -> Result<()> {
     let found = results(run)?;
     let names = |results: &Results| results.keys().cloned().collect::<Vec<_>>();
     if names(&found) != names(reference) {
@@ -134,4 +123,11 @@ pub(super) fn compare(reference: &Results, run: &Path) -> Result<()> {
         Some((path, _)) => bail!("{} differs from the uninterrupted run's", run.join(path).display()),
         None => Ok(()),
     }
+}
+
+/// Lets a run get to its end, compares it with the uninterrupted one and removes it.
+pub(super) fn end(tiny: &Tiny, reference: &Results, run: &Path) -> Result<()> {
+    tiny.finish(run)?;
+    compare(reference, run)?;
+    fs::remove_dir_all(run).with_context(|| format!("removing {}", run.display()))
 }
