@@ -138,9 +138,8 @@ fn configs() -> Vec<Vec<u8>> {
     all.extend(in_folders("hf_llama", &["config.json"]));
     let config = ModelConfig::llama(32, 64, 6, 4, 2, 40).expect("a sound shape");
     let text = String::from_utf8(golden("plan/v1.toml")).expect("a plan is text");
-    if let Ok(plan) = Plan::from_toml("plan.toml".as_ref(), &text) {
-        all.push(Value::Object(config.to_json_with_plan(&plan)).to_string().into_bytes());
-    }
+    let plan = Plan::from_toml("plan.toml".as_ref(), &text).expect("a sound plan");
+    all.push(Value::Object(config.to_json_with_plan(&plan)).to_string().into_bytes());
     all
 }
 
@@ -244,7 +243,7 @@ fn requests() -> Vec<Vec<u8>> {
         ),
         (1, json!({"prompt": ["a", "b"], "max_tokens": 2, "logprobs": 1, "echo": true, "seed": 1})),
         (1, json!({"prompt": [1, 2, 3], "temperature": 0, "logit_bias": {"5": -100}, "best_of": 1})),
-        (2, json!({"content": "some text", "add_special": true})),
+        (2, json!({"prompt": "some text", "add_special_tokens": true})),
         (3, json!({"tokens": [66, 67]})),
     ];
     let mut all: Vec<Vec<u8>> = bodies
