@@ -271,7 +271,8 @@ fn lay(
             texts => {
                 let text =
                     texts.iter().map(|doc| doc.completion.as_str()).collect::<Vec<_>>().join(SEPARATOR);
-                let ids = encode_first(&text, enough, |text| tokenizer.tokens(text), Vec::len)?;
+                let ids =
+                    encode_first(&text, enough - tokens.len(), |text| tokenizer.tokens(text), Vec::len)?;
                 let counted = vec![true; ids.len()];
                 (ids, counted)
             }

@@ -46,7 +46,7 @@ pub(super) struct Run<'a> {
     working: f64,
     /// The measurement before the first step.
     start: Option<Validation>,
-    /// Held-out loss of the last measurement, in nats a token.
+    /// Validation loss of the last measurement, in nats a token.
     last_nll: f64,
 }
 
